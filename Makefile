@@ -1,0 +1,35 @@
+# make quickstart   train and test MTL on a data set that needs no download
+# make test         what a change must pass
+# make lint         style
+# make clean        remove what the targets above made
+
+PYTHON ?= python3
+VENV ?= .venv
+# Data sets that are built here; any folder of your own serves as well.
+export MTL_JAX_DATA ?= $(CURDIR)/.data
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/installed
+	$(VENV)/bin/python -m mtl_jax.main --config=configs/quickstart.py \
+	  --workdir=runs/quickstart
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest -n 2 --dist=worksteal
+
+lint: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(VENV)/bin/python -m pip install --quiet -e '.[test]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .data .cache runs

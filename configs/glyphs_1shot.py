@@ -1,0 +1,19 @@
+"""Few-shot recognition of characters of unseen alphabets, 1 shot.
+
+The settings of glyphs_5shot.py, tested with one support image a class.
+"""
+
+from mtl_jax.config import base_config, set_method
+
+
+def get_config(method='mtl'):
+  """Returns the config of one method, `configs/glyphs_1shot.py:method`."""
+  c = base_config()
+  c.data.name = 'glyphs'
+  set_method(c, method, benchmark='glyphs', shots=1)
+  c.train.epoch_tasks = 400
+  c.validation.tasks = 200
+  c.validation.shots = 1
+  c.eval.shots = 1
+  c.eval.baselines = True
+  return c

@@ -1,0 +1,1 @@
+"""Few-shot representation learning: multi-task against meta-learning."""

@@ -1,0 +1,138 @@
+"""Joint multi-task learning (Wang, Zhao & Li, ICML 2021).
+
+The bi-level problem of ANIL, MetaOptNet or R2D2 fits a head to every task
+inside the loss; MTL makes the heads parameters and trains them together with
+the representation, by plain first-order gradients:
+
+    min over theta, {w_t} of  mean_t  CE(<w_t, f_theta(x)>, y).
+
+A head for every possible N-way task would need C(M, N) N D numbers. Tasks
+are made of M classes, so the heads are too: one row of D numbers a class,
+and a task's head is the gather of its N rows (M D numbers, whatever the
+number of tasks). An unseen task gets a new head, fitted on frozen features.
+"""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from mtl_jax.algorithms.base import Algorithm, Aux, Published
+from mtl_jax.data import episodes
+from mtl_jax.errors import UserError, check_choice
+from mtl_jax.heads import linear, logistic
+from mtl_jax.models import layers
+
+LOSSES = ('cross_entropy', 'squared')
+
+
+def options():
+  """Returns MTL's own fields with their defaults."""
+  c = ml_collections.ConfigDict()
+  # 'cross_entropy' over the task's N rows, or 'squared': half the sum over
+  # outputs of (logit - one-hot)^2, for the tangent-kernel comparison.
+  c.loss = 'cross_entropy'
+  # 'rows': U(+-1/sqrt(D)) sqrt(M/N), as published; 'shared': every class
+  # starts from one vector, as the theory assumes.
+  c.head_init = 'rows'
+  # Unit-length features in training; published for all but FC100.
+  c.normalise_train_features = True
+  # C of the new head of an unseen task, as in scikit-learn.
+  c.test_C = 3.
+  # BatchNorm at test time: 'running' statistics of training.
+  c.batch_norm = 'running'
+  return c
+
+
+# (images per class, meta-batch) of the README, section "Running".
+_RUNS = {
+    ('mini_imagenet', 5): (10, 2), ('mini_imagenet', 1): (10, 6),
+    ('tiered_imagenet', 5): (40, 1), ('tiered_imagenet', 1): (40, 2),
+    ('cifar_fs', 5): (10, 6), ('cifar_fs', 1): (20, 2),
+    ('fc100', 5): (10, 6), ('fc100', 1): (5, 1),
+}
+
+
+def published(benchmark, shots):
+  """Returns the published settings, mini-ImageNet's where there are none."""
+  ours = (benchmark, shots) not in _RUNS
+  per_class, meta_batch = _RUNS[('mini_imagenet', 5) if ours
+                                else (benchmark, shots)]
+  train_shots = 1 if (benchmark, shots) == ('fc100', 1) else 5
+  overrides = {
+      'train.ways': 5, 'train.shots': train_shots,
+      'train.queries': per_class - train_shots,
+      'train.meta_batch': meta_batch, 'train.epoch_tasks': 1600,
+      'train.stop_patience': 15,
+      'optimizer.name': 'radam', 'optimizer.learning_rate': 1e-3,
+      'optimizer.weight_decay': 0., 'optimizer.schedule': 'plateau',
+      'optimizer.plateau_factor': 0.1, 'optimizer.plateau_patience': 4,
+      'method.normalise_train_features': benchmark != 'fc100',
+  }
+  where = 'AI-secure/multi-task-learning, README "Running" and train.py'
+  if ours:
+    where = f'ours, nearest to mini-ImageNet 5-shot of {where}'
+  return Published(overrides, where, ours)
+
+
+def build(backbone, num_classes, ways, *, loss, head_init,
+          normalise_train_features, test_C, batch_norm):
+  """Returns MTL over a backbone; see `options` for the keywords."""
+  check_choice('config.method.loss', loss, LOSSES)
+  check_choice('config.method.head_init', head_init, linear.INITS)
+  check_choice('config.method.batch_norm', batch_norm, ('running',))
+  if test_C <= 0:
+    raise UserError(f'config.method.test_C is {test_C}: must be above 0')
+
+  def init(key, images):
+    body_key, rows_key = jax.random.split(key)
+    variables = backbone.init(body_key, images, train=False)
+    dim = jax.eval_shape(
+        lambda: backbone.apply(variables, images, train=False)).shape[-1]
+    rows = linear.init(rows_key, num_classes, dim, ways, how=head_init)
+    return {'params': {'backbone': variables['params'], 'rows': rows},
+            'batch_stats': variables.get('batch_stats', {})}
+
+  def body(variables):
+    return {'params': variables['params']['backbone'],
+            'batch_stats': variables['batch_stats']}
+
+  def task_loss(variables, key, episode, step):
+    del step  # no schedule within the method
+    images, targets = episodes.joined(episode)
+    features, mutated = backbone.apply(
+        body(variables), images, train=True, mutable=['batch_stats'],
+        rngs={'dropout': key})
+    if normalise_train_features:
+      features = layers.unit_norm(features)
+    logits = linear.logits(variables['params']['rows'], episode.class_ids,
+                           features)
+    values = example_losses(loss, logits, targets)
+    count = jnp.float32(targets.size)
+    hits = jnp.sum(jnp.argmax(logits, axis=-1) == targets)
+    metrics = {'loss': (jnp.sum(values), count),
+               'accuracy': (hits.astype(jnp.float32), count)}
+    return jnp.mean(values), Aux(mutated.get('batch_stats', {}), metrics)
+
+  def features(variables, images):
+    return backbone.apply(body(variables), images, train=False)
+
+  def adapt(variables, key, support_x, support_y):
+    del key  # convex: nothing random
+    support = layers.unit_norm(features(variables, support_x))
+    return variables, logistic.fit(support, support_y, ways, C=test_C)
+
+  def predict(adapted, query_x):
+    variables, head = adapted
+    return logistic.logits(
+        head, layers.unit_norm(features(variables, query_x)))
+
+  return Algorithm(init, task_loss, features, adapt, predict)
+
+
+def example_losses(name, logits, targets):
+  """Returns the loss of each example, [B], from logits [B, N]."""
+  if name == 'squared':
+    errors = logits - jax.nn.one_hot(targets, logits.shape[-1])
+    return 0.5 * jnp.sum(errors ** 2, axis=-1)
+  return optax.softmax_cross_entropy_with_integer_labels(logits, targets)

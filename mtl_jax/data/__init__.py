@@ -1,0 +1,1 @@
+"""Data: builders (files to TFDS), stores (a split in memory), episodes."""

@@ -1,0 +1,70 @@
+"""Data sets on this machine: `python -m mtl_jax.data COMMAND`.
+
+    list          the data sets and whether they are built
+    build NAME    builds one
+    check NAME    loads every split of one and says what is in it
+    where [NAME]  folder of all data sets, or of one
+"""
+
+import sys
+
+import numpy as np
+from absl import logging
+
+from mtl_jax.data import builders, store
+from mtl_jax.errors import UserError, check_choice
+
+USAGE = 'python -m mtl_jax.data list | build NAME | check NAME | where [NAME]'
+
+
+def main(argv=None):
+  """Runs the command line; returns the exit code."""
+  # Libraries log what they also raise; a run speaks for itself.
+  logging.set_verbosity(logging.FATAL)
+  command, *names = (sys.argv[1:] if argv is None else argv) or ['']
+  try:
+    check_choice('the command', command, COMMANDS)
+    low, high, run = COMMANDS[command]
+    if not low <= len(names) <= high:
+      raise UserError(f'usage: {USAGE}')
+    run(*names)
+  except UserError as error:
+    print(f'mtl_jax.data: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def _list():
+  for name in builders.names():
+    made = store.builder(name)
+    print(f'{name:<24}', 'built' if made.data_path.exists() else 'not built')
+
+
+def _build(name):
+  made = store.prepare(name)
+  print(f'{name} is in {made.data_dir}')
+
+
+def _check(name):
+  for split in ('train', 'validation', 'test'):
+    loaded = store.load(name, split)
+    sizes = np.diff(loaded.offsets)
+    pixels = loaded.images.reshape(-1, loaded.images.shape[-1]) / 255.
+    print(f'{split}: {len(sizes)} classes of {sizes.min()} to {sizes.max()} '
+          f'images {loaded.images.shape[1:]}, mean '
+          f'{np.round(pixels.mean(0), 4)}, std {np.round(pixels.std(0), 4)}')
+
+
+def _where(name=None):
+  if name is not None:
+    print(store.builder(name).data_dir)
+  else:
+    print(store.builder(builders.names()[0]).data_path.parent.parent)
+
+
+COMMANDS = {'list': (0, 0, _list), 'build': (1, 1, _build),
+            'check': (1, 1, _check), 'where': (0, 1, _where)}
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,94 @@
+"""Trains and tests a method: `python -m mtl_jax.main --config=...`.
+
+    --config=configs/glyphs_5shot.py[:method]   a config file and its method
+    --config.train.max_epochs=3                 any field of it
+    --workdir=/some/where                       made, or gone on with
+"""
+
+import os
+import pathlib
+import re
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mtl_jax.errors import UserError, first_line
+from mtl_jax.train import loop
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file(
+    'config', None, 'Config file, with :method behind it to choose one.')
+flags.DEFINE_string(
+    'workdir', None, 'Folder of the run; default runs/NAME_METHOD of the '
+    'config file. A run that stands there goes on.')
+
+
+def main(argv=None):
+  """Runs the command line; returns the exit code."""
+  # Libraries log what they also raise; a run speaks for itself.
+  logging.set_verbosity(logging.FATAL)
+  if 'help' not in FLAGS:
+    app.define_help_flags()
+  argv = sys.argv if argv is None else argv
+  try:
+    config, workdir = parse(argv)
+    loop.train_and_evaluate(config, workdir)
+  except UserError as error:
+    print(f'mtl_jax: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def parse(argv):
+  """Returns (config, workdir) of a command line.
+
+  Raises:
+    UserError: whatever is wrong with it.
+  """
+  try:
+    rest = FLAGS(argv)
+    if FLAGS.config is None:
+      raise UserError('--config is missing: name a file, such as '
+                      '--config=configs/quickstart.py')
+    method = FLAGS.config.method.name  # raises what loading the file raised
+  except UserError:
+    raise
+  except Exception as error:  # a config file is code: it may raise anything
+    raise UserError(_what_is_wrong(error, argv)) from error
+  if len(rest) > 1:
+    raise UserError(f'{rest[1]!r} is not a flag: fields are set by '
+                    '--config.field=value')
+  name = pathlib.Path(FLAGS['config'].config_filename).stem
+  workdir = FLAGS.workdir or os.path.join('runs', f'{name}_{method}')
+  if '://' not in workdir:
+    workdir = os.path.abspath(workdir)
+  return FLAGS.config, workdir
+
+
+def _what_is_wrong(error, argv):
+  """Returns one line about an error of the flags or of the config file."""
+  # A KeyError within the message comes as repr, with \\n and \\' in it.
+  text = ' '.join(str(error).replace(r'\n', ' ').replace('\\', '').split())
+  unknown = re.match(r'\W*(\w+)\W*(Did you mean "(\w+)")?', text)
+  if isinstance(error, (AttributeError, KeyError)) and unknown:
+    flag = next((flag.split('=')[0].lstrip('-') for flag in argv
+                 if flag.split('=')[0].endswith(f'.{unknown[1]}')), None)
+    if flag:
+      return f'{flag} is unknown: ' + (
+          f'did you mean {unknown[3]}?' if unknown[3]
+          else 'the fields are in mtl_jax/config.py')
+  value = re.match(r'flag --(config[.\w]+)=(.*?): ', text)
+  if value:
+    return (f'{value[1]} is {value[2]!r}, of another type than the field: '
+            'see its default in mtl_jax/config.py')
+  if isinstance(error, flags.Error):
+    return text
+  path = re.search(r'Attempted \[[\w ]+\]: (\S+)', text)
+  if path:
+    return f'--config: {path[1]} is not there, or is no Python file'
+  return f'--config: {type(error).__name__}: {first_line(error)}'
+
+
+if __name__ == '__main__':
+  sys.exit(main())

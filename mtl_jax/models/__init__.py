@@ -1,0 +1,38 @@
+"""Backbones: Flax Linen modules, used as pure functions.
+
+    model = create('conv4', width=64)
+    variables = model.init(key, images, train=False)
+    features = model.apply(variables, images, train=False)        # [B, D]
+    features, mutated = model.apply(variables, images, train=True,
+                                    mutable=['batch_stats'])
+
+Images are [B, h, w, c], features float32. In training `mutated` holds the
+statistics of this batch itself, not running ones: see layers.py. A new model
+is one file and one line in MODELS.
+"""
+
+import dataclasses
+
+from mtl_jax.errors import UserError, check_choice
+from mtl_jax.models import conv4
+
+MODELS = {
+    'conv4': conv4.Conv4,
+}
+
+
+def create(name, **options):
+  """Builds the backbone `name`, a key of MODELS.
+
+  Raises UserError for an unknown name, an option that the model does not
+  have, or a value that it does not take.
+  """
+  check_choice('model.name', name, MODELS)
+  model = MODELS[name]
+  allowed = [field.name for field in dataclasses.fields(model)
+             if field.name not in ('parent', 'name')]
+  for option in options:
+    if option not in allowed:
+      raise UserError(f'model.{option} is unknown: {name} has the options '
+                      + ', '.join(allowed))
+  return model(**options)

@@ -1,0 +1,58 @@
+"""The four-block convolutional network of few-shot learning.
+
+Vinyals et al. (2016), and with it MAML (Finn et al., 2017) and ProtoNet
+(Snell et al., 2017). Their convolutions have a bias; ours do not, like
+MetaOptNet's: BatchNorm subtracts the mean that it adds, so it changes no
+output and its true gradient is zero, of which an adaptive optimizer such as
+Adam sees and amplifies the rounding errors.
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mtl_jax.errors import check_choice
+from mtl_jax.models import layers
+
+POOLS = ('flat', 'global')
+BLOCKS = 4
+SMALLEST = 2 ** BLOCKS  # one pixel is left
+
+
+class Conv4(nn.Module):
+  """Four blocks of convolution, BatchNorm, ReLU and 2x2 max pool.
+
+  images [B, h, w, c] with h, w >= 16 -> features [B, D], float32.
+
+  Attributes:
+    width: channels of every block.
+    pool: 'flat' keeps the last map, D = width (h // 16) (w // 16); 'global'
+      averages it, D = width.
+    dtype: 'float32' or 'bfloat16', of the computation. Parameters, BatchNorm
+      statistics and features are float32.
+
+  Raises UserError for other values and for smaller images.
+  """
+
+  width: int = 64
+  pool: str = 'flat'
+  dtype: str = 'float32'
+
+  def __post_init__(self):
+    layers.check_options('conv4', self.width, self.dtype)
+    check_choice('model.pool', self.pool, POOLS)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    """Returns features [B, D]; `train` as in BatchNorm's contract."""
+    layers.check_images(images, SMALLEST, 'conv4')
+    x = images
+    for i in range(BLOCKS):
+      x = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(x)
+      x = layers.BatchNorm(name=f'norm_{i}')(x, train)
+      # Pooling and ReLU commute; this order touches a quarter of the values.
+      x = nn.relu(layers.max_pool(x))
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if self.pool == 'global':
+      return jnp.mean(x, axis=(1, 2))
+    return x.reshape(len(x), -1)

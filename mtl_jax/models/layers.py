@@ -1,0 +1,212 @@
+"""Layers that backbones are made of.
+
+BatchNorm's contract in this library: one episode is one batch. In training a
+layer normalises with the statistics of its batch and writes exactly those
+to the collection 'batch_stats' ('mean' and 'var', float32, [c]); it never
+averages over time. The training step does: it merges the T tasks of a step
+into the running statistics at once (decay 0.9^T), which depends neither on
+the order of the tasks nor on the number of devices. Outside training the
+stored statistics are read.
+
+Convolution and pooling compute what Flax's layers compute. They are stated
+differently because XLA's own gradients of both are slow on a CPU;
+`benchmarks/layers.py` measures the difference.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from mtl_jax.errors import UserError, check_choice
+
+EPSILON = 1e-5  # added to BatchNorm's variance
+DTYPES = ('float32', 'bfloat16')
+# He et al. (2015), fan out, gain sqrt(2): std sqrt(2 / (9 width)); what MTL,
+# MetaOptNet and RFS start from.
+KERNEL_INIT = nn.initializers.variance_scaling(2., 'fan_out', 'normal')
+
+# Where the kernel gradient as products is faster on a CPU than XLA's own (see
+# benchmarks/layers.py): one product of patches for few input channels, nine
+# products for many, or for large images.
+_FEW_CHANNELS = 4
+_MANY_CHANNELS = 128
+_LARGE_AREA = 22 * 22
+
+
+def unit_norm(x):
+  """Returns x / |x| along the last axis; zero (gradient too) where x is."""
+  squares = jnp.sum(x ** 2, axis=-1, keepdims=True)
+  # The inner `where` keeps the unused branch from a division by zero.
+  safe = jnp.where(squares > 0, squares, 1.)
+  return jnp.where(squares > 0, x * lax.rsqrt(safe), 0.)
+
+
+def conv3x3(images, kernel):
+  """Returns the 3x3 convolution, stride 1, zero padding 'SAME'.
+
+  Args:
+    images: [B, h, w, c].
+    kernel: [3, 3, c, d], of the same dtype.
+
+  Returns:
+    [B, h, w, d]. Differentiable in reverse mode any number of times, and
+    batchable along either argument; forward mode (jax.jvp, jax.jacfwd,
+    jax.hessian) is not available: take Hessian products by jax.vjp of
+    jax.grad.
+  """
+  # The choice surrounds the convolution rather than its gradient: where it
+  # falls on the plain one, vmap and grad see a plain one, and the gradient
+  # of a kernel that mapped tasks share stays a single convolution.
+  cpu = _conv_by_products if _products_pay(images.shape) else _conv
+  return lax.platform_dependent(images, kernel, cpu=cpu, default=_conv)
+
+
+def _products_pay(shape):
+  """Says whether the kernel gradient as products is faster on a CPU."""
+  _, height, width, channels = shape
+  return (not _FEW_CHANNELS < channels < _MANY_CHANNELS
+          or height * width > _LARGE_AREA)
+
+
+def _conv(images, kernel):
+  return lax.conv_general_dilated(
+      images, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO',
+                                                         'NHWC'))
+
+
+@jax.custom_vjp
+def _conv_by_products(images, kernel):
+  """As _conv, with the kernel's gradient as matrix products."""
+  return _conv(images, kernel)
+
+
+@jax.custom_vjp
+def _kernel_gradient(images, grads):
+  """Returns sum over images and pixels p of images[p + shift] grads[p]^T.
+
+  Args:
+    images: [B, h, w, c].
+    grads: [B, h, w, d], the gradient of the convolution's value.
+
+  Returns:
+    [3, 3, c, d], the gradient of the kernel.
+  """
+  height, width, channels = images.shape[1:]
+  padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  shifted = [padded[:, i:i + height, j:j + width]
+             for i in range(3) for j in range(3)]
+  # Two-dimensional products: contracting three axes at once is slower.
+  grads = grads.reshape(-1, grads.shape[-1])
+  if channels <= _FEW_CHANNELS:
+    patches = jnp.concatenate(shifted, axis=-1)
+    product = patches.reshape(-1, 9 * channels).T @ grads
+  else:
+    product = jnp.stack([s.reshape(-1, channels).T @ grads for s in shifted])
+  return product.reshape(3, 3, channels, -1)
+
+
+# The value is bilinear, so all derivatives are the two functions themselves:
+# the gradient of the images is the convolution with the turned kernel.
+def _turned(kernel):
+  return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+
+
+_conv_by_products.defvjp(
+    lambda images, kernel: (_conv(images, kernel), (images, kernel)),
+    lambda saved, grads: (conv3x3(grads, _turned(saved[1])),
+                          _kernel_gradient(saved[0], grads)))
+_kernel_gradient.defvjp(
+    lambda images, grads: (_kernel_gradient(images, grads), (images, grads)),
+    lambda saved, kernel: (conv3x3(saved[1], _turned(kernel)),
+                           conv3x3(saved[0], kernel)))
+
+
+def max_pool(images):
+  """Returns the 2x2 max pool, stride 2; an odd last row or column is left out.
+
+  Args:
+    images: [B, h, w, c].
+
+  Returns:
+    [B, h // 2, w // 2, c]. Among equal values the first in row-major order
+    gets the whole gradient, as in PyTorch. Differentiable any number of
+    times.
+  """
+  height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
+  top_left, top_right, bottom_left, bottom_right = (
+      images[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1))
+  return _first_max(_first_max(top_left, top_right),
+                    _first_max(bottom_left, bottom_right))
+
+
+def _first_max(a, b):
+  # A `where` sends the gradient one way; maximum would halve it on ties. The
+  # second comparison lets a NaN through.
+  return jnp.where((b > a) | (b != b), b, a)
+
+
+class Conv3x3(nn.Module):
+  """3x3 convolution [B, h, w, c] -> [B, h, w, width], without bias."""
+
+  width: int
+  dtype: str = 'float32'
+
+  @nn.compact
+  def __call__(self, images):
+    """Returns the convolution of images [B, h, w, c], in `dtype`."""
+    kernel = self.param('kernel', KERNEL_INIT,
+                        (3, 3, images.shape[-1], self.width), jnp.float32)
+    return conv3x3(images.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation (Ioffe & Szegedy, 2015), see the contract above.
+
+  The variance is the biased one, of the values as they are (PyTorch stores
+  the unbiased one). Statistics and normalisation are float32; the result
+  has the dtype of the input.
+  """
+
+  @nn.compact
+  def __call__(self, x, train):
+    """Returns x [.., c] normalised by its own or the stored statistics."""
+    shape = x.shape[-1:]
+    scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+    stored = (
+        self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32),
+        self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32))
+    values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if train:
+      mean, var = batch_statistics(values)
+      if not self.is_initializing():
+        stored[0].value, stored[1].value = mean, var
+    else:
+      mean, var = stored[0].value, stored[1].value
+    # One multiplication and one addition a value.
+    factor = scale * lax.rsqrt(var + EPSILON)
+    return (values * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+def batch_statistics(x):
+  """Returns mean and biased variance [c] of [.., c], in one pass over x."""
+  axes = tuple(range(x.ndim - 1))
+  mean = jnp.mean(x, axes)
+  return mean, jnp.maximum(jnp.mean(x * x, axes) - mean * mean, 0.)
+
+
+def check_images(images, smallest, model):
+  """Raises UserError for images that a model's pooling would use up."""
+  if min(images.shape[1:3]) < smallest:
+    raise UserError(
+        f'images are {images.shape[1]}x{images.shape[2]}: model.name '
+        f'{model!r} needs at least {smallest}x{smallest}')
+
+
+def check_options(model, width, dtype):
+  """Raises UserError for a width or dtype that no model has."""
+  if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+    raise UserError(f'model.width is {width!r}: {model} needs a whole number '
+                    'of at least 1')
+  check_choice('model.dtype', dtype, DTYPES)

@@ -1,0 +1,94 @@
+"""Devices: the mesh, and the same step compiled through jit or pmap.
+
+The step of train/step.py is written for one device of a named axis. `jit`
+runs it by shard_map over the mesh, `pmap` binds the axis itself. State and
+data are replicated, tasks are what is divided.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtl_jax.errors import UserError, check_choice
+from mtl_jax.train.step import AXIS
+
+
+class Compiled(NamedTuple):
+  """A compiled step with the way its arguments are laid out.
+
+  step(state, arrays, key) -> (state, metrics), on laid-out arguments; the
+    state that goes in is donated: its buffers are gone afterwards.
+  put(tree) -> tree laid out for `step`; get(tree) -> plain arrays again,
+    for what goes in and for what comes out.
+  """
+
+  step: Callable
+  put: Callable
+  get: Callable
+
+
+def mesh(devices, meta_batch):
+  """Returns the mesh of the local devices that share a meta-batch.
+
+  Args:
+    devices: how many; 0 takes as many as divide the meta-batch evenly.
+    meta_batch: T.
+
+  Raises:
+    UserError: more devices than there are, or not a divisor of T.
+  """
+  there = jax.local_devices()
+  if not devices:
+    devices = max(n for n in range(1, len(there) + 1) if meta_batch % n == 0)
+  if devices > len(there):
+    raise UserError(f'config.parallel.devices is {devices}, but '
+                    f'{len(there)} are visible: at most {len(there)}')
+  if meta_batch % devices:
+    raise UserError(
+        f'config.train.meta_batch is {meta_batch}, which {devices} devices '
+        'cannot share evenly: take a multiple, fewer config.parallel.devices,'
+        ' or set config.parallel.tasks_per_device')
+  return Mesh(np.array(there[:devices]), (AXIS,))
+
+
+def meta_batch(config):
+  """Returns T: `train.meta_batch`, or tasks_per_device times the devices."""
+  if config.parallel.tasks_per_device is None:
+    return config.train.meta_batch
+  devices = config.parallel.devices or jax.local_device_count()
+  return config.parallel.tasks_per_device * devices
+
+
+def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
+  """Compiles a step over the mesh; returns Compiled.
+
+  Args:
+    step: pure function of (state, arrays, key) under the axis AXIS.
+    mesh: from `mesh`.
+    how: 'jit' (shard_map within jit) or 'pmap'.
+  """
+  check_choice('config.parallel.compile', how, ('jit', 'pmap'))
+  device = mesh.devices.flat[0]
+  # No aliasing: the step donates what it gets, the caller keeps its own.
+  place = lambda tree, where: jax.device_put(tree, where, may_alias=False)
+  if how == 'jit':
+    # Gradients are averaged by the step itself; with check_vma the
+    # transpose of a replicated argument would sum them a second time.
+    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P()),
+                           out_specs=P(), check_vma=False)
+    return Compiled(jax.jit(mapped, donate_argnums=0),
+                    lambda tree: place(tree, NamedSharding(mesh, P())),
+                    lambda tree: place(tree, device))
+  mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
+                    donate_argnums=0)
+  copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
+  return Compiled(
+      mapped,
+      lambda tree: place(jax.tree.map(copies, tree),
+                         NamedSharding(mesh, P(AXIS))),
+      lambda tree: place(jax.tree.map(lambda x: x[0], tree), device))

@@ -1,0 +1,1 @@
+"""Solvers that heads and implicit gradients need and no library gives."""

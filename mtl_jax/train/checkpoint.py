@@ -1,0 +1,101 @@
+"""Checkpoints: the latest states and the best one, each with a manager.
+
+One manager with a best-of rule may delete the newest step, so there are two.
+Orbax writes beside the final name and renames: what has a step's name is
+whole.
+"""
+
+import logging
+import sys
+import threading
+import time
+import warnings
+
+import jax
+import orbax.checkpoint as ocp
+
+from mtl_jax.errors import UserError, first_line
+
+FOLDERS = {'latest': 'checkpoints', 'best': 'best'}
+
+
+def manager(workdir, which):
+  """Returns the Orbax manager of 'latest' (the last two) or 'best' (one)."""
+  options = ocp.CheckpointManagerOptions(
+      max_to_keep=2 if which == 'latest' else 1,
+      enable_async_checkpointing=False)
+  return ocp.CheckpointManager(workdir / FOLDERS[which], options=options)
+
+
+def save(manager, step, state):
+  """Saves a state unless this step is there already.
+
+  It is there when a resumed run passes it again: the same state to the bit.
+
+  Raises:
+    UserError: the disk is full, or the folder cannot be written.
+  """
+  if step in manager.all_steps():
+    return
+  hooks = sys.unraisablehook, threading.excepthook
+  asyncio_log = logging.getLogger('asyncio')
+  # Orbax writes from many threads. When one fails its sisters complain on
+  # stderr one after another, past the exception; ours says it once.
+  sys.unraisablehook = threading.excepthook = lambda _: None
+  asyncio_log.disabled = True
+  try:
+    manager.save(step, args=ocp.args.StandardSave(state))
+    sys.unraisablehook, threading.excepthook = hooks
+    asyncio_log.disabled = False
+  except (OSError, ValueError, RuntimeError) as error:
+    warnings.simplefilter('ignore', RuntimeWarning)
+    _remove_unfinished(manager.directory)
+    raise UserError(
+        f'{manager.directory}: the checkpoint of step {step} cannot be '
+        f'written ({first_line(error)}): make room and start again; earlier '
+        'checkpoints are whole') from error
+
+
+def restore(manager, like, step=None):
+  """Loads a step, by default the newest.
+
+  Args:
+    manager: from `manager`.
+    like: a state, or its shapes (jax.eval_shape): structure of the result.
+    step: which; None is the newest.
+
+  Returns:
+    The state, or None where nothing has been saved.
+
+  Raises:
+    UserError: the files are damaged or of another structure.
+  """
+  step = manager.latest_step() if step is None else step
+  if step is None:
+    return None
+  shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+  try:
+    return manager.restore(step, args=ocp.args.StandardRestore(shapes))
+  except Exception as error:  # pylint: disable=broad-except
+    # Damaged files surface as whatever error their reader has.
+    raise UserError(
+        f'{manager.directory / str(step)}: the checkpoint cannot be read '
+        f'({first_line(error)}): remove this folder to go back to the step '
+        'before it, or choose an empty --workdir') from error
+
+
+
+def _remove_unfinished(directory, tries=20):
+  """Removes what a failed save left; its threads may write a moment longer.
+
+  What stays all the same does no harm: Orbax removes it at the next start.
+  """
+  for _ in range(tries):
+    left = list(directory.glob('*.orbax-checkpoint-tmp*'))
+    if not left:
+      return
+    for folder in left:
+      try:
+        folder.rmtree()
+      except OSError:
+        time.sleep(0.1)

@@ -1,0 +1,257 @@
+"""A run from config to test.json; reads from top to bottom."""
+
+import json
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from mtl_jax import evaluate, models, parallel, report
+from mtl_jax.algorithms import METHODS
+from mtl_jax.config import method_options, model_options, validate
+from mtl_jax.data import episodes
+from mtl_jax.data import store as stores
+from mtl_jax.errors import UserError
+from mtl_jax.train import checkpoint, metrics, optimizer, workdir
+from mtl_jax.train import step as steps
+
+
+class Run(NamedTuple):
+  """What a config stands for, made once."""
+
+  algorithm: Any
+  optimizer: Any
+  meta_batch: int
+  mesh: Any
+  splits: dict[str, stores.Store]
+
+
+def train_and_evaluate(config, path):
+  """Trains, or goes on where the workdir stands, and tests the best epoch.
+
+  Args:
+    config: see config.py.
+    path: the workdir, a local folder or gs://...
+
+  Returns:
+    The contents of test.json.
+
+  Raises:
+    UserError: what a user can mend, in one line.
+  """
+  path = epath.Path(path)
+  validate(config)
+  workdir.check(path, config)
+  run = make_run(config)
+  initial = initial_state(config, run)
+  state = None
+  if (path / checkpoint.FOLDERS['latest']).exists():
+    state = checkpoint.restore(checkpoint.manager(path, 'latest'), initial)
+  workdir.claim(path, config)
+  state = initial if state is None else state
+  say = lambda text: config.log.progress and print(text, flush=True)
+  say(describe(config, run, state))
+  train(config, path, run, state)
+  result = test(config, path, run, initial)
+  report.curves(path)
+  say(report.scores(result))
+  say(f'Everything is in {path}')
+  return result
+
+
+def make_run(config):
+  """Builds method, optimizer, devices and stores; writes nothing in a run.
+
+  Raises:
+    UserError: the config does not fit the data or the devices.
+  """
+  splits = {}
+  for split in dict.fromkeys(('train', 'validation', config.eval.split)):
+    splits[split] = stores.load(config.data.name, split, config.data.dir)
+  for field, split in (('train', 'train'), ('validation', 'validation'),
+                       ('eval', config.eval.split)):
+    c = config[field]
+    episodes.check(splits[split], ways=c.ways,
+                   images_per_class=c.shots + c.queries, field=field)
+  meta_batch = parallel.meta_batch(config)
+  mesh = parallel.mesh(config.parallel.devices, meta_batch)
+  at_once = config.parallel.tasks_at_once
+  if at_once and meta_batch // mesh.size % at_once:
+    raise UserError(
+        f'config.parallel.tasks_at_once is {at_once}: must divide the '
+        f'{meta_batch // mesh.size} tasks of a device')
+  backbone = models.create(config.model.name, **model_options(config))
+  method = METHODS[config.method.name]
+  algorithm = method.build(backbone, splits['train'].num_classes,
+                           config.train.ways, **method_options(config))
+  return Run(algorithm, optimizer.build(config.optimizer), meta_batch, mesh,
+             splits)
+
+
+def initial_state(config, run):
+  """Returns the TrainState before the first step."""
+  images = jnp.zeros((2,) + run.splits['train'].images.shape[1:])
+  key = episodes.stream_key(config.seed, episodes.Stream.INIT)
+  return jax.jit(lambda key: steps.init_state(
+      run.algorithm, run.optimizer, key, images))(key)
+
+
+def train(config, path, run, state):
+  """Trains until a limit or until validation stops gaining."""
+  c = config.train
+  per_epoch = steps.steps_per_epoch(config, run.meta_batch)
+  latest = checkpoint.manager(path, 'latest')
+  best = checkpoint.manager(path, 'best')
+  compiled = parallel.compile(
+      steps.make_step(run.algorithm, run.optimizer, config, run.meta_batch),
+      run.mesh, config.parallel.compile)
+  arrays, key = compiled.put((
+      stores.arrays(run.splits['train']),
+      episodes.stream_key(config.seed, episodes.Stream.TRAIN)))
+  validation = make_validation(config, run)
+  first = int(state.step) // per_epoch
+  log = metrics.Log(path, config, int(state.step), c.max_epochs * per_epoch)
+  try:
+    for epoch in range(first, c.max_epochs):
+      if c.stop_patience and int(state.epochs_without_gain
+                                 ) >= c.stop_patience:
+        log.say(f'No gain in {c.stop_patience} epochs: training ends.')
+        break
+      state = train_epoch(compiled, state, arrays, key, log, epoch, per_epoch,
+                          config.log.every_steps, run.meta_batch)
+      start = time.monotonic()
+      score = evaluate.summary(validation(state.variables))
+      state = count_epoch(state, score['accuracy'], config.optimizer)
+      # The best one first: a run that ends between the two makes this epoch
+      # again and finds the best one there.
+      if not int(state.epochs_without_gain):
+        checkpoint.save(best, int(state.step), state)
+      log.record({
+          'step': int(state.step), 'epoch': epoch + 1,
+          'validation_accuracy': score['accuracy'],
+          'validation_ci95': score['ci95'],
+          'validation_seconds': time.monotonic() - start})
+      checkpoint.save(latest, int(state.step), state)
+  finally:
+    log.close()
+
+
+def train_epoch(compiled, state, arrays, key, log, epoch, per_epoch, every,
+                tasks):
+  """Runs the steps of an epoch; returns the state, off the mesh again."""
+  laid_out = compiled.put(state)
+  start = epoch * per_epoch
+  pending, since = [], time.monotonic()
+  for step in range(start, start + per_epoch):
+    laid_out, values = compiled.step(laid_out, arrays, key)
+    pending.append(values)
+    if len(pending) == every or step + 1 == start + per_epoch:
+      fetched = metrics.fetch(compiled.get(pending),
+                              step + 1 - len(pending))
+      now = time.monotonic()
+      log.record({
+          'step': step + 1, 'epoch': (step + 1) / per_epoch,
+          **metrics.means(fetched),
+          'tasks_per_second': tasks * len(pending) / (now - since)})
+      pending, since = [], now
+  return compiled.get(laid_out)
+
+
+def count_epoch(state, score, c):
+  """Brings a validation score into the state; `c` is config.optimizer."""
+  score = np.float32(score)
+  gain = score > float(state.best_score)
+  return state.replace(
+      plateau=optimizer.update_plateau(state.plateau, score, c),
+      best_score=jnp.float32(max(score, float(state.best_score))),
+      epochs_without_gain=jnp.int32(
+          0 if gain else int(state.epochs_without_gain) + 1))
+
+
+def make_validation(config, run):
+  """Returns variables -> accuracies, of the same tasks at every call."""
+  head = config.validation.head
+  measure = evaluate.make_meta_test(
+      run.algorithm, run.splits['validation'],
+      protocol(config, config.validation, episodes.stream_key(
+          config.seed, episodes.Stream.VALIDATION)),
+      {head: head_options(config, head)})
+  return lambda variables: measure(variables)[head]
+
+
+def protocol(config, section, key):
+  """Returns the Protocol of config.validation or config.eval."""
+  return evaluate.Protocol(
+      key=key, num_tasks=section.tasks, ways=section.ways,
+      shots=section.shots, queries=section.queries,
+      normalise_features=config.eval.normalise_features,
+      batch_size=config.eval.batch_size,
+      tasks_at_once=config.eval.tasks_at_once)
+
+
+def head_options(config, head):
+  """Returns the keywords of a head's `fit`."""
+  return {} if head == evaluate.OWN else dict(config.heads[head])
+
+
+def test(config, path, run, like):
+  """Tests the best epoch; writes test.json and tasks.npz, returns the first.
+
+  Args:
+    config: read for `eval` and `heads`.
+    path: the workdir.
+    run: from `make_run`.
+    like: a TrainState, for the structure.
+  """
+  best = checkpoint.manager(path, 'best')
+  state = checkpoint.restore(best, like)
+  c = config.eval
+  rules = protocol(config, c, episodes.stream_key(
+      c.seed, episodes.Stream.TEST))
+  options = {head: head_options(config, head) for head in c.heads}
+  store = run.splits[c.split]
+  scores = evaluate.meta_test(run.algorithm, state.variables, store, rules,
+                              options)
+  if c.baselines:
+    first = {c.heads[0]: options[c.heads[0]]}
+    untrained = evaluate.meta_test(run.algorithm, like.variables, store,
+                                   rules, first)
+    pixels = evaluate.meta_test(evaluate.pixels(run.algorithm),
+                                like.variables, store, rules, first)
+    scores.update(untrained=untrained[c.heads[0]],
+                  raw_pixels=pixels[c.heads[0]])
+  result = {
+      'head': c.heads[0], **evaluate.summary(scores[c.heads[0]]),
+      'num_tasks': c.tasks, 'ways': c.ways, 'shots': c.shots,
+      'queries': c.queries, 'split': c.split, 'data': config.data.name,
+      'method': config.method.name, 'batch_norm': config.method.batch_norm,
+      'checkpoint_step': int(state.step),
+      'validation_accuracy': float(state.best_score),
+      'scores': {name: evaluate.summary(x) for name, x in scores.items()}}
+  with (path / 'tasks.npz').open('wb') as file:
+    np.savez(file, **scores)
+  metrics.write_text(path / 'test.json', json.dumps(result, indent=2))
+  return result
+
+
+def describe(config, run, state):
+  """Returns the lines a run begins with."""
+  c = config.train
+  count = sum(x.size for x in jax.tree.leaves(state.variables['params']))
+  sizes = ', '.join(f'{name} {s.num_classes} classes, {len(s.images)} images'
+                    for name, s in run.splits.items())
+  device = run.mesh.devices.flat[0].device_kind
+  start = f'Going on at step {int(state.step)}.' if int(
+      state.step) else 'Starting.'
+  return '\n'.join((
+      f'{config.method.name} with {config.model.name} on '
+      f'{config.data.name}: {count:,} parameters, {run.mesh.size} x {device}',
+      f'data: {sizes}',
+      f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
+      f'{c.queries} images a class; an epoch: '
+      f'{steps.steps_per_epoch(config, run.meta_batch)} steps; at most '
+      f'{c.max_epochs} epochs',
+      f'settings: {config.source or "config file"}', start))

@@ -1,0 +1,160 @@
+"""The training step: one pure function for every method and every device.
+
+A step draws its tasks, maps the method's loss over them, averages gradients
+and BatchNorm statistics over all tasks of all devices, and updates. It runs
+under a named axis AXIS of devices (one device is the axis of length one);
+`parallel.compile` provides it. A device computes the tasks whose numbers are
+its share, so the result does not depend on how many devices there are.
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from mtl_jax.data import augment, episodes
+from mtl_jax.train import optimizer as optimizers
+
+AXIS = 'tasks'
+# Running BatchNorm statistics keep this share at every task.
+STATISTICS_DECAY = 0.9
+
+
+@chex.dataclass(frozen=True)
+class TrainState:
+  """All that a run carries from step to step; all of it is checkpointed."""
+
+  step: chex.Array  # [] int32
+  variables: Any  # 'params', 'batch_stats' and the method's own
+  opt_state: Any
+  plateau: optimizers.Plateau
+  best_score: chex.Array  # [] float32, best validation accuracy so far
+  epochs_without_gain: chex.Array  # [] int32
+
+
+def init_state(algorithm, optimizer, key, images):
+  """Returns the state before the first step; jit it.
+
+  Under jit no leaf is a weakly typed host value, which would make the first
+  step compile twice.
+  """
+  variables = algorithm.init(key, images)
+  return TrainState(
+      step=jnp.int32(0), variables=variables,
+      opt_state=optimizer.init(variables['params']),
+      plateau=optimizers.init_plateau(), best_score=jnp.float32(-jnp.inf),
+      epochs_without_gain=jnp.int32(0))
+
+
+def steps_per_epoch(config, meta_batch):
+  """Returns the steps of an epoch of `train.epoch_tasks` tasks."""
+  return -(-config.train.epoch_tasks // meta_batch)
+
+
+def draw_episode(arrays, key, c):
+  """Draws one training task: class and image ids, then pixels."""
+  class_ids, image_ids = episodes.sample(
+      key, arrays.offsets, ways=c.ways, images_per_class=c.shots + c.queries)
+  images = augment.normalise(arrays.images[image_ids], arrays.mean,
+                             arrays.std)
+  return episodes.split(images, class_ids, c.shots)
+
+
+def merge_statistics(running, batch, num_tasks):
+  """Moves running statistics towards the mean of a step's tasks.
+
+  As if every task's statistics had entered one after another, but without
+  an order: what remains of the old ones is 0.9^T.
+  """
+  keep = STATISTICS_DECAY ** num_tasks
+  return jax.tree.map(lambda r, b: keep * r + (1. - keep) * b, running, batch)
+
+
+def make_step(algorithm, optimizer, config, meta_batch):
+  """Returns step(state, arrays, key) -> (state, metrics), pure.
+
+  Args:
+    algorithm: the method, see algorithms/base.py.
+    optimizer: optax transformation without a rate (train/optimizer.py).
+    config: read for `train`, `optimizer` and `parallel.tasks_at_once`.
+    meta_batch: T, tasks of all devices; the axis' length must divide it.
+
+  The step's `arrays` is the training store's arrays, `key` the key of the
+  run's training stream, the same at every step. Metrics are (sum, count).
+  """
+  c = config.train
+  rate = optimizers.schedule(config.optimizer,
+                             steps_per_epoch(config, meta_batch))
+
+  def step(state, arrays, key):
+    local = meta_batch // jax.lax.axis_size(AXIS)
+    first = jax.lax.axis_index(AXIS) * local
+    keys = episodes.task_keys(jax.random.fold_in(key, state.step), first,
+                              local)
+
+    def mean_loss(params, keys):
+      variables = {**state.variables, 'params': params}
+
+      def task_loss(key):
+        data_key, loss_key = jax.random.split(key)
+        return algorithm.loss(variables, loss_key,
+                              draw_episode(arrays, data_key, c), state.step)
+
+      losses, aux = jax.vmap(task_loss)(keys)
+      return jnp.mean(losses), aux
+
+    grads, aux = accumulate(
+        jax.grad(mean_loss, has_aux=True), state.variables['params'], keys,
+        config.parallel.tasks_at_once)
+    grads, batch_stats = jax.lax.pmean((grads, aux.batch_stats), AXIS)
+    metrics = jax.lax.psum(aux.metrics, AXIS)
+
+    learning_rate = rate(state.step) * state.plateau.scale
+    updates, opt_state = optimizer.update(grads, state.opt_state,
+                                          state.variables['params'])
+    updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+    variables = {
+        **state.variables,
+        'params': optax.apply_updates(state.variables['params'], updates),
+        'batch_stats': merge_statistics(state.variables['batch_stats'],
+                                        batch_stats, meta_batch)}
+    one = jnp.float32(1)
+    metrics = {**metrics, 'gradient_norm': (optax.global_norm(grads), one),
+               'learning_rate': (learning_rate, one)}
+    return state.replace(step=state.step + 1, variables=variables,
+                         opt_state=opt_state), metrics
+
+  return step
+
+
+def accumulate(grad_fn, params, keys, tasks_at_once):
+  """Averages gradients over tasks, a chunk at a time.
+
+  Args:
+    grad_fn: (params, keys [t]) -> (mean gradient, Aux with leading axis t).
+    params: what is differentiated.
+    keys: [T] task keys.
+    tasks_at_once: t; memory grows with it, the result does not. 0 is all.
+
+  Returns:
+    The mean gradient, and Aux with statistics averaged and metrics summed
+    over the tasks.
+  """
+  def reduced(keys):
+    grads, aux = grad_fn(params, keys)
+    return grads, aux._replace(
+        batch_stats=jax.tree.map(lambda s: jnp.mean(s, 0), aux.batch_stats),
+        metrics=jax.tree.map(lambda m: jnp.sum(m, 0), aux.metrics))
+
+  num_chunks = len(keys) // (tasks_at_once or len(keys))
+  if num_chunks <= 1:
+    return reduced(keys)
+  chunks = keys.reshape(num_chunks, tasks_at_once)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                       jax.eval_shape(reduced, chunks[0]))
+  add = lambda total, keys: (jax.tree.map(jnp.add, total, reduced(keys)), None)
+  (grads, aux), _ = jax.lax.scan(add, zeros, chunks)
+  mean = lambda tree: jax.tree.map(lambda x: x / num_chunks, tree)
+  return mean(grads), aux._replace(batch_stats=mean(aux.batch_stats))

@@ -1,0 +1,14 @@
+"""Settings of all tests: eight fake devices, a compile cache, small data."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+# Before jax is imported.
+os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
+                           + ' --xla_force_host_platform_device_count=8')
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
+os.environ.setdefault('MTL_JAX_DATA', str(ROOT / '.data'))

@@ -1,0 +1,57 @@
+"""Runs mtl_jax.main and kills itself, with SIGKILL, at a moment of its life.
+
+    python tests/killed.py MOMENT FLAGS...
+"""
+
+import os
+import pathlib
+import signal
+import sys
+
+from mtl_jax import main
+from mtl_jax.train import checkpoint, metrics
+
+
+def die(*_, **__):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+
+def between_steps(limit):
+  fetch = metrics.fetch
+
+  def wrapped(pending, first_step):
+    if first_step >= limit:
+      die()
+    return fetch(pending, first_step)
+  metrics.fetch = wrapped
+
+
+def at_save(which, limit, inside):
+  save = checkpoint.save
+
+  def wrapped(manager, step, state):
+    if (manager.directory.name, step) == (checkpoint.FOLDERS[which], limit):
+      if not inside:
+        die()
+      # Orbax writes everything, and dies as it gives the folder its name.
+      pathlib.Path.rename = pathlib.Path.replace = die
+      os.rename = os.replace = die
+    save(manager, step, state)
+  checkpoint.save = wrapped
+
+
+# Moment -> (how, step at which it comes, step of the checkpoint before it),
+# in a run with four steps an epoch.
+MOMENTS = {
+    'between two steps': (lambda: between_steps(6), 6, 4),
+    'inside the first save, of the best': (
+        lambda: at_save('best', 4, inside=True), 4, 0),
+    'inside the save of the latest': (
+        lambda: at_save('latest', 8, inside=True), 8, 4),
+    'between the record of an epoch and its save': (
+        lambda: at_save('latest', 8, inside=False), 8, 4),
+}
+
+if __name__ == '__main__':
+  MOMENTS[sys.argv[1]][0]()
+  sys.exit(main.main([sys.argv[0], *sys.argv[2:]]))

@@ -1,0 +1,287 @@
+"""The command line: what a good run leaves, and what a bad input gets.
+
+Bad input: one line on stderr that names the field or file, exit code 2, and
+the folder as it was.
+"""
+
+import ctypes
+import json
+import os
+import resource
+import shutil
+
+import command
+import numpy as np
+import pytest
+from PIL import Image
+
+READ_ONLY_CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  """The workdir of a tiny run, with what it printed."""
+  path = tmp_path_factory.mktemp('finished') / 'run'
+  result = command.run(command.arguments(
+      path, config__eval__baselines=True, config__log__every_steps=3,
+      config__eval__heads="('logistic','own')"))
+  assert result.returncode == 0, result.stderr
+  return path, result
+
+
+def test_a_run_leaves_what_it_says(finished):
+  path, result = finished
+  assert {p.name for p in path.iterdir()} >= {
+      'config.json', 'env.json', 'metrics.jsonl', 'checkpoints', 'best',
+      'test.json', 'tasks.npz', 'curves.png'}
+  test = json.loads((path / 'test.json').read_text())
+  assert (test['num_tasks'], test['ways'], test['shots'], test['queries']) == (
+      10, 5, 2, 3)
+  assert test['batch_norm'] == 'running' and test['method'] == 'mtl'
+  assert test['checkpoint_step'] in (4, 8, 12, 16)
+  assert set(test['scores']) == {'logistic', 'own', 'untrained', 'raw_pixels'}
+  with np.load(path / 'tasks.npz') as tasks:
+    accuracies = tasks['logistic']
+  assert accuracies.shape == (10,)
+  np.testing.assert_allclose(test['accuracy'], accuracies.mean())
+  np.testing.assert_allclose(
+      test['ci95'], 1.96 * accuracies.std(ddof=1) / 10 ** 0.5)
+  records = [json.loads(line)
+             for line in (path / 'metrics.jsonl').read_text().splitlines()]
+  assert [r['step'] for r in records if 'loss' in r] == [
+      3, 4, 7, 8, 11, 12, 15, 16]
+  validated = [r for r in records if 'validation_accuracy' in r]
+  assert [r['step'] for r in validated] == [4, 8, 12, 16]
+  best = max(validated, key=lambda r: r['validation_accuracy'])
+  assert test['checkpoint_step'] == best['step'], 'not the best epoch'
+  with Image.open(path / 'curves.png') as image:
+    assert min(image.size) > 300
+  for label in ('untrained backbone', 'raw pixels', 'mtl, trained'):
+    assert label in result.stdout
+
+
+def test_features_and_the_methods_own_adaptation_agree(finished):
+  """MTL's adapt is the logistic head: two ways through the evaluation."""
+  with np.load(finished[0] / 'tasks.npz') as tasks:
+    np.testing.assert_allclose(tasks['logistic'], tasks['own'], atol=1e-6)
+
+
+def test_a_pipe_gets_plain_lines(finished):
+  assert 'step 16  loss ' in finished[1].stdout
+  assert '\r' not in finished[1].stdout + finished[1].stderr
+
+
+def test_starting_a_finished_run_again_changes_no_result(finished, tmp_path):
+  path = tmp_path / 'run'
+  shutil.copytree(finished[0], path)
+  result = command.run(command.arguments(
+      path, config__eval__baselines=True, config__log__every_steps=3,
+      config__eval__heads="('logistic','own')"))
+  assert result.returncode == 0, result.stderr
+  assert 'Going on at step 16' in result.stdout
+  for name in ('test.json', 'metrics.jsonl', 'config.json'):
+    assert (path / name).read_text() == (finished[0] / name).read_text()
+
+
+# Name -> (fields, what the line must name).
+BAD_FIELDS = {
+    'unknown field': (
+        {'config.train.wayz': 3}, ('config.train.wayz', 'ways')),
+    'unknown section': ({'config.trian.ways': 3}, ('trian', 'train')),
+    'text for a number': (
+        {'config.train.ways': 'three'}, ('config.train.ways', "'three'")),
+    'unknown model': (
+        {'config.model.name': 'resnet99'}, ('config.model.name', 'conv4')),
+    'option of another model': (
+        {'config.model.pool': 'none'}, ('model.pool', 'global')),
+    'unknown data set': (
+        {'config.data.name': 'imagenet'}, ('config.data.name', 'glyphs')),
+    'unknown head': (
+        {'config.eval.heads': "('svn',)"}, ('config.eval.heads', 'logistic')),
+    'unknown optimizer': (
+        {'config.optimizer.name': 'adamm'}, ('optimizer.name', 'adam')),
+    'unknown loss': (
+        {'config.method.loss': 'hinge'}, ('method.loss', 'squared')),
+    'more ways than classes': (
+        {'config.train.ways': 50}, ('config.train.ways is 50', '12')),
+    'more images than a class has': (
+        {'config.eval.queries': 30}, ('config.eval.shots', 'has 20 images')),
+    'negative rate': (
+        {'config.optimizer.learning_rate': -1.},
+        ('config.optimizer.learning_rate', 'above 0')),
+    'no epochs': ({'config.train.max_epochs': 0}, ('max_epochs', 'least 1')),
+    'more devices than there are': (
+        {'config.parallel.devices': 3}, ('config.parallel.devices', '1')),
+    'chunks that do not divide': (
+        {'config.parallel.tasks_at_once': 3}, ('tasks_at_once', '2 tasks')),
+    'scales without epochs': (
+        {'config.optimizer.step_scales': '(.1,)'}, ('step_scales',)),
+    'unknown flag': ({'confg': 3}, ('confg',)),
+}
+
+
+def assert_one_line(result, *named):
+  assert result.returncode == 2, result.stderr or result.stdout
+  lines = result.stderr.strip().splitlines()
+  assert len(lines) == 1, result.stderr
+  for text in named:
+    assert text in lines[0]
+
+
+@pytest.mark.parametrize('case', BAD_FIELDS)
+def test_a_bad_field_gets_one_line_and_no_folder(case, tmp_path):
+  fields, named = BAD_FIELDS[case]
+  result = command.run(command.arguments(tmp_path / 'run', **fields))
+  assert_one_line(result, *named)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_bad_config_file_gets_one_line(tmp_path):
+  broken = tmp_path / 'broken.py'
+  broken.write_text('def get_config(method):\n  return None +\n')
+  extra = tmp_path / 'extra.py'
+  extra.write_text('from mtl_jax.config import base_config\n'
+                   'def get_config(method=None):\n  c = base_config()\n'
+                   '  c.train.momentum = 0.9\n  return c\n')
+  for config, named in (
+      (tmp_path / 'none.py', ('none.py',)), (broken, ('broken.py', 'line 2')),
+      (extra, ('config.train.momentum', 'meta_batch')),
+      (f'{command.CONFIG}:maaml', ('maaml', 'mtl'))):
+    result = command.run([f'--config={config}',
+                          f'--workdir={tmp_path / "run"}'])
+    assert_one_line(result, *named)
+  assert not (tmp_path / 'run').exists()
+
+
+def copy_of(finished, tmp_path):
+  path = tmp_path / 'run'
+  shutil.copytree(finished[0], path)
+  return path
+
+
+def test_a_workdir_of_another_config(finished, tmp_path):
+  path = copy_of(finished, tmp_path)
+  before = command.snapshot(path)
+  result = command.run(command.arguments(path, config__train__shots=3))
+  assert_one_line(result, 'config.train.shots=2', 'not 3', str(path))
+  assert command.snapshot(path) == before
+
+
+def test_a_workdir_that_is_somebodys_folder(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('x')
+  before = command.snapshot(tmp_path)
+  assert_one_line(command.run(command.arguments(tmp_path)), str(tmp_path))
+  assert_one_line(command.run(command.arguments(tmp_path / 'thesis.tex')),
+                  'thesis.tex is a file')
+  assert command.snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'missing', 'other structure'])
+def test_a_corrupt_checkpoint(damage, finished, tmp_path):
+  path = copy_of(finished, tmp_path)
+  newest = path / 'checkpoints/16'
+  if damage == 'other structure':
+    (newest / 'default/_METADATA').write_text('{}')
+  for file in (newest / 'default').rglob('*'):
+    if file.is_file() and '/d/' in str(file) and damage != 'other structure':
+      file.unlink() if damage == 'missing' else os.truncate(file, 20)
+  before = command.snapshot(path)
+  result = command.run(command.arguments(path))
+  assert_one_line(result, 'checkpoints/16', 'remove this folder')
+  assert command.snapshot(path) == before
+  # What the line advises works.
+  shutil.rmtree(newest)
+  result = command.run(command.arguments(path))
+  assert result.returncode == 0, result.stderr
+  assert 'Going on at step 12' in result.stdout
+
+
+def test_a_damaged_config_json(finished, tmp_path):
+  path = copy_of(finished, tmp_path)
+  (path / 'config.json').write_text('{"seed": ')
+  before = command.snapshot(path)
+  assert_one_line(command.run(command.arguments(path)), 'config.json')
+  assert command.snapshot(path) == before
+
+
+def without_the_power_of_root():
+  """A superuser's process may write where nobody else may: take that away."""
+  libc = ctypes.CDLL(None, use_errno=True)
+  for capability in READ_ONLY_CAPABILITIES:
+    libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
+
+
+@pytest.mark.parametrize('exists', [False, True])
+def test_a_read_only_workdir(exists, finished, tmp_path):
+  if exists:
+    path = locked = copy_of(finished, tmp_path)
+  else:
+    locked = tmp_path / 'locked'
+    locked.mkdir()
+    path = locked / 'run'
+  before = command.snapshot(tmp_path)
+  os.chmod(locked, 0o555)
+  try:
+    result = command.run(
+        command.arguments(path, config__train__max_epochs=6),
+        preexec_fn=without_the_power_of_root)
+  finally:
+    os.chmod(locked, 0o755)
+  assert_one_line(result, str(path), 'Permission denied')
+  assert command.snapshot(tmp_path) == before
+
+
+def test_a_full_disk(finished, tmp_path):
+  """No file may grow past 8 kB: the first save of the longer run fails."""
+  path = copy_of(finished, tmp_path)
+  before = command.snapshot(path)
+  result = command.run(
+      command.arguments(path, config__train__max_epochs=6),
+      preexec_fn=lambda: resource.setrlimit(
+          resource.RLIMIT_FSIZE, (8192, 8192)))
+  assert_one_line(result, 'cannot be written', str(path))
+  after = command.snapshot(path)
+  # The run has got a new limit, and records that the next start makes anew.
+  growing = ('config.json', 'metrics.jsonl', 'env.json')
+  assert {k: v for k, v in after.items() if k not in growing} == {
+      k: v for k, v in before.items() if k not in growing}
+  assert after['metrics.jsonl'].startswith(before['metrics.jsonl'])
+  assert json.loads(after['config.json'])['train']['max_epochs'] == 6
+  result = command.run(command.arguments(path, config__train__max_epochs=6))
+  assert result.returncode == 0, result.stderr
+  assert 'Going on at step 16' in result.stdout
+
+
+def test_a_loss_that_is_not_finite(tmp_path):
+  path = tmp_path / 'run'
+  good = command.run(command.arguments(path, config__train__max_epochs=1))
+  assert good.returncode == 0, good.stderr
+  before = command.snapshot(path / 'checkpoints')
+  # Another method of the same run: break the data instead of the settings.
+  bad = command.run(command.arguments(
+      path, config__optimizer__learning_rate=1e-3),
+      program=('-c', BROKEN_LOSS))
+  assert_one_line(bad, 'loss is nan at step 6', 'learning_rate')
+  assert command.snapshot(path / 'checkpoints') == before
+
+
+BROKEN_LOSS = """
+import sys
+import jax.numpy as jnp
+from mtl_jax import main
+from mtl_jax.algorithms import mtl
+whole = mtl.example_losses
+make = mtl.build
+def build(*args, **kwargs):
+  algorithm = make(*args, **kwargs)
+  def loss(variables, key, episode, step):
+    value, aux = algorithm.loss(variables, key, episode, step)
+    bad = jnp.where(step == 6, jnp.nan, 1.)
+    total, count = aux.metrics['loss']
+    return value * bad, aux._replace(
+        metrics={**aux.metrics, 'loss': (total * bad, count)})
+  return algorithm._replace(loss=loss)
+from mtl_jax import algorithms
+algorithms.METHODS['mtl'] = algorithms.METHODS['mtl']._replace(build=build)
+sys.exit(main.main(['main', *sys.argv[1:]]))
+"""

@@ -1,0 +1,276 @@
+"""Heads: one contract for all in HEADS, then the numerics of each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from scipy.special import log_softmax, softmax
+from sklearn.linear_model import LogisticRegression
+
+from mtl_jax.errors import UserError
+from mtl_jax.heads import HEADS, linear, logistic
+
+heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
+
+
+def draw_task(ways, shots, dim=640, queries=4, scale=1.0, seed=0):
+  """Non-negative features like a backbone's, of norm `scale`."""
+  rng = np.random.default_rng(seed)
+  means = 0.4 * rng.normal(size=(ways, 1, dim))
+  noise = rng.normal(size=(ways, shots + queries, dim))
+  x = np.maximum(means + noise + 0.1, 0)
+  x = (scale * x / np.linalg.norm(x, axis=-1, keepdims=True)).astype('float32')
+  support = x[:, :shots].reshape(-1, dim)
+  query = x[:, shots:].reshape(-1, dim)
+  return support, np.repeat(np.arange(ways, dtype='int32'), shots), query
+
+
+def fit(head, x, y, ways, **options):
+  return jax.jit(lambda x, y: head.fit(x, y, ways, **options))(x, y)
+
+
+def probabilities(params, query):
+  return np.asarray(jax.nn.softmax(logistic.logits(params, query)))
+
+
+# ---- the contract -----------------------------------------------------------
+
+
+@heads
+def test_head_is_finite_on_degenerate_features(head):
+  """A dead backbone or a repeated image must not turn a run into NaN."""
+  x, y, query = draw_task(5, 2, dim=32)
+  constant = np.full_like(x, 3.7)
+  one_point = np.where(y[:, None] == 0, constant, 0)  # one class stands apart
+  cases = np.stack([
+    np.zeros_like(x), constant, one_point, np.repeat(x[::2], 2, 0), 1e3 * x,
+    np.repeat(x[:1], len(x), 0), 1e6 * x, 1e-6 * x,
+  ])
+  one = lambda x, y: head.fit(x, y, 5)
+  params = jax.jit(jax.vmap(one, (0, None)))(cases, y)
+  out = jax.vmap(head.logits, (0, None))(params, query)
+  residuals = jax.vmap(head.diagnostics, (0, 0, None))(params, cases, y)
+  for leaf in jax.tree.leaves((params, out, residuals)):
+    assert np.isfinite(leaf).all()
+
+
+@heads
+def test_vmapped_tasks_equal_single_ones(head):
+  """Easy and hard tasks in one batch must not disturb each other."""
+  tasks = [draw_task(5, 3, dim=64, scale=s, seed=i)
+           for i, s in enumerate([1.0, 30.0, 0.1])]
+  x, y, query = (np.stack(part) for part in zip(*tasks, strict=True))
+  single = jax.jit(lambda x, y, q: head.logits(head.fit(x, y, 5), q))
+  together = jax.jit(jax.vmap(single))(x, y, query)
+  for i in range(len(tasks)):
+    alone = single(x[i], y[i], query[i])
+    np.testing.assert_allclose(together[i], alone, rtol=1e-3, atol=1e-3)
+
+
+@heads
+def test_renaming_the_classes_renames_the_logits(head):
+  """A head that favours a class number would bias every episode."""
+  x, y, query = draw_task(5, 3, dim=64)
+  y = y.copy()
+  y[0] = 1  # unequal class sizes
+  renamed = np.array([3, 0, 4, 1, 2], 'int32')
+  before = head.logits(fit(head, x, y, 5), query)
+  after = head.logits(fit(head, x, renamed[y], 5), query)
+  np.testing.assert_allclose(after[:, renamed], before, atol=1e-3)
+
+
+@heads
+def test_separable_labels_are_fitted(head):
+  """Support points that a line separates must get their own labels."""
+  x, y, _ = draw_task(5, 5, scale=10.0)
+  params = fit(head, x, y, 5)
+  assert (np.argmax(head.logits(params, x), 1) == y).all()
+  for residual in head.diagnostics(params, x, y).values():
+    assert residual.shape == () and abs(residual) < 1e-3
+
+
+# ---- logistic ---------------------------------------------------------------
+
+
+def reference(x, y, query, C=3.0):
+  """scikit-learn's float64 solution; its 2-way objective is another one."""
+  if y.max() == 1:
+    return reference_two_ways(x, y, query, C)
+  model = LogisticRegression(C=C, tol=1e-10, max_iter=10000)
+  return model.fit(x.astype(float), y).predict_proba(query.astype(float))
+
+
+def reference_two_ways(x, y, query, C):
+  x, query, onehot = x.astype(float), query.astype(float), np.eye(2)[y]
+
+  def objective(v):
+    w, b = v[:-2].reshape(2, -1), v[-2:]
+    logp = log_softmax(x @ w.T + b, 1)
+    wrong = C * (np.exp(logp) - onehot)
+    gradient = np.concatenate([(w + wrong.T @ x).ravel(), wrong.sum(0)])
+    return 0.5 * np.sum(w**2) - C * np.sum(logp * onehot), gradient
+
+  v = minimize(
+    objective, np.zeros(2 * x.shape[1] + 2), jac=True, method='L-BFGS-B',
+    options={'ftol': 0, 'gtol': 1e-9, 'maxiter': 5000, 'maxcor': 30},
+  ).x
+  assert np.abs(objective(v)[1]).max() < 1e-6
+  return softmax(query @ v[:-2].reshape(2, -1).T + v[-2:], 1)
+
+
+@pytest.mark.parametrize('shots', [1, 5, 15])
+@pytest.mark.parametrize('ways', [2, 5, 20])
+def test_logistic_is_scikit_learns(ways, shots):
+  """Otherwise MTL's accuracies are not those of the published head."""
+  x, y, query = draw_task(ways, shots, seed=ways + shots)
+  got = probabilities(fit(logistic, x, y, ways), query)
+  assert np.abs(got - reference(x, y, query)).max() < 1e-4
+
+
+def test_logistic_penalty_and_intercept_on_unequal_classes():
+  """Fails for another C, a mean in place of the sum, a penalised intercept."""
+  x, y, query = draw_task(3, 12)
+  keep = np.r_[0:12, 12:15, 24:26]
+  x, y = x[keep], y[keep]
+  got = probabilities(fit(logistic, x, y, 3), query)
+  assert np.abs(got - reference(x, y, query)).max() < 1e-4
+  # The data can tell: each of these mistakes moves a probability by 0.02.
+  assert np.abs(got - reference(x, y, query, C=2.0)).max() > 0.02
+  assert np.abs(got - reference(x, y, query, C=3 / len(y))).max() > 0.02
+  ones = lambda x: np.c_[x, np.ones(len(x))]
+  penalised = LogisticRegression(C=3.0, fit_intercept=False, tol=1e-10)
+  penalised = penalised.fit(ones(x), y).predict_proba(ones(query))
+  assert np.abs(got - penalised).max() > 0.02
+
+
+@pytest.mark.parametrize('ways,shots,scale', [(5, 5, 100.0), (20, 1, 1000.0)])
+def test_logistic_on_raw_features_with_large_norm(ways, shots, scale):
+  """MetaOptNet's features are flat and un-normalised: 16,000 of them."""
+  x, y, query = draw_task(ways, shots, dim=16000, scale=scale)
+  got = probabilities(fit(logistic, x, y, ways), query)
+  # Only the span of the support matters: an exact problem of S dimensions.
+  basis = np.linalg.svd(x.astype(float), full_matrices=False)[2].T
+  model = LogisticRegression(
+    C=3.0, solver='newton-cg', tol=1e-10, max_iter=1000
+  ).fit(x @ basis, y)
+  assert np.abs(got - model.predict_proba(query @ basis)).max() < 1e-4
+
+
+@pytest.mark.parametrize('value', [0.0, 3.7, 1000.0])
+def test_logistic_on_constant_features_predicts_class_frequencies(value):
+  """What an intercept alone can do; a penalised one would not."""
+  y = np.array([0, 0, 0, 1, 1, 2], 'int32')
+  x = np.full((6, 16), value, 'float32')
+  got = probabilities(fit(logistic, x, y, 3), x[:1])
+  np.testing.assert_allclose(got[0], [3 / 6, 2 / 6, 1 / 6], atol=1e-4)
+
+
+def test_logistic_on_duplicates_is_the_fit_with_twice_the_weight():
+  """A singular Gram matrix must not change the answer."""
+  x, y, query = draw_task(5, 3, dim=64, scale=3.0)
+  twice = fit(logistic, np.r_[x, x], np.r_[y, y], 5, C=1.5)
+  once = fit(logistic, x, y, 5, C=3.0)
+  gap = probabilities(twice, query) - probabilities(once, query)
+  assert np.abs(gap).max() < 1e-4
+
+
+def test_logistic_runs_in_float64():
+  """A silent cast would cap the accuracy of references made with it."""
+  x, y, _ = draw_task(3, 4, dim=32, scale=20.0)
+  with jax.enable_x64(True):
+    x = jnp.asarray(x, 'float64')
+    params = fit(logistic, x, y, 3, tolerance=1e-10)
+    residuals = logistic.diagnostics(params, x, y)
+    assert params['weights'].dtype == 'float64'
+    assert max(residuals.values()) < 1e-10
+
+
+def test_logistic_computes_bfloat16_features_in_float32():
+  """Half precision would ruin the Gram matrix."""
+  x, y, _ = draw_task(3, 2, dim=32)
+  x = jnp.asarray(x, 'bfloat16')
+  params = fit(logistic, x, y, 3)
+  assert params['weights'].dtype == 'float32'
+  assert max(logistic.diagnostics(params, x, y).values()) < 1e-4
+
+
+def test_logistic_gradient_is_that_of_the_optimum():
+  """A gradient that stops or follows the iterations would mislead silently."""
+  x, y, query = draw_task(3, 3, dim=8, scale=3.0)
+  y[0] = 1
+  direction = np.random.default_rng(1).normal(size=x.shape)
+  weigh = np.random.default_rng(2).normal(size=(len(query), 3))
+
+  def score(x, C):
+    params = logistic.fit(x, y, 3, C=C, tolerance=1e-9)
+    return jnp.sum(weigh * jax.nn.softmax(logistic.logits(params, query)))
+
+  with jax.enable_x64(True):
+    x = jnp.asarray(x, 'float64')
+    C = jnp.asarray(3.0, 'float64')
+    value = jax.jit(score)
+    batched = jax.vmap(jax.grad(score, (0, 1)), (0, None))
+    by_x, by_c = jax.jit(batched)(jnp.stack([x, x + 1]), C)
+    step = 1e-5
+    up, down = value(x + step * direction, C), value(x - step * direction, C)
+    by_difference = (up - down) / (2 * step)
+    c_difference = (value(x, C + step) - value(x, C - step)) / (2 * step)
+    assert abs(by_difference) > 1e-2 and abs(c_difference) > 1e-4
+    np.testing.assert_allclose(
+      jnp.sum(by_x[0] * direction), by_difference, rtol=1e-4
+    )
+    np.testing.assert_allclose(by_c[0], c_difference, rtol=1e-4)
+
+
+def test_logistic_says_what_is_wrong():
+  """A traceback from inside a solver helps nobody."""
+  x, y, _ = draw_task(2, 1, dim=16)
+  with pytest.raises(UserError, match='C: 0'):
+    logistic.fit(x, y, 2, C=0)
+  with pytest.raises(UserError, match='num_ways: 1'):
+    logistic.fit(x, 0 * y, 1)
+
+
+# ---- linear: the class rows of MTL ------------------------------------------
+
+
+def test_rows_are_drawn_as_published():
+  """Bounds of hyperparameters 1.2; features have no scale to correct them."""
+  for num_classes, bound in [(64, 0.1414), (351, 0.3312), (60, 0.1369)]:
+    rows = np.asarray(linear.init(jax.random.key(0), num_classes, 640, 5))
+    assert rows.shape == (num_classes, 640)
+    np.testing.assert_allclose(np.abs(rows).max(), bound, rtol=1e-3)
+    np.testing.assert_allclose(rows.std(), bound / 3**0.5, rtol=0.02)
+    assert abs(rows.mean()) < 0.02 * bound
+
+
+def test_shared_rows_are_one_vector():
+  """The theory lets every task start from the same head."""
+  rows = np.asarray(linear.init(jax.random.key(0), 64, 640, 5, how='shared'))
+  assert rows.shape == (64, 640) and (rows == rows[0]).all()
+  np.testing.assert_allclose(np.abs(rows).max(), 0.1414, rtol=0.02)
+  with pytest.raises(UserError, match='head_init'):
+    linear.init(jax.random.key(0), 64, 640, 5, how='row')
+
+
+def test_rows_of_a_task_are_those_of_its_classes():
+  """A task must read and train the rows of its own classes, in its order."""
+  rng = np.random.default_rng(0)
+  rows, features = rng.normal(size=(6, 4)), rng.normal(size=(3, 4))
+  ids = np.array([5, 0, 2])
+  rows, features = rows.astype('float32'), features.astype('float32')
+  got = linear.logits(jnp.asarray(rows), ids, features)
+  want = [[f @ rows[c] for c in ids] for f in features]
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+  total = lambda rows: linear.logits(rows, ids, features).sum()
+  used = np.abs(jax.grad(total)(jnp.asarray(rows))).sum(1) > 0
+  assert list(np.flatnonzero(used)) == sorted(ids)
+
+
+def test_memory_of_rows_and_of_a_head_per_task():
+  """The numbers the documentation gives for sharing rows between tasks."""
+  assert linear.memory(64) == (7_624_512 * 5 * 640 * 4, 163_840)
+  assert linear.memory(351) == (43_144_760_295 * 5 * 640 * 4, 898_560)
+  assert linear.memory(64)[0] / 1e9 == pytest.approx(98, abs=0.5)
+  assert linear.memory(351)[0] / 1e12 == pytest.approx(552, abs=0.5)

@@ -1,0 +1,307 @@
+"""Backbones, and the layers whose gradients are our own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from mtl_jax import models
+from mtl_jax.errors import UserError
+from mtl_jax.models import layers
+
+# Per model: small options, features D and parameters at images (h, w, c).
+SMALL = {'conv4': {'width': 8}}
+DIM = {'conv4': lambda h, w: 8 * (h // 16) * (w // 16)}
+COUNT = {'conv4': lambda c: 9 * 8 * (c + 3 * 8) + 4 * 2 * 8}
+IMAGES = ((28, 28, 1), (32, 32, 3), (84, 84, 3))
+every_model = pytest.mark.parametrize('name', models.MODELS)
+
+
+def batch(size, image=(20, 17, 3), seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=(size, *image)),
+                     jnp.float32)
+
+
+def build(name, image=(20, 17, 3), **options):
+  model = models.create(name, **{**SMALL[name], **options})
+  return model, jax.jit(lambda: model.init(
+      jax.random.key(0), jnp.zeros((2, *image)), train=False))()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(model, variables, images):
+  return model.apply(variables, images, train=True, mutable=['batch_stats'])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def frozen(model, variables, images):
+  return model.apply(variables, images, train=False)
+
+
+def num_params(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize('image', IMAGES)
+@every_model
+def test_shapes_and_parameter_count(name, image):
+  # Wrong: a head of another size, or a network that is not the published one.
+  model = models.create(name, **SMALL[name])
+  images = jnp.zeros((3, *image))
+  variables = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), images, train=False))
+  features = jax.eval_shape(
+      lambda v: model.apply(v, images, train=False), variables)
+  assert features.shape == (3, DIM[name](*image[:2]))
+  assert features.dtype == jnp.float32
+  assert num_params(variables['params']) == COUNT[name](image[2])
+
+
+def test_default_conv4_has_the_published_sizes():
+  # Wrong: features of 84x84 images are not the 1600 of the literature.
+  model = models.create('conv4')
+  shapes = jax.eval_shape(lambda key: model.init(
+      key, jnp.zeros((1, 84, 84, 3)), train=False), jax.random.key(0))
+  assert num_params(shapes['params']) == 112_832
+  assert jax.eval_shape(lambda v: model.apply(
+      v, jnp.zeros((1, 84, 84, 3)), train=False), shapes).shape == (1, 1600)
+
+
+def test_initial_kernels_have_the_documented_spread():
+  # Wrong: fan in instead of fan out (here 3 against 32 channels).
+  variables = build('conv4', width=32)[1]['params']
+  assert np.std(variables['conv_0']['kernel']) == pytest.approx(
+      np.sqrt(2 / (9 * 32)), rel=0.1)
+
+
+@every_model
+def test_training_returns_the_statistics_of_the_batch_itself(name):
+  # Wrong: statistics mixed with stored ones; the step would decay twice.
+  model, variables = build(name)
+  features, mutated = train(model, variables, batch(6))
+  stored = {**variables, 'batch_stats': jax.tree.map(
+      lambda s: 3. * s + 1., variables['batch_stats'])}
+  again, mutated_again = train(model, stored, batch(6))
+  jax.tree.map(np.testing.assert_array_equal, mutated, mutated_again)
+  np.testing.assert_array_equal(features, again)
+  # With them as running statistics, the frozen network is the training one.
+  own = {**variables, **mutated}
+  np.testing.assert_allclose(frozen(model, own, batch(6)), features,
+                             rtol=1e-4, atol=1e-5)
+  # ... and no longer looks at the rest of the batch.
+  np.testing.assert_allclose(frozen(model, own, batch(6)[:1]),
+                             features[:1], rtol=1e-4, atol=1e-5)
+
+
+@every_model
+def test_initialising_in_either_mode_gives_unit_statistics(name):
+  # Wrong: a run whose running statistics start at those of the init images.
+  model, variables = build(name)
+  other = jax.jit(lambda: model.init(
+      jax.random.key(0), batch(2), train=True))()
+  for stats in (variables['batch_stats'], other['batch_stats']):
+    for path, leaf in jax.tree.leaves_with_path(stats):
+      assert np.all(leaf == ('var' in str(path[-1])))
+
+
+def test_first_statistics_against_numpy():
+  # Wrong: another axis, an unbiased or a shifted variance.
+  model, variables = build('conv4')
+  stats = train(model, variables, batch(6))[1]['batch_stats']['norm_0']
+  x = np.pad(np.float64(batch(6)), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  kernel = np.float64(variables['params']['conv_0']['kernel'])
+  y = sum(x[:, i:i + 20, j:j + 17] @ kernel[i, j]
+          for i in range(3) for j in range(3)).reshape(-1, 8)
+  np.testing.assert_allclose(stats['mean'], y.mean(0), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(stats['var'], y.var(0), rtol=1e-4)
+
+
+def test_batch_norm_against_numpy():
+  # Wrong: epsilon, or scale and shift misplaced.
+  x = 2. * batch(6) - 5.
+  params = {'scale': jnp.array([1., -2., .5]), 'bias': jnp.array([0., 1., 2.])}
+  stats = {'mean': jnp.array([1., 2., 3.]), 'var': jnp.array([4., 1., 0.])}
+  variables = {'params': params, 'batch_stats': stats}
+  x64 = np.float64(x)
+  for mean, var, value in (
+      (x64.mean((0, 1, 2)), x64.var((0, 1, 2)), train_norm(variables, x)),
+      (stats['mean'], np.float64(stats['var']),
+       layers.BatchNorm().apply(variables, x, False))):
+    expected = ((x64 - mean) / np.sqrt(var + 1e-5) * np.float64(
+        params['scale']) + np.float64(params['bias']))
+    np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+
+
+def train_norm(variables, x):
+  return layers.BatchNorm().apply(variables, x, True,
+                                  mutable=['batch_stats'])[0]
+
+
+@every_model
+def test_mapped_tasks_are_separate_batches(name):
+  # Wrong: statistics over all tasks of a step, which changes the method.
+  model, variables = build(name)
+  tasks = jnp.stack([batch(4), 2. * batch(4, seed=1) + 1.])
+  features, mutated = jax.vmap(lambda x: train(model, variables, x))(tasks)
+  for t in range(2):
+    alone, stats = train(model, variables, tasks[t])
+    np.testing.assert_allclose(features[t], alone, rtol=1e-4, atol=1e-5)
+    jax.tree.map(lambda a, b, t=t: np.testing.assert_allclose(
+        a[t], b, rtol=1e-4, atol=1e-5), mutated, stats)
+
+
+@every_model
+def test_bfloat16_is_close_and_keeps_float32_outside(name):
+  # Wrong: statistics summed in 8 bits, or parameters stored in them.
+  model, variables = build(name)
+  low = models.create(name, **SMALL[name], dtype='bfloat16')
+  features, _ = train(model, variables, batch(8))
+  low_features, mutated = train(low, variables, batch(8))
+  error = np.linalg.norm(low_features - features) / np.linalg.norm(features)
+  assert 1e-5 < error < 0.03  # not computed in float32, nor far from it
+  initial = jax.eval_shape(
+      lambda: low.init(jax.random.key(0), batch(2), train=False))
+  everything = (low_features, mutated, initial)
+  assert {leaf.dtype for leaf in jax.tree.leaves(everything)} == {
+      jnp.dtype('float32')}
+
+
+def test_global_pool_is_the_mean_of_the_flat_map():
+  # Wrong: a maximum, or the mean over channels.
+  image = (36, 33, 3)
+  flat, variables = build('conv4', image)
+  mean, _ = build('conv4', image, pool='global')
+  maps = frozen(flat, variables, batch(2, image))
+  np.testing.assert_allclose(frozen(mean, variables, batch(2, image)),
+                             maps.reshape(2, 2 * 2, 8).mean(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize('name, options, words', [
+    ('conv5', {}, ("model.name is 'conv5'", 'conv4')),
+    ('conv4', {'depth': 3}, ('model.depth is unknown', 'width, pool, dtype')),
+    ('conv4', {'width': 0}, ('model.width is 0', 'at least 1')),
+    ('conv4', {'width': True}, ('model.width is True',)),
+    ('conv4', {'pool': 'max'}, ("model.pool is 'max'", 'flat, global')),
+    ('conv4', {'dtype': 'float16'}, ("is 'float16'", 'float32, bfloat16')),
+])
+def test_wrong_options_name_the_right_ones(name, options, words):
+  # Wrong: a misspelt option that is ignored, or a traceback out of Flax.
+  with pytest.raises(UserError) as error:
+    models.create(name, **options)
+  assert all(word in str(error.value) for word in words)
+
+
+def test_images_that_pooling_would_use_up_are_refused():
+  # Wrong: features of length 0.
+  with pytest.raises(UserError, match='15x40.*at least 16x16'):
+    build('conv4', (15, 40, 3))
+
+
+def reference(images, kernel):
+  return lax.conv_general_dilated(
+      images, kernel, (1, 1), ((1, 1), (1, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+
+def first_order(conv):
+  return jax.grad(lambda x, k: jnp.sum(jnp.sin(conv(x, k))), (0, 1))
+
+
+def second_order(conv):
+  # Gradient of a gradient's norm: through every derivative of both rules.
+  def norm(x, k):
+    return sum(jnp.sum(g ** 2) for g in first_order(conv)(x, k))
+  return jax.grad(norm, (0, 1))
+
+
+# One for each form of the kernel's gradient: patches, XLA's, nine products.
+FORMS = ((2, 5, 4, 1), (2, 5, 4, 6), (1, 23, 22, 5))
+
+
+@pytest.mark.parametrize('shape', FORMS)
+@pytest.mark.parametrize('order', [first_order, second_order])
+def test_convolution_and_its_gradients_in_float64(order, shape):
+  # Wrong: any shift, flip or transposition in a hand-written gradient.
+  rng = np.random.default_rng(0)
+  with jax.enable_x64(True):
+    x = jnp.asarray(rng.normal(size=shape))
+    k = jnp.asarray(rng.normal(size=(3, 3, shape[-1], 3)))
+    compare(layers.conv3x3(x, k), reference(x, k))
+    compare(jax.jit(order(layers.conv3x3))(x, k),
+            jax.jit(order(reference))(x, k))
+
+
+def compare(ours, theirs):
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-9, atol=1e-9 * np.abs(b).max()), ours, theirs)
+
+
+@pytest.mark.parametrize('kernel_axis', [0, None])
+def test_convolution_mapped_over_tasks(kernel_axis):
+  # Wrong: kernels of tasks mixed up, or their gradients not summed.
+  rng = np.random.default_rng(1)
+  with jax.enable_x64(True):
+    x = jnp.asarray(rng.normal(size=(2, *FORMS[2])))
+    k = jnp.asarray(rng.normal(size=(2, 3, 3, 5, 3)[kernel_axis is None:]))
+
+    def mapped(conv):
+      return jax.jit(second_order(
+          lambda x, k: jax.vmap(conv, (0, kernel_axis))(x, k)))
+
+    compare(mapped(layers.conv3x3)(x, k), mapped(reference)(x, k))
+
+
+def test_accelerators_get_the_plain_gradient_of_all_tasks_at_once():
+  # Wrong: the products meant for CPUs, or one convolution per task.
+  x, k = jnp.zeros((2, 3, 24, 24, 6)), jnp.zeros((3, 3, 6, 5))
+
+  def loss(k, x):
+    return jnp.sum(jax.vmap(layers.conv3x3, (0, None))(x, k) ** 2)
+
+  traced = jax.jit(jax.grad(loss)).trace(k, x)
+  products = {}
+  for platform in ('cpu', 'cuda', 'tpu'):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    products[platform] = (text.count('stablehlo.convolution'),
+                          text.count('stablehlo.dot_general'))
+  assert products == {'cpu': (1, 9), 'cuda': (2, 0), 'tpu': (2, 0)}
+
+
+@pytest.mark.parametrize('shape', [(2, 6, 4, 3), (1, 7, 5, 2), (1, 2, 3, 1)])
+def test_max_pool_against_a_loop(shape):
+  # Wrong: windows that straddle, or a kept odd border.
+  x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+  weights = np.random.default_rng(3).normal(
+      size=(shape[0], shape[1] // 2, shape[2] // 2, shape[3]))
+  value, grad = np.zeros(weights.shape), np.zeros(shape)
+  for b, i, j, c in np.ndindex(*weights.shape):
+    window = x[b, 2 * i:2 * i + 2, 2 * j:2 * j + 2, c]
+    row, column = np.unravel_index(window.argmax(), (2, 2))
+    value[b, i, j, c] = window.max()
+    grad[b, 2 * i + row, 2 * j + column, c] = weights[b, i, j, c]
+  np.testing.assert_array_equal(layers.max_pool(x), value.astype(np.float32))
+  np.testing.assert_allclose(jax.grad(lambda x: jnp.sum(
+      layers.max_pool(x) * weights))(x), grad, rtol=1e-6)
+
+
+def test_max_pool_ties_and_nan():
+  # Wrong: a gradient counted twice or split, or a NaN that disappears.
+  x = jnp.array([[1., 2.], [2., 2.]]).reshape(1, 2, 2, 1)
+  grad = jax.grad(lambda x: jnp.sum(layers.max_pool(x)))(x)
+  np.testing.assert_array_equal(grad.ravel(), [0., 1., 0., 0.])
+  for i in range(4):
+    assert jnp.isnan(layers.max_pool(
+        jnp.zeros(4).at[i].set(jnp.nan).reshape(1, 2, 2, 1))).all()
+
+
+def test_unit_norm_has_length_one_and_survives_zero():
+  # Wrong: a dead feature vector that makes every gradient NaN.
+  x = jnp.array([[3., 4.], [0., 0.]])
+  np.testing.assert_allclose(layers.unit_norm(x), [[.6, .8], [0., 0.]],
+                             rtol=1e-6)
+  grad = jax.grad(lambda x: jnp.sum(layers.unit_norm(x)))(x)
+  np.testing.assert_allclose(grad[0], [.032, -.024], rtol=1e-5)
+  np.testing.assert_array_equal(grad[1], [0., 0.])

@@ -1,0 +1,127 @@
+"""Optimizers and schedules, against the published formulas."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mtl_jax.config import base_config
+from mtl_jax.train import optimizer
+
+
+def settings(**changes):
+  c = base_config().optimizer
+  c.update(changes)
+  return c
+
+
+def published_radam(gradients, rate, beta1=0.9, beta2=0.999, eps=1e-8):
+  """Liu et al. 2020, algorithm 2, as MTL's optimizer library codes it."""
+  w, m, v = 0., 0., 0.
+  n_max = 2 / (1 - beta2) - 1
+  path = []
+  for t, g in enumerate(gradients, 1):
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    n = n_max - 2 * t * beta2 ** t / (1 - beta2 ** t)
+    if n >= 5:
+      size = np.sqrt((1 - beta2 ** t) * (n - 4) / (n_max - 4) * (n - 2) / n
+                     * n_max / (n_max - 2)) / (1 - beta1 ** t)
+      w -= rate * size * m / (np.sqrt(v) + eps)
+    else:
+      w -= rate / (1 - beta1 ** t) * m
+    path.append(w)
+  return np.array(path)
+
+
+def published_sgd(gradients, rate, momentum, decay, nesterov):
+  """Sutskever et al. 2013 in torch's form, L2 decay through the momentum."""
+  w, buffer, path = 0.5, 0., []
+  for g in gradients:
+    g = g + decay * w
+    buffer = momentum * buffer + g
+    w -= rate * (g + momentum * buffer if nesterov else buffer)
+    path.append(w)
+  return np.array(path)
+
+
+def run(c, gradients, start):
+  transform = optimizer.build(c)
+  w = jnp.float32(start)
+  state = transform.init(w)
+  path = []
+  for g in gradients:
+    updates, state = transform.update(jnp.float32(g), state, w)
+    w = optax.apply_updates(w, -c.learning_rate * updates)
+    path.append(float(w))
+  return np.array(path)
+
+
+def test_radam_follows_the_published_steps_through_its_warm_up():
+  gradients = np.random.default_rng(0).normal(size=40) + 0.3
+  ours = run(settings(name='radam', learning_rate=1e-2), gradients, 0.)
+  np.testing.assert_allclose(ours, published_radam(gradients, 1e-2),
+                             rtol=2e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('nesterov', [False, True])
+def test_sgd_decays_through_the_momentum(nesterov):
+  gradients = np.random.default_rng(1).normal(size=20)
+  c = settings(name='sgd', learning_rate=0.1, momentum=0.9,
+               weight_decay=0.05, nesterov=nesterov)
+  np.testing.assert_allclose(
+      run(c, gradients, 0.5),
+      published_sgd(gradients, 0.1, 0.9, 0.05, nesterov), rtol=1e-4)
+
+
+def test_adam_decay_is_decoupled():
+  c = settings(name='adam', learning_rate=0.1, weight_decay=0.5)
+  # No gradient: only the decay moves the weight.
+  np.testing.assert_allclose(run(c, [0., 0.], 1.), [0.95, 0.95 ** 2],
+                             rtol=1e-6)
+
+
+@pytest.mark.parametrize('changes, expected', [
+    ({'schedule': 'constant'}, {0: 1., 999: 1.}),
+    # MetaOptNet: 20 epochs at 1, then .06, .012, .0024.
+    ({'schedule': 'step', 'step_epochs': (20, 40, 50),
+      'step_scales': (.06, .012, .0024)},
+     {0: 1., 199: 1., 200: .06, 399: .06, 400: .012, 500: .0024, 600: .0024}),
+    ({'schedule': 'cosine', 'cosine_epochs': 10, 'warmup_epochs': 0},
+     {0: 1., 50: .5, 100: 0., 150: 0.}),
+    ({'schedule': 'cosine', 'cosine_epochs': 12, 'warmup_epochs': 2},
+     {0: 0., 10: .5, 20: 1., 70: .5, 120: 0.}),
+    ({'schedule': 'plateau'}, {0: 1., 999: 1.}),
+])
+def test_schedules_count_in_epochs(changes, expected):
+  rate = optimizer.schedule(settings(learning_rate=2., **changes),
+                            steps_per_epoch=10)
+  for step, scale in expected.items():
+    np.testing.assert_allclose(float(rate(jnp.int32(step))), 2. * scale,
+                               atol=1e-6, err_msg=f'step {step}')
+
+
+def test_plateau_falls_after_patience_and_only_real_gains_count():
+  c = types.SimpleNamespace(plateau_threshold=1e-2, plateau_patience=2,
+                            plateau_factor=0.1)
+  scores = [.5, .504, .504, .504, .6, .59, .59, .59, .59, .59, .59]
+  # .504 is no gain of 1%: the rate falls at the third such epoch; after a
+  # fall the count starts anew, and .6 starts it anew as well.
+  scales = [1, 1, 1, .1, .1, .1, .1, .01, .01, .01, .001]
+  state = optimizer.init_plateau()
+  update = jax.jit(lambda s, x: optimizer.update_plateau(s, x, c))
+  for score, scale in zip(scores, scales, strict=True):
+    state = update(state, score)
+    np.testing.assert_allclose(float(state.scale), scale, rtol=1e-5)
+
+
+def test_plateau_counts_a_negative_score_as_a_gain_only_upwards():
+  c = types.SimpleNamespace(plateau_threshold=1e-2, plateau_patience=0,
+                            plateau_factor=0.5)
+  state = optimizer.update_plateau(optimizer.init_plateau(), -1., c)
+  assert float(state.scale) == 1.
+  assert float(optimizer.update_plateau(state, -.9, c).scale) == 1.
+  assert float(optimizer.update_plateau(state, -1., c).scale) == .5

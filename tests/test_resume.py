@@ -1,0 +1,78 @@
+"""A run that was killed and started again is the run that never stopped."""
+
+import json
+import signal
+
+import command
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+from etils import epath
+from killed import MOMENTS
+
+from mtl_jax.train import checkpoint, loop, metrics, workdir
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+  path = tmp_path_factory.mktemp('whole') / 'run'
+  result = command.run(command.arguments(path))
+  assert result.returncode == 0, result.stderr
+  return path
+
+
+def final_state(path):
+  config = workdir.read_config(epath.Path(path))
+  run = loop.make_run(config)
+  like = loop.initial_state(config, run)
+  manager = checkpoint.manager(epath.Path(path), 'latest')
+  return jax.device_get(checkpoint.restore(manager, like))
+
+
+def lasting(records):
+  """Records without the times, which differ from run to run."""
+  return [{k: v for k, v in r.items() if 'second' not in k} for r in records]
+
+
+@pytest.mark.parametrize('moment', MOMENTS)
+def test_killed_and_started_again_ends_equal_to_the_bit(
+    moment, uninterrupted, tmp_path):
+  path = tmp_path / 'run'
+  flags = command.arguments(path)
+  killed = command.run([moment, *flags], program=(
+      str(ROOT / 'tests/killed.py'),))
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert not (path / 'test.json').exists()
+  step, start = MOMENTS[moment][1], MOMENTS[moment][2]
+  whole = [p.name for p in (path / 'checkpoints').iterdir()
+           if p.name.isdigit()]
+  assert whole == ([str(start)] if start else []), 'killed at another moment'
+  assert step > start
+  again = command.run(flags)
+  assert again.returncode == 0, again.stderr
+  assert f'Going on at step {start}.' in again.stdout or not start
+
+  for a, b in zip(jax.tree.leaves(final_state(uninterrupted)),
+                  jax.tree.leaves(final_state(path)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert lasting(metrics.read(epath.Path(path))) == lasting(
+      metrics.read(epath.Path(uninterrupted)))
+  assert (path / 'test.json').read_text() == (
+      uninterrupted / 'test.json').read_text()
+  # Nothing is left of the save that was killed.
+  assert {p.name for p in path.iterdir()} == {
+      p.name for p in uninterrupted.iterdir()}
+
+
+def test_a_larger_limit_goes_on_and_equals_a_run_with_that_limit(
+    uninterrupted, tmp_path):
+  path = tmp_path / 'run'
+  first = command.run(command.arguments(path, config__train__max_epochs=1))
+  assert first.returncode == 0, first.stderr
+  assert json.loads((path / 'test.json').read_text())['checkpoint_step'] == 4
+  second = command.run(command.arguments(path))
+  assert second.returncode == 0, second.stderr
+  for a, b in zip(jax.tree.leaves(final_state(uninterrupted)),
+                  jax.tree.leaves(final_state(path)), strict=True):
+    np.testing.assert_array_equal(a, b)

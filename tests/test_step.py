@@ -1,0 +1,154 @@
+"""The training step: same on 1 and 8 devices, jit and pmap, whole and in
+chunks; compiled once; statistics merged without an order; loss falls."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import models, parallel
+from mtl_jax.algorithms import METHODS
+from mtl_jax.config import base_config, method_options, set_method, validate
+from mtl_jax.data import episodes
+from mtl_jax.data import store as stores
+from mtl_jax.train import optimizer as optimizers
+from mtl_jax.train import step as steps
+
+METHOD_NAMES = sorted(METHODS)
+META_BATCH = 8
+
+
+def small_config(method, **changes):
+  c = base_config()
+  c.data.name = 'glyphs/tiny'
+  set_method(c, method, benchmark='glyphs', shots=5)
+  c.model.width, c.model.pool = 8, 'global'
+  c.train.shots, c.train.queries, c.train.meta_batch = 2, 2, META_BATCH
+  c.optimizer.learning_rate = 1e-2
+  c.update_from_flattened_dict(changes)
+  validate(c)
+  return c
+
+
+def make(config, devices, how='jit'):
+  """Returns (compiled step, state, arrays, key) of the tiny glyphs."""
+  store = stores.load(config.data.name, 'train')
+  backbone = models.create('conv4', width=8, pool='global', dtype='float32')
+  algorithm = METHODS[config.method.name].build(
+      backbone, store.num_classes, config.train.ways,
+      **method_options(config))
+  optimizer = optimizers.build(config.optimizer)
+  state = jax.jit(lambda key: steps.init_state(
+      algorithm, optimizer, key, jnp.zeros((2, 28, 28, 1))))(
+          episodes.stream_key(0, episodes.Stream.INIT))
+  mesh = parallel.mesh(devices, META_BATCH)
+  compiled = parallel.compile(
+      steps.make_step(algorithm, optimizer, config, META_BATCH), mesh, how)
+  key = episodes.stream_key(0, episodes.Stream.TRAIN)
+  arrays, key = compiled.put((stores.arrays(store), key))
+  return compiled, compiled.put(state), arrays, key
+
+
+def run(compiled, state, arrays, key, count):
+  history = []
+  for _ in range(count):
+    state, metrics = compiled.step(state, arrays, key)
+    history.append(metrics)
+  return jax.device_get((compiled.get(state), compiled.get(history)))
+
+
+@pytest.fixture(scope='module', params=METHOD_NAMES)
+def reference(request):
+  config = small_config(request.param)
+  return request.param, run(*make(config, devices=1), 3)
+
+
+@pytest.mark.parametrize('how', ['jit', 'pmap'])
+def test_eight_devices_do_what_one_does(reference, how):
+  method, (state, history) = reference
+  other, other_history = run(*make(small_config(method), 8, how), 3)
+  assert_same(state.variables, other.variables)
+  assert_same(history, other_history)
+  assert int(other.step) == 3
+
+
+def test_pmap_on_one_device_is_jit(reference):
+  method, (state, _) = reference
+  other, _ = run(*make(small_config(method), 1, 'pmap'), 3)
+  assert_same(state.variables, other.variables)
+
+
+@pytest.mark.parametrize('devices', [1, 2])
+def test_chunks_of_tasks_give_the_same_step(reference, devices):
+  method, (state, history) = reference
+  config = small_config(method, **{'parallel.tasks_at_once': 2})
+  other, other_history = run(*make(config, devices), 3)
+  assert_same(state.variables, other.variables)
+  assert_same(history, other_history)
+
+
+def assert_same(a, b):
+  """To float32 round-off of sums that are taken in another order."""
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=2e-4, atol=2e-5), a, b)
+
+
+@pytest.mark.parametrize('method', METHOD_NAMES)
+def test_loss_falls_and_the_step_compiles_once(method):
+  compiled, state, arrays, key = make(small_config(method), 1)
+  compiles = []
+  jax.monitoring.register_event_duration_secs_listener(
+      lambda name, *_, **__: compiles.append(name)
+      if name.endswith('backend_compile_duration') else None)
+  first = jax.block_until_ready(compiled.step(state, arrays, key))
+  state, compiles[:] = first[0], []
+  losses = []
+  for _ in range(40):
+    state, metrics = compiled.step(state, arrays, key)
+    losses.append(metrics['loss'])
+  losses = [float(s) / float(n) for s, n in jax.device_get(losses)]
+  assert not compiles, 'a later step compiled again'
+  assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
+  """One task at a time, by hand, with one BatchNorm batch each."""
+  config = small_config('mtl', **{
+      'optimizer.name': 'sgd', 'optimizer.schedule': 'constant',
+      'optimizer.momentum': 0., 'optimizer.learning_rate': 1.})
+  compiled, state, arrays, key = make(config, 1)
+  store = stores.load(config.data.name, 'train')
+  backbone = models.create('conv4', width=8, pool='global', dtype='float32')
+  algorithm = METHODS['mtl'].build(backbone, store.num_classes, 5,
+                                   **method_options(config))
+  start = jax.device_get(compiled.get(state))
+  grads, statistics = [], []
+  for task in range(META_BATCH):
+    task_key = jax.random.fold_in(jax.random.fold_in(key, 0), task)
+    data_key, loss_key = jax.random.split(task_key)
+    episode = steps.draw_episode(stores.arrays(store), data_key, config.train)
+
+    def loss(params, episode=episode, loss_key=loss_key):
+      return algorithm.loss({**start.variables, 'params': params}, loss_key,
+                            episode, 0)
+    gradient, aux = jax.grad(loss, has_aux=True)(start.variables['params'])
+    grads.append(gradient)
+    statistics.append(aux.batch_stats)
+  mean = lambda trees: jax.tree.map(lambda *x: sum(x) / len(x), *trees)
+  end, _ = run(compiled, state, arrays, key, 1)
+  expected = jax.tree.map(lambda p, g: p - g, start.variables['params'],
+                          mean(grads))
+  assert_same(expected, end.variables['params'])
+  keep = 0.9 ** META_BATCH
+  expected = jax.tree.map(lambda r, b: keep * r + (1 - keep) * b,
+                          start.variables['batch_stats'], mean(statistics))
+  assert_same(expected, end.variables['batch_stats'])
+
+
+def test_merged_statistics_equal_one_after_another_for_equal_tasks():
+  running, batch = np.float64(1.), np.float64(3.)
+  one_by_one = running
+  for _ in range(6):
+    one_by_one = 0.9 * one_by_one + 0.1 * batch
+  np.testing.assert_allclose(
+      steps.merge_statistics(running, batch, 6), one_by_one, rtol=1e-12)
