@@ -63,8 +63,9 @@ def run(c, gradients, start):
 def test_radam_follows_the_published_steps_through_its_warm_up():
   gradients = np.random.default_rng(0).normal(size=40) + 0.3
   ours = run(settings(name='radam', learning_rate=1e-2), gradients, 0.)
+  # In float32, 1 - beta2^t at small t has four digits.
   np.testing.assert_allclose(ours, published_radam(gradients, 1e-2),
-                             rtol=2e-4, atol=1e-6)
+                             rtol=1e-3)
 
 
 @pytest.mark.parametrize('nesterov', [False, True])

@@ -108,7 +108,7 @@ def test_loss_falls_and_the_step_compiles_once(method):
     losses.append(metrics['loss'])
   losses = [float(s) / float(n) for s, n in jax.device_get(losses)]
   assert not compiles, 'a later step compiled again'
-  assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+  assert np.mean(losses[-10:]) < 0.95 * np.mean(losses[:5])
 
 
 def test_gradient_is_the_mean_over_tasks_of_their_own_batches():

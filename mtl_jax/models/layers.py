@@ -96,13 +96,16 @@ def _kernel_gradient(images, grads):
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
   shifted = [padded[:, i:i + height, j:j + width]
              for i in range(3) for j in range(3)]
-  # Two-dimensional products: contracting three axes at once is slower.
+  # Two-dimensional products: contracting three axes at once is slower. A
+  # product copies its transposed side: the gradients once for all nine, or
+  # the patches, which are narrower.
   grads = grads.reshape(-1, grads.shape[-1])
   if channels <= _FEW_CHANNELS:
     patches = jnp.concatenate(shifted, axis=-1)
     product = patches.reshape(-1, 9 * channels).T @ grads
   else:
-    product = jnp.stack([s.reshape(-1, channels).T @ grads for s in shifted])
+    product = jnp.stack([grads.T @ s.reshape(-1, channels) for s in shifted])
+    product = product.swapaxes(1, 2)
   return product.reshape(3, 3, channels, -1)
 
 
@@ -130,20 +133,59 @@ def max_pool(images):
 
   Returns:
     [B, h // 2, w // 2, c]. Among equal values the first in row-major order
-    gets the whole gradient, as in PyTorch. Differentiable any number of
-    times.
+    gets the whole gradient, as in PyTorch; a NaN stays. Differentiable in
+    reverse mode any number of times.
   """
   height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
-  top_left, top_right, bottom_left, bottom_right = (
-      images[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1))
-  return _first_max(_first_max(top_left, top_right),
-                    _first_max(bottom_left, bottom_right))
+  images = images[:, :height, :width]
+  return _pick(images, _argmax(lax.stop_gradient(images)))
 
 
-def _first_max(a, b):
-  # A `where` sends the gradient one way; maximum would halve it on ties. The
-  # second comparison lets a NaN through.
-  return jnp.where((b > a) | (b != b), b, a)
+def _corners(images):
+  return [images[:, i::2, j::2] for i in (0, 1) for j in (0, 1)]
+
+
+def _argmax(images):
+  """Returns the place 0..3 of each window's first maximum, int8."""
+  best, *others = _corners(images)
+  place = jnp.zeros(best.shape, jnp.int8)
+  for i, other in enumerate(others, 1):
+    # The second comparison lets a NaN win, the third keeps the first one.
+    wins = ((other > best) | (other != other)) & (best == best)
+    best = jnp.where(wins, other, best)
+    place = jnp.where(wins, jnp.int8(i), place)
+  return place
+
+
+@jax.custom_vjp
+def _pick(images, place):
+  """Returns the value at `place` of each window, [B, h/2, w/2, c]."""
+  picked, *others = _corners(images)
+  for i, other in enumerate(others, 1):
+    picked = jnp.where(place == i, other, picked)
+  return picked
+
+
+@jax.custom_vjp
+def _spread(values, place):
+  """Returns images [B, h, w, c] with each value at its place, else zero."""
+  def repeat(x):
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None],
+                            (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+  places = repeat(place)
+  row = lax.broadcasted_iota(jnp.int8, places.shape, 1) % 2
+  column = lax.broadcasted_iota(jnp.int8, places.shape, 2) % 2
+  return jnp.where(places == 2 * row + column, repeat(values), 0.)
+
+
+# Each is the other's transpose, and linear: one comparison a pixel, where
+# the gradient of slices would be four padded sums.
+_pick.defvjp(lambda images, place: (_pick(images, place), place),
+             lambda place, grads: (_spread(grads, place), None))
+_spread.defvjp(lambda values, place: (_spread(values, place), place),
+               lambda place, grads: (_pick(grads, place), None))
 
 
 class Conv3x3(nn.Module):

@@ -121,7 +121,7 @@ def make_step(algorithm, optimizer, config, meta_batch):
         'batch_stats': merge_statistics(state.variables['batch_stats'],
                                         batch_stats, meta_batch)}
     one = jnp.float32(1)
-    metrics = {**metrics, 'gradient_norm': (optax.global_norm(grads), one),
+    metrics = {**metrics, 'gradient_norm': (optax.tree.norm(grads), one),
                'learning_rate': (learning_rate, one)}
     return state.replace(step=state.step + 1, variables=variables,
                          opt_state=opt_state), metrics
