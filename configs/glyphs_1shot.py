@@ -1,6 +1,6 @@
 """Few-shot recognition of characters of unseen alphabets, 1 shot.
 
-The settings of glyphs_5shot.py, tested with one support image a class.
+Trained as glyphs_5shot.py, validated and tested with one image a class.
 """
 
 from mtl_jax.config import base_config, set_method
@@ -11,7 +11,6 @@ def get_config(method='mtl'):
   c = base_config()
   c.data.name = 'glyphs'
   set_method(c, method, benchmark='glyphs', shots=1)
-  c.train.epoch_tasks = 400
   c.validation.tasks = 200
   c.validation.shots = 1
   c.eval.shots = 1

@@ -14,7 +14,8 @@ TINY = {
     'config.optimizer.cosine_epochs': 4, 'config.validation.tasks': 6,
     'config.validation.shots': 2, 'config.validation.queries': 2,
     'config.eval.tasks': 10, 'config.eval.shots': 2, 'config.eval.queries': 3,
-    'config.eval.baselines': False, 'config.log.every_steps': 2,
+    'config.eval.baselines': False, 'config.method.head_init': 'rows',
+    'config.log.every_steps': 2,
 }
 CONFIG = ROOT / 'configs/quickstart.py'
 

@@ -104,20 +104,8 @@ def test_initialising_in_either_mode_gives_unit_statistics(name):
       assert np.all(leaf == ('var' in str(path[-1])))
 
 
-def test_first_statistics_against_numpy():
-  # Wrong: another axis, an unbiased or a shifted variance.
-  model, variables = build('conv4')
-  stats = train(model, variables, batch(6))[1]['batch_stats']['norm_0']
-  x = np.pad(np.float64(batch(6)), ((0, 0), (1, 1), (1, 1), (0, 0)))
-  kernel = np.float64(variables['params']['conv_0']['kernel'])
-  y = sum(x[:, i:i + 20, j:j + 17] @ kernel[i, j]
-          for i in range(3) for j in range(3)).reshape(-1, 8)
-  np.testing.assert_allclose(stats['mean'], y.mean(0), rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(stats['var'], y.var(0), rtol=1e-4)
-
-
 def test_batch_norm_against_numpy():
-  # Wrong: epsilon, or scale and shift misplaced.
+  # Wrong: another axis, an unbiased variance, epsilon or shift misplaced.
   x = 2. * batch(6) - 5.
   params = {'scale': jnp.array([1., -2., .5]), 'bias': jnp.array([0., 1., 2.])}
   stats = {'mean': jnp.array([1., 2., 3.]), 'var': jnp.array([4., 1., 0.])}
@@ -129,6 +117,9 @@ def test_batch_norm_against_numpy():
     expected = ((x64 - mean) / np.sqrt(var + 1e-5) * np.float64(
         params['scale']) + np.float64(params['bias']))
     np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-4)
+  own = train(norm, variables, x)[1]['batch_stats']
+  np.testing.assert_allclose(own['mean'], x64.mean((0, 1, 2)), rtol=1e-5)
+  np.testing.assert_allclose(own['var'], x64.var((0, 1, 2)), rtol=1e-4)
 
 
 @every_model
@@ -208,11 +199,8 @@ def second_order(conv):
   return jax.grad(norm, (0, 1))
 
 
-# One for each form of the kernel's gradient: patches, XLA's, nine products.
-FORMS = ((2, 5, 4, 1), (2, 5, 4, 6), (1, 23, 22, 5))
-
-
-@pytest.mark.parametrize('shape', FORMS)
+# Few channels and many: two forms of the kernel's gradient.
+@pytest.mark.parametrize('shape', [(2, 5, 4, 1), (2, 5, 4, 6)])
 @pytest.mark.parametrize('order', [first_order, second_order])
 def test_convolution_and_its_gradients_in_float64(order, shape):
   # Wrong: any shift, flip or transposition in a hand-written gradient.
@@ -239,14 +227,14 @@ def test_convolution_mapped_over_tasks(kernel_axis):
     return jax.jit(second_order(jax.vmap(conv, (0, kernel_axis))))
 
   with jax.enable_x64(True):
-    x = jnp.asarray(rng.normal(size=(2, *FORMS[2])))
-    k = jnp.asarray(rng.normal(size=(2, 3, 3, 5, 3)[kernel_axis is None:]))
+    x = jnp.asarray(rng.normal(size=(2, 2, 5, 4, 6)))
+    k = jnp.asarray(rng.normal(size=(2, 3, 3, 6, 3)[kernel_axis is None:]))
     compare(mapped(layers.conv3x3)(x, k), mapped(reference)(x, k))
 
 
 def test_accelerators_get_the_plain_gradient_of_all_tasks_at_once():
   # Wrong: the products meant for CPUs, or one convolution per task.
-  x, k = jnp.zeros((2, 3, 24, 24, 6)), jnp.zeros((3, 3, 6, 5))
+  x, k = jnp.zeros((2, 3, 8, 8, 6)), jnp.zeros((3, 3, 6, 5))
 
   def loss(k, x):
     return jnp.sum(jax.vmap(layers.conv3x3, (0, None))(x, k) ** 2)

@@ -26,12 +26,8 @@ DTYPES = ('float32', 'bfloat16')
 # MetaOptNet and RFS start from.
 KERNEL_INIT = nn.initializers.variance_scaling(2., 'fan_out', 'normal')
 
-# Where the kernel gradient as products is faster on a CPU than XLA's own (see
-# benchmarks/layers.py): one product of patches for few input channels, nine
-# products for many, or for large images.
+# Up to as many input channels, one product of patches is faster than nine.
 _FEW_CHANNELS = 4
-_MANY_CHANNELS = 128
-_LARGE_AREA = 22 * 22
 
 
 def unit_norm(x):
@@ -55,18 +51,11 @@ def conv3x3(images, kernel):
     jax.hessian) is not available: take Hessian products by jax.vjp of
     jax.grad.
   """
-  # The choice surrounds the convolution rather than its gradient: where it
-  # falls on the plain one, vmap and grad see a plain one, and the gradient
-  # of a kernel that mapped tasks share stays a single convolution.
-  cpu = _conv_by_products if _products_pay(images.shape) else _conv
-  return lax.platform_dependent(images, kernel, cpu=cpu, default=_conv)
-
-
-def _products_pay(shape):
-  """Says whether the kernel gradient as products is faster on a CPU."""
-  _, height, width, channels = shape
-  return (not _FEW_CHANNELS < channels < _MANY_CHANNELS
-          or height * width > _LARGE_AREA)
+  # The choice surrounds the convolution rather than its gradient, so that
+  # on accelerators vmap and grad see a plain one, and the gradient of a
+  # kernel that mapped tasks share stays a single convolution.
+  return lax.platform_dependent(images, kernel, cpu=_conv_by_products,
+                                default=_conv)
 
 
 def _conv(images, kernel):
@@ -117,12 +106,12 @@ def _turned(kernel):
 
 _conv_by_products.defvjp(
     lambda images, kernel: (_conv(images, kernel), (images, kernel)),
-    lambda saved, grads: (conv3x3(grads, _turned(saved[1])),
+    lambda saved, grads: (_conv_by_products(grads, _turned(saved[1])),
                           _kernel_gradient(saved[0], grads)))
 _kernel_gradient.defvjp(
     lambda images, grads: (_kernel_gradient(images, grads), (images, grads)),
-    lambda saved, kernel: (conv3x3(saved[1], _turned(kernel)),
-                           conv3x3(saved[0], kernel)))
+    lambda saved, kernel: (_conv_by_products(saved[1], _turned(kernel)),
+                           _conv_by_products(saved[0], kernel)))
 
 
 def max_pool(images):

@@ -5,6 +5,7 @@ Orbax writes beside the final name and renames: what has a step's name is
 whole.
 """
 
+import contextlib
 import logging
 import sys
 import threading
@@ -37,18 +38,10 @@ def save(manager, step, state):
   """
   if step in manager.all_steps():
     return
-  hooks = sys.unraisablehook, threading.excepthook
-  asyncio_log = logging.getLogger('asyncio')
-  # Orbax writes from many threads. When one fails its sisters complain on
-  # stderr one after another, past the exception; ours says it once.
-  sys.unraisablehook = threading.excepthook = lambda _: None
-  asyncio_log.disabled = True
   try:
-    manager.save(step, args=ocp.args.StandardSave(state))
-    sys.unraisablehook, threading.excepthook = hooks
-    asyncio_log.disabled = False
+    with _one_voice():
+      manager.save(step, args=ocp.args.StandardSave(state))
   except (OSError, ValueError, RuntimeError) as error:
-    warnings.simplefilter('ignore', RuntimeWarning)
     _remove_unfinished(manager.directory)
     raise UserError(
         f'{manager.directory}: the checkpoint of step {step} cannot be '
@@ -75,7 +68,8 @@ def restore(manager, like, step=None):
     return None
   shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
   try:
-    return manager.restore(step, args=ocp.args.StandardRestore(shapes))
+    with _one_voice():
+      return manager.restore(step, args=ocp.args.StandardRestore(shapes))
   except Exception as error:  # pylint: disable=broad-except
     # Damaged files surface as whatever error their reader has.
     raise UserError(
@@ -83,6 +77,27 @@ def restore(manager, like, step=None):
         f'({first_line(error)}): remove this folder to go back to the step '
         'before it, or choose an empty --workdir') from error
 
+
+
+@contextlib.contextmanager
+def _one_voice():
+  """Leaves an error of the files to the exception alone.
+
+  Orbax reads and writes from many threads. When one fails, its sisters go on
+  to complain on stderr, also after the exception has come through: they are
+  heard again only after success.
+  """
+  hooks = sys.unraisablehook, threading.excepthook
+  asyncio_log = logging.getLogger('asyncio')
+  try:
+    sys.unraisablehook = threading.excepthook = lambda _: None
+    asyncio_log.disabled = True
+    yield
+  except Exception:
+    warnings.simplefilter('ignore', RuntimeWarning)
+    raise
+  sys.unraisablehook, threading.excepthook = hooks
+  asyncio_log.disabled = False
 
 
 def _remove_unfinished(directory, tries=20):
