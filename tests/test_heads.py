@@ -10,6 +10,7 @@ from sklearn.linear_model import LogisticRegression
 
 from mtl_jax.errors import UserError
 from mtl_jax.heads import HEADS, linear, logistic
+from mtl_jax.solvers import multinomial
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
 
@@ -193,6 +194,51 @@ def test_logistic_computes_bfloat16_features_in_float32():
   params = fit(logistic, x, y, 3)
   assert params['weights'].dtype == 'float32'
   assert max(logistic.diagnostics(params, x, y).values()) < 1e-4
+
+
+def test_solver_keeps_its_tolerance():
+  """A stale preconditioner hides steps a hundred times the tolerance."""
+  x, y, _ = draw_task(3, 1, scale=100.0)
+  with jax.enable_x64(True):
+    x = jnp.asarray(x, 'float64')
+    x = x - x.mean(0)
+    gram, onehot = x @ x.T, jnp.eye(3, dtype='float64')[:, y]
+
+    def support_logits(tolerance):
+      dual, bias = multinomial.fit(gram, onehot, 3.0, tolerance=tolerance)
+      return dual @ gram + bias[:, None]
+
+    error = np.abs(support_logits(1e-2) - support_logits(1e-10)).max()
+  assert error < 2e-2
+
+
+def test_solver_steps_always_descend():
+  """Newton's length overshoots from confident mistakes and then diverges."""
+  rng = np.random.default_rng(0)
+
+  def objectives(point, step, gram, onehot):
+    """J before, after a step of the solver's length, and of Newton's."""
+    def objective(t):
+      dual = point + t * step
+      logp = jax.nn.log_softmax(dual @ gram, 0)
+      return 0.5 * jnp.sum((dual @ gram) * dual) - 3 * jnp.sum(onehot * logp)
+
+    slope, curvature = jax.grad(objective), jax.grad(jax.grad(objective))
+    p = jax.nn.softmax(point @ gram, 0)
+    length = multinomial._length(p, step, step @ gram, -slope(0.0), 3.0, 0.0)
+    newton = -slope(0.0) / curvature(0.0)
+    return objective(0.0), objective(length), objective(newton)
+
+  with jax.enable_x64(True):
+    x = rng.normal(size=(200, 6, 4))
+    gram = x @ x.swapaxes(1, 2)
+    point = rng.normal(size=(200, 3, 6))
+    step = rng.normal(size=(200, 3, 6))
+    onehot = np.eye(3)[:, [0, 0, 1, 1, 2, 2]]
+    mapped = jax.jit(jax.vmap(objectives, (0, 0, 0, None)))
+    before, after, newton = mapped(point, step, gram, onehot)
+  assert (after < before).all()
+  assert (newton > before).any()
 
 
 def test_logistic_gradient_is_that_of_the_optimum():

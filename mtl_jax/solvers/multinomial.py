@@ -79,8 +79,9 @@ def fit(gram, onehot, C, *, tolerance=1e-4, max_steps=200):
     C: weight of the summed cross-entropy against |W|^2 / 2.
     tolerance: largest last change of a logit; about 1e-5 is the floor in
       float32, and about a quarter of it reaches the probabilities.
-    max_steps: bound on all steps; 6 to 10 are usual for unit features, 50 for
-      features with norms in the thousands.
+    max_steps: bound on all steps, to a round; 6 to 10 are usual for unit
+      features, 50 for norms in the thousands. More examples than features at
+      such norms is almost unregularised and can reach the bound first.
 
   Returns:
     dual [N, S], rows and columns of which sum to zero, and intercepts [N],
