@@ -1,0 +1,125 @@
+"""Meta-test and stores: against scikit-learn, task by task."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from mtl_jax import evaluate, models
+from mtl_jax.algorithms import mtl
+from mtl_jax.data import augment, builders, episodes
+from mtl_jax.data import store as stores
+from mtl_jax.data.__main__ import main as data_main
+
+DATA = 'glyphs/tiny'
+
+
+@pytest.fixture(scope='module')
+def store():
+  return stores.load(DATA, 'test')
+
+
+@pytest.fixture(scope='module')
+def trained(store):
+  algorithm = mtl.build(models.create('conv4', width=16, pool='flat'),
+                        12, 5, **dict(mtl.options()))
+  variables = algorithm.init(jax.random.key(3), jnp.zeros((2, 28, 28, 1)))
+  return algorithm, variables
+
+
+def protocol(**changes):
+  return evaluate.Protocol(**{
+      'key': episodes.stream_key(0, episodes.Stream.TEST), 'num_tasks': 30,
+      'ways': 5, 'shots': 2, 'queries': 6, 'normalise_features': True,
+      'batch_size': 64, 'tasks_at_once': 7} | changes)
+
+
+HEADS = {'logistic': {'C': 3.}}
+
+
+def test_accuracies_are_those_of_scikit_learn_on_the_same_tasks(
+    store, trained):
+  algorithm, variables = trained
+  rules = protocol()
+  ours = evaluate.meta_test(algorithm, variables, store, rules, HEADS)
+  images = augment.normalise(store.images, store.mean, store.std)
+  features = np.asarray(algorithm.features(variables, images), np.float64)
+  features /= np.linalg.norm(features, axis=1, keepdims=True)
+  expected = []
+  for key in episodes.task_keys(rules.key, 0, rules.num_tasks):
+    _, ids = jax.device_get(episodes.sample(
+        key, jnp.asarray(store.offsets), ways=5, images_per_class=8))
+    model = LogisticRegression(C=3., tol=1e-10, max_iter=10_000).fit(
+        features[ids[:, :2].ravel()], np.repeat(range(5), 2))
+    hits = model.predict(features[ids[:, 2:].ravel()]) == np.repeat(
+        range(5), 6)
+    expected.append(hits.mean())
+  # A query between two classes may fall to either side: one in 900.
+  difference = np.abs(ours['logistic'] - expected) * 30
+  assert difference.sum() <= 1 + 1e-6
+  assert len(np.unique(expected)) > 5, 'tasks too easy to show anything'
+
+
+@pytest.mark.parametrize('changes', [
+    {'batch_size': 1000}, {'tasks_at_once': 30}, {'tasks_at_once': 1}])
+def test_sizes_of_batches_and_chunks_change_nothing(store, trained, changes):
+  whole = evaluate.meta_test(*trained, store, protocol(), HEADS)
+  other = evaluate.meta_test(*trained, store, protocol(**changes), HEADS)
+  np.testing.assert_allclose(whole['logistic'], other['logistic'], atol=0.034)
+  assert np.mean(whole['logistic'] != other['logistic']) < 0.1
+
+
+def test_more_tasks_begin_with_the_same_tasks(store, trained):
+  few = evaluate.meta_test(*trained, store, protocol(num_tasks=5), HEADS)
+  many = evaluate.meta_test(*trained, store, protocol(), HEADS)
+  np.testing.assert_allclose(few['logistic'], many['logistic'][:5])
+
+
+def test_pixels_are_a_backbone_like_any_other(store, trained):
+  algorithm, variables = trained
+  scores = evaluate.meta_test(evaluate.pixels(algorithm), variables, store,
+                              protocol(), HEADS)
+  assert not np.array_equal(scores['logistic'], evaluate.meta_test(
+      algorithm, variables, store, protocol(), HEADS)['logistic'])
+  assert scores['logistic'].mean() > 0.3
+
+
+def test_summary_is_the_normal_interval():
+  values = np.array([.2, .4, .9, 1.])
+  result = evaluate.summary(values)
+  assert result['accuracy'] == pytest.approx(.625)
+  spread = (((values - .625) ** 2).sum() / 3) ** .5
+  assert result['ci95'] == pytest.approx(1.96 * spread / 2)
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_a_store_holds_every_record_under_its_class(split):
+  store = stores.load(DATA, split)
+  made = stores.builder(DATA)
+  names = made.info.features['label'].names
+  by_class = {}
+  for record in made.as_data_source(split=split):
+    by_class.setdefault(names[record['label']], []).append(record['image'])
+  assert tuple(by_class) == store.class_names or set(by_class) == set(
+      store.class_names)
+  for i, name in enumerate(store.class_names):
+    np.testing.assert_array_equal(
+        store.images[store.offsets[i]:store.offsets[i + 1]], by_class[name])
+
+
+def test_no_class_stands_in_two_splits():
+  names = [set(stores.load(DATA, split).class_names)
+           for split in ('train', 'validation', 'test')]
+  assert sum(map(len, names)) == len(set.union(*names))
+
+
+def test_the_data_command(capsys):
+  assert data_main(['list']) == 0
+  assert f'{DATA:<24} built' in capsys.readouterr().out
+  assert data_main(['check', DATA]) == 0
+  assert '8 classes of 20 to 20 images' in capsys.readouterr().out
+  for bad in (['build', 'imagenet'], ['fetch'], ['build'], []):
+    assert data_main(bad) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+  assert DATA in builders.names()
