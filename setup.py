@@ -17,21 +17,21 @@ setuptools.setup(
     packages=setuptools.find_packages(include=('mtl_jax', 'mtl_jax.*')),
     python_requires='>=3.11',
     install_requires=[
-        'absl-py>=2.1',
-        'array_record>=0.6',  # what TFDS reads without TensorFlow
-        'chex>=0.1.90',
-        'etils[epath]>=1.10',
-        'flax>=0.12',
+        'absl-py>=2.3.1',
+        'array_record>=0.8.1',  # what TFDS reads without TensorFlow
+        'chex>=0.1.91',
+        'etils[epath]>=1.13',
+        'flax>=0.12.7',
         'jax>=0.10',
         'jaxlib>=0.10',
         'matplotlib>=3.10',
-        'ml-collections>=1.0',
-        'numpy>=2.0',
-        'optax>=0.2.6',
-        'orbax-checkpoint>=0.11.25',
-        'pillow>=10.3',
-        'tensorflow-datasets>=4.9.9',
-        'tqdm>=4.66',
+        'ml-collections>=1.1',
+        'numpy>=2.1',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12',
+        'pillow>=11',
+        'tensorflow-datasets>=4.9.10',  # 4.9.9 fails with protobuf 7
+        'tqdm>=4.67',
     ],
     extras_require={
         'cuda': ['jax[cuda12]>=0.10'],

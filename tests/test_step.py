@@ -24,7 +24,8 @@ def small_config(method, **changes):
   set_method(c, method, benchmark='glyphs', shots=5)
   c.model.width, c.model.pool = 8, 'global'
   c.train.shots, c.train.queries, c.train.meta_batch = 2, 2, META_BATCH
-  c.optimizer.learning_rate = 1e-2
+  # Adam would divide round-off by its own size where a gradient is zero.
+  c.optimizer.name, c.optimizer.learning_rate = 'sgd', 0.1
   c.update_from_flattened_dict(changes)
   validate(c)
   return c
@@ -90,12 +91,13 @@ def test_chunks_of_tasks_give_the_same_step(reference, devices):
 def assert_same(a, b):
   """To float32 round-off of sums that are taken in another order."""
   jax.tree.map(lambda x, y: np.testing.assert_allclose(
-      x, y, rtol=2e-4, atol=2e-5), a, b)
+      x, y, rtol=1e-4, atol=1e-5), a, b)
 
 
 @pytest.mark.parametrize('method', METHOD_NAMES)
 def test_loss_falls_and_the_step_compiles_once(method):
-  compiled, state, arrays, key = make(small_config(method), 1)
+  compiled, state, arrays, key = make(small_config(method, **{
+      'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-2}), 1)
   compiles = []
   jax.monitoring.register_event_duration_secs_listener(
       lambda name, *_, **__: compiles.append(name)
