@@ -36,7 +36,6 @@ def base_config():
   c.data = ConfigDict()
   c.data.name = ''  # a data set of `python -m mtl_jax.data list`
   c.data.dir = ''  # TFDS data_dir; '': $MTL_JAX_DATA, then TFDS's default
-  c.data.manual_dir = ''  # published files that a builder reads
 
   c.train = ConfigDict()
   c.train.ways = 5  # N, classes of a task
@@ -101,7 +100,7 @@ def base_config():
   c.parallel.devices = 0  # 0: as many local ones as divide the meta-batch
   c.parallel.compile = 'jit'  # jit or pmap, the same step
   # None: train.meta_batch must divide; a number n: the meta-batch becomes n
-  # times the devices, and train.meta_batch is not read.
+  # times `devices`, which must be stated, and train.meta_batch is not read.
   c.parallel.tasks_per_device = ml_collections.config_dict.placeholder(int)
   # Tasks of a device in one pass; gradients of several passes are averaged,
   # with the same result and less memory. 0: all.
@@ -214,6 +213,10 @@ def validate(config):
   _check_fields(METHODS[config.method.name].options(), ConfigDict(
       method_options(config)), 'method.', ())
   _check_schedule(config.optimizer)
+  if config.parallel.tasks_per_device and not config.parallel.devices:
+    raise UserError('config.parallel.devices is 0: state their number with '
+                    'config.parallel.tasks_per_device, they make the '
+                    'meta-batch')
 
 
 def _check_schedule(c):

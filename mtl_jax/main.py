@@ -37,6 +37,10 @@ def main(argv=None):
   except UserError as error:
     print(f'mtl_jax: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print('mtl_jax: stopped; the same command goes on from the last '
+          'checkpoint', file=sys.stderr)
+    return 130
   return 0
 
 

@@ -60,8 +60,7 @@ def meta_batch(config):
   """Returns T: `train.meta_batch`, or tasks_per_device times the devices."""
   if config.parallel.tasks_per_device is None:
     return config.train.meta_batch
-  devices = config.parallel.devices or jax.local_device_count()
-  return config.parallel.tasks_per_device * devices
+  return config.parallel.tasks_per_device * config.parallel.devices
 
 
 def compile(step, mesh, how='jit'):  # named for what it does, as re.compile

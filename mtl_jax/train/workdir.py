@@ -17,8 +17,8 @@ from mtl_jax.train.metrics import write_text
 
 CONFIG = 'config.json'
 # Fields that cannot change what is trained, and limits that only end it.
-_FREE = ('source', 'data.dir', 'data.manual_dir', 'train.max_epochs',
-         'parallel.compile', 'parallel.devices')
+_FREE = ('source', 'data.dir', 'train.max_epochs', 'parallel.compile',
+         'parallel.devices')
 _FREE_SECTIONS = ('log', 'eval')
 
 
@@ -105,5 +105,8 @@ def _identity(config):
 
   # Through JSON, so that tuples and lists are the same.
   walk(ml_collections.ConfigDict(json.loads(to_json(config))), '')
+  free = set(_FREE)
+  if flat['parallel.tasks_per_device'] is not None:
+    free.remove('parallel.devices')  # then they make the meta-batch
   return {field: value for field, value in flat.items()
-          if field not in _FREE and field.split('.')[0] not in _FREE_SECTIONS}
+          if field not in free and field.split('.')[0] not in _FREE_SECTIONS}

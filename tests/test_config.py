@@ -1,0 +1,85 @@
+"""The config: validated as a whole, and what makes two runs the same."""
+
+import copy
+import importlib.util
+
+import pytest
+from conftest import ROOT
+from etils import epath
+
+from mtl_jax.algorithms import METHODS
+from mtl_jax.config import base_config, set_method, to_json, validate
+from mtl_jax.errors import UserError
+from mtl_jax.train import workdir
+
+CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
+
+
+def load(path, method):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(method)
+
+
+@pytest.mark.parametrize('method', sorted(METHODS))
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
+def test_every_config_is_valid_with_every_method(path, method):
+  config = load(path, method)
+  validate(config)
+  assert config.method.name == method and config.source
+
+
+def config_with(**changes):
+  c = base_config()
+  c.data.name = 'glyphs'
+  set_method(c, 'mtl', benchmark='glyphs', shots=5)
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+@pytest.mark.parametrize('change, line', [
+    ({'eval.ways': 1}, 'config.eval.ways is 1: must be at least 2'),
+    ({'optimizer.beta2': 1.}, 'optimizer.beta2 is 1.0: must be at least 0, '),
+    ({'optimizer.warmup_epochs': 100}, 'warmup_epochs is 100: must be below'),
+    ({'eval.heads': ()}, 'config.eval.heads is empty'),
+    ({'optimizer.step_epochs': (5, 2), 'optimizer.step_scales': (1., 2.)},
+     'rising epochs'),
+    ({'parallel.tasks_per_device': 0}, 'tasks_per_device is 0'),
+    ({'parallel.tasks_per_device': 2}, 'config.parallel.devices is 0'),
+])
+def test_a_value_that_cannot_be_meant_is_named(change, line):
+  with pytest.raises(UserError, match=line):
+    validate(config_with(**change))
+
+
+@pytest.mark.parametrize('field, value, line', [
+    ('train', 3, 'config.train is 3'), ('seed', True, 'config.seed is True'),
+    ('seed', 'x', "config.seed is 'x': must be of type int"),
+    ('extra', 1, 'config.extra is unknown')])
+def test_an_unlocked_config_file_cannot_change_the_structure(
+    field, value, line):
+  c = config_with()
+  with c.unlocked(), c.ignore_type():
+    c[field] = value
+  with pytest.raises(UserError, match=line):
+    validate(c)
+
+
+@pytest.mark.parametrize('change, same', [
+    ({'train.max_epochs': 7}, True), ({'log.every_steps': 9}, True),
+    ({'eval.tasks': 9}, True), ({'parallel.devices': 1}, True),
+    ({'data.dir': '/x'}, True), ({'seed': 1}, False),
+    ({'train.shots': 3}, False), ({'optimizer.step_epochs': (3,)}, False),
+    ({'method.loss': 'squared'}, False), ({'validation.tasks': 9}, False),
+    ({'parallel.tasks_per_device': 2}, False)])
+def test_a_run_goes_on_only_with_what_trains_the_same(change, same, tmp_path):
+  path = epath.Path(tmp_path)
+  (path / 'config.json').write_text(to_json(config_with()))
+  other = copy.deepcopy(config_with())
+  other.update_from_flattened_dict(change)
+  if same:
+    workdir.check(path, other)
+  else:
+    with pytest.raises(UserError, match='holds a run with config'):
+      workdir.check(path, other)
