@@ -30,9 +30,10 @@ def arguments(workdir, config=CONFIG, **changes):
 def run(flags, program=('-m', 'mtl_jax.main'), env=None, **options):
   """Runs the program on one device, from the root; returns the process."""
   env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT), **(env or {})}
+  streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | options
   return subprocess.run(
       [sys.executable, *program, *flags], cwd=ROOT, env=env, text=True,
-      capture_output=True, timeout=300, **options)
+      timeout=300, **streams)
 
 
 def snapshot(folder):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import jax
@@ -82,7 +83,7 @@ class Log:
     self._path = workdir / FILE
     self._records = read(workdir, upto)
     self._bar = None
-    if config.log.progress and sys.stderr.isatty():
+    if config.log.progress and _columns():
       self._bar = tqdm.tqdm(total=total_steps, initial=upto, unit='step',
                             dynamic_ncols=True, smoothing=0.05)
     self._plain = config.log.progress and self._bar is None
@@ -90,6 +91,7 @@ class Log:
 
   def record(self, values):
     """Adds a record of a step: 'step', 'epoch' and what was measured."""
+    before = self._records[-1] if self._records else {}
     self._records.append(values)
     write_text(self._path, ''.join(
         json.dumps(record) + '\n' for record in self._records))
@@ -99,7 +101,8 @@ class Log:
           self._events.add_scalar(name, value, values['step'])
     if self._bar is not None:
       self._bar.update(values['step'] - self._bar.n)
-      self._bar.set_postfix_str(_short(values))
+      # Loss and validation come in turn: the bar keeps both.
+      self._bar.set_postfix_str(_short({**before, **values}))
     elif self._plain:
       self.say(f'step {values["step"]}  {_short(values)}')
 
@@ -114,6 +117,14 @@ class Log:
       self._bar.close()
     if self._events:
       self._events.close()
+
+
+def _columns():
+  """Returns the width of the terminal behind stderr, 0 where none is."""
+  try:
+    return os.get_terminal_size(sys.stderr.fileno()).columns
+  except (OSError, ValueError):
+    return 0
 
 
 def _events(workdir):
