@@ -10,7 +10,7 @@ import json
 
 import ml_collections
 
-from mtl_jax import heads, models
+from mtl_jax import evaluate, heads, models
 from mtl_jax.algorithms import METHODS
 from mtl_jax.data import builders
 from mtl_jax.errors import UserError, check_choice
@@ -73,6 +73,7 @@ def base_config():
   c.validation.shots = 5
   c.validation.queries = 15
   c.validation.head = 'logistic'
+  c.validation.normalise_features = True  # unit length
 
   # The test: the same tasks for every method and every run.
   c.eval = ConfigDict()
@@ -85,7 +86,7 @@ def base_config():
   # New heads on frozen features, by name; 'own' is the method's adaptation.
   # The first one's accuracy is the run's.
   c.eval.heads = ('logistic',)
-  c.eval.normalise_features = True  # unit length; also in validation
+  c.eval.normalise_features = True  # unit length
   # Scores of the untrained backbone and of raw pixels beside the run's.
   c.eval.baselines = False
   c.eval.batch_size = 250  # images of a forward pass
@@ -202,17 +203,24 @@ def validate(config):
       ('data.name', builders.names()),
       ('optimizer.name', optimizer.OPTIMIZERS),
       ('optimizer.schedule', optimizer.SCHEDULES),
-      ('validation.head', (*heads.HEADS, 'own')),
+      ('validation.head', (*heads.HEADS, evaluate.OWN)),
       ('eval.split', ('train', 'validation', 'test')),
       ('parallel.compile', ('jit', 'pmap'))):
     check_choice(f'config.{field}', _get(config, field), allowed)
   if not config.eval.heads:
     raise UserError('config.eval.heads is empty: name at least one head')
   for head in config.eval.heads:
-    check_choice('config.eval.heads', head, (*heads.HEADS, 'own'))
+    check_choice('config.eval.heads', head, (*heads.HEADS, evaluate.OWN))
   _check_fields(METHODS[config.method.name].options(), ConfigDict(
       method_options(config)), 'method.', ())
   _check_schedule(config.optimizer)
+  for section, used in (('validation', (config.validation.head,)),
+                        ('eval', config.eval.heads)):
+    ways = config[section].ways
+    if evaluate.OWN in used and ways != config.train.ways:
+      raise UserError(
+          f'config.{section}.ways is {ways}: a method adapts by itself '
+          f'({evaluate.OWN!r}) to config.train.ways, {config.train.ways}')
   if config.parallel.tasks_per_device and not config.parallel.devices:
     raise UserError('config.parallel.devices is 0: state their number with '
                     'config.parallel.tasks_per_device, they make the '

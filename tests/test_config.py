@@ -42,6 +42,8 @@ def config_with(**changes):
     ({'eval.ways': 1}, 'config.eval.ways is 1: must be at least 2'),
     ({'optimizer.beta2': 1.}, 'optimizer.beta2 is 1.0: must be at least 0, '),
     ({'optimizer.warmup_epochs': 100}, 'warmup_epochs is 100: must be below'),
+    ({'eval.heads': ('own',), 'eval.ways': 6}, 'config.eval.ways is 6'),
+    ({'validation.head': 'own', 'validation.ways': 4}, 'validation.ways is 4'),
     ({'eval.heads': ()}, 'config.eval.heads is empty'),
     ({'optimizer.step_epochs': (5, 2), 'optimizer.step_scales': (1., 2.)},
      'rising epochs'),
@@ -72,6 +74,8 @@ def test_an_unlocked_config_file_cannot_change_the_structure(
     ({'data.dir': '/x'}, True), ({'seed': 1}, False),
     ({'train.shots': 3}, False), ({'optimizer.step_epochs': (3,)}, False),
     ({'method.loss': 'squared'}, False), ({'validation.tasks': 9}, False),
+    ({'validation.normalise_features': False}, False),
+    ({'eval.normalise_features': False}, True),
     ({'parallel.tasks_per_device': 2}, False)])
 def test_a_run_goes_on_only_with_what_trains_the_same(change, same, tmp_path):
   path = epath.Path(tmp_path)

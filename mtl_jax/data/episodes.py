@@ -22,7 +22,6 @@ class Stream(enum.IntEnum):
   TRAIN = 1
   VALIDATION = 2
   TEST = 3
-  STATISTICS = 4
 
 
 @chex.dataclass(frozen=True)

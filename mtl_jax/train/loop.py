@@ -187,7 +187,7 @@ def protocol(config, section, key):
   return evaluate.Protocol(
       key=key, num_tasks=section.tasks, ways=section.ways,
       shots=section.shots, queries=section.queries,
-      normalise_features=config.eval.normalise_features,
+      normalise_features=section.normalise_features,
       batch_size=config.eval.batch_size,
       tasks_at_once=config.eval.tasks_at_once)
 
