@@ -3,7 +3,7 @@
 import io
 import json
 
-from mtl_jax.train import metrics
+from mtl_jax.train import metrics, workdir
 
 _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 
@@ -55,4 +55,4 @@ def curves(path):
     axes.grid(alpha=0.3)
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=120)
-  (path / 'curves.png').write_bytes(buffer.getvalue())
+  workdir.write(path / 'curves.png', buffer.getvalue())

@@ -196,6 +196,17 @@ def test_a_corrupt_checkpoint(damage, finished, tmp_path):
   assert 'Going on at step 12' in result.stdout
 
 
+@pytest.mark.parametrize('damage', ['truncated', 'missing'])
+def test_a_best_checkpoint_that_is_gone(damage, finished, tmp_path):
+  """There is no older one to go back to: the line must not say so."""
+  path = copy_of(finished, tmp_path)
+  shutil.rmtree(path / 'best') if damage == 'missing' else [
+      os.truncate(file, 20) for file in path.glob('best/*/default/**/d/*')]
+  result = command.run(command.arguments(path))
+  assert_one_line(result, str(path / 'best'), 'restore it')
+  assert 'step before' not in result.stderr
+
+
 def test_a_damaged_config_json(finished, tmp_path):
   path = copy_of(finished, tmp_path)
   (path / 'config.json').write_text('{"seed": ')

@@ -27,12 +27,12 @@ def create(name, **options):
   Raises UserError for an unknown name, an option that the model does not
   have, or a value that it does not take.
   """
-  check_choice('model.name', name, MODELS)
+  check_choice('config.model.name', name, MODELS)
   model = MODELS[name]
   allowed = [field.name for field in dataclasses.fields(model)
              if field.name not in ('parent', 'name')]
   for option in options:
     if option not in allowed:
-      raise UserError(f'model.{option} is unknown: {name} has the options '
-                      + ', '.join(allowed))
+      raise UserError(f'config.model.{option} is unknown: {name} has the '
+                      'options ' + ', '.join(allowed))
   return model(**options)

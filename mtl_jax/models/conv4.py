@@ -39,7 +39,7 @@ class Conv4(nn.Module):
 
   def __post_init__(self):
     layers.check_options('conv4', self.width, self.dtype)
-    check_choice('model.pool', self.pool, POOLS)
+    check_choice('config.model.pool', self.pool, POOLS)
     super().__post_init__()
 
   @nn.compact

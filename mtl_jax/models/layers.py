@@ -231,13 +231,13 @@ def check_images(images, smallest, model):
   """Raises UserError for images that a model's pooling would use up."""
   if min(images.shape[1:3]) < smallest:
     raise UserError(
-        f'images are {images.shape[1]}x{images.shape[2]}: model.name '
+        f'images are {images.shape[1]}x{images.shape[2]}: config.model.name '
         f'{model!r} needs at least {smallest}x{smallest}')
 
 
 def check_options(model, width, dtype):
   """Raises UserError for a width or dtype that no model has."""
   if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-    raise UserError(f'model.width is {width!r}: {model} needs a whole number '
-                    'of at least 1')
-  check_choice('model.dtype', dtype, DTYPES)
+    raise UserError(f'config.model.width is {width!r}: {model} needs a whole '
+                    'number of at least 1')
+  check_choice('config.model.dtype', dtype, DTYPES)

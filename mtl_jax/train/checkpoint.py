@@ -72,11 +72,13 @@ def restore(manager, like, step=None):
       return manager.restore(step, args=ocp.args.StandardRestore(shapes))
   except Exception as error:  # pylint: disable=broad-except
     # Damaged files surface as whatever error their reader has.
+    before = any(other < step for other in manager.all_steps())
+    mend = ('remove this folder to go back to the step before it' if before
+            else 'restore it')
     raise UserError(
         f'{manager.directory / str(step)}: the checkpoint cannot be read '
-        f'({first_line(error)}): remove this folder to go back to the step '
-        'before it, or choose an empty --workdir') from error
-
+        f'({first_line(error)}): {mend}, or choose an empty --workdir'
+    ) from error
 
 
 @contextlib.contextmanager

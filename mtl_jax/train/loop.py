@@ -1,5 +1,6 @@
 """A run from config to test.json; reads from top to bottom."""
 
+import io
 import json
 import time
 from typing import Any, NamedTuple
@@ -208,6 +209,9 @@ def test(config, path, run, like):
   """
   best = checkpoint.manager(path, 'best')
   state = checkpoint.restore(best, like)
+  if state is None:
+    raise UserError(f'{best.directory} holds no checkpoint to test: restore '
+                    'it, or choose an empty --workdir')
   c = config.eval
   rules = protocol(config, c, episodes.stream_key(
       c.seed, episodes.Stream.TEST))
@@ -231,9 +235,10 @@ def test(config, path, run, like):
       'checkpoint_step': int(state.step),
       'validation_accuracy': float(state.best_score),
       'scores': {name: evaluate.summary(x) for name, x in scores.items()}}
-  with (path / 'tasks.npz').open('wb') as file:
-    np.savez(file, **scores)
-  metrics.write_text(path / 'test.json', json.dumps(result, indent=2))
+  packed = io.BytesIO()
+  np.savez(packed, **scores)
+  workdir.write(path / 'tasks.npz', packed.getvalue())
+  workdir.write(path / 'test.json', json.dumps(result, indent=2))
   return result
 
 

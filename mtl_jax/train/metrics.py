@@ -9,6 +9,7 @@ import jax
 import tqdm
 
 from mtl_jax.errors import UserError
+from mtl_jax.train import workdir
 
 FILE = 'metrics.jsonl'
 
@@ -41,16 +42,16 @@ def fetch(pending, first_step):
   return metrics
 
 
-def read(workdir, upto=None):
+def read(path, upto=None):
   """Returns the records of a run; a half-written last line is left out.
 
   Args:
-    workdir: of the run.
+    path: the workdir.
     upto: leave out records of later steps (a resumed run makes them again).
   """
-  path = workdir / FILE
+  file = path / FILE
   records = []
-  for line in path.read_text().splitlines() if path.exists() else ():
+  for line in file.read_text().splitlines() if file.exists() else ():
     try:
       record = json.loads(line)
     except json.JSONDecodeError:
@@ -60,18 +61,6 @@ def read(workdir, upto=None):
   return records
 
 
-def write_text(path, text):
-  """Replaces a file as a whole: it holds the old text or the new one."""
-  beside = path.parent / f'{path.name}.tmp'
-  try:
-    beside.write_text(text)
-    beside.replace(path)
-  except OSError as error:
-    beside.unlink(missing_ok=True)
-    raise UserError(f'{path}: cannot be written ({error.strerror})'
-                    ) from error
-
-
 class Log:
   """Keeps the records of a run and shows its progress.
 
@@ -79,21 +68,21 @@ class Log:
   allow where appending is not.
   """
 
-  def __init__(self, workdir, config, upto, total_steps):
-    self._path = workdir / FILE
-    self._records = read(workdir, upto)
+  def __init__(self, path, config, upto, total_steps):
+    self._path = path / FILE
+    self._records = read(path, upto)
     self._bar = None
     if config.log.progress and _columns():
       self._bar = tqdm.tqdm(total=total_steps, initial=upto, unit='step',
                             dynamic_ncols=True, smoothing=0.05)
     self._plain = config.log.progress and self._bar is None
-    self._events = _events(workdir) if config.log.tensorboard else None
+    self._events = _events(path) if config.log.tensorboard else None
 
   def record(self, values):
     """Adds a record of a step: 'step', 'epoch' and what was measured."""
     before = self._records[-1] if self._records else {}
     self._records.append(values)
-    write_text(self._path, ''.join(
+    workdir.write(self._path, ''.join(
         json.dumps(record) + '\n' for record in self._records))
     if self._events:
       for name, value in values.items():
@@ -127,12 +116,12 @@ def _columns():
     return 0
 
 
-def _events(workdir):
+def _events(path):
   try:
     import tensorboardX  # the extra `tensorboard`
   except ImportError:
     return None
-  return tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
+  return tensorboardX.SummaryWriter(str(path / 'tensorboard'))
 
 
 def _short(values):

@@ -13,7 +13,6 @@ import ml_collections
 
 from mtl_jax.config import to_json
 from mtl_jax.errors import UserError
-from mtl_jax.train.metrics import write_text
 
 CONFIG = 'config.json'
 # Fields that cannot change what is trained, and limits that only end it.
@@ -76,8 +75,31 @@ def claim(path, config):
   except OSError as error:
     raise UserError(f'{path}: cannot be made ({error.strerror}): choose '
                     'another --workdir') from error
-  write_text(path / 'env.json', json.dumps(environment(), indent=2))
-  write_text(path / CONFIG, to_json(config))
+  write(path / 'env.json', json.dumps(environment(), indent=2))
+  write(path / CONFIG, to_json(config))
+
+
+def write(path, contents):
+  """Replaces a file as a whole: it holds the old contents or the new.
+
+  Args:
+    path: the file.
+    contents: text or bytes.
+
+  Raises:
+    UserError: the disk is full, or the folder cannot be written.
+  """
+  beside = path.parent / f'{path.name}.tmp'
+  try:
+    if isinstance(contents, bytes):
+      beside.write_bytes(contents)
+    else:
+      beside.write_text(contents)
+    beside.replace(path)
+  except OSError as error:
+    beside.unlink(missing_ok=True)
+    raise UserError(f'{path}: cannot be written ({error.strerror})'
+                    ) from error
 
 
 def environment():
