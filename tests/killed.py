@@ -48,6 +48,8 @@ MOMENTS = {
         lambda: at_save('best', 4, inside=True), 4, 0),
     'inside the save of the latest': (
         lambda: at_save('latest', 8, inside=True), 8, 4),
+    'between the best of the first epoch and its save': (
+        lambda: at_save('latest', 4, inside=False), 4, 0),
     'between the record of an epoch and its save': (
         lambda: at_save('latest', 8, inside=False), 8, 4),
 }

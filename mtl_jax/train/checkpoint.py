@@ -29,15 +29,14 @@ def manager(workdir, which):
 
 
 def save(manager, step, state):
-  """Saves a state unless this step is there already.
+  """Saves a state, unless this step is there.
 
-  It is there when a resumed run passes it again: the same state to the bit.
+  A resumed run may pass it again, with the same state to the bit: Orbax
+  leaves what it has.
 
   Raises:
     UserError: the disk is full, or the folder cannot be written.
   """
-  if step in manager.all_steps():
-    return
   try:
     with _one_voice():
       manager.save(step, args=ocp.args.StandardSave(state))
