@@ -1,8 +1,184 @@
-"""Turn stored pixels into network input, inside the compiled step."""
+"""Turn stored pixels into network input, inside the compiled step.
 
+The augmentation is the chain that MetaOptNet (Lee et al., CVPR 2019) trains
+with, in pixel space and with whole numbers throughout, as Pillow and
+torchvision's transforms of Pillow images compute it: the deterministic pieces
+(`crop`, `flip`, `brightness`, `contrast`, `saturation`, `jitter`) give
+Pillow's very bytes.
+"""
+
+import itertools
+
+import jax
 import jax.numpy as jnp
+
+from mtl_jax.errors import UserError, check_choice
+
+# Luma of ITU-R 601 in units of 2^-16, as Pillow converts RGB to grey.
+_GREY = (19595., 38470., 7471.)
+# Drawn factors are multiples of this. A factor times a difference of two
+# pixels, and that plus a pixel, then fit the 24 bits of a float32 or lie
+# beyond what is clipped: nothing is ever rounded, and no device, fused
+# multiply-add or not, can disagree with another about a pixel.
+_FACTOR_UNIT = 2.**-15
+_ORDERS = tuple(itertools.permutations(range(3)))
 
 
 def normalise(images, mean, std):
-  """Scales uint8 images [.., h, w, c] to (x / 255 - mean) / std, float32."""
+  """Scales images [.., h, w, c] of 0..255 to (x / 255 - mean) / std, float32.
+
+  Stored uint8 images and the float32 of `augment` alike.
+  """
   return (images.astype(jnp.float32) / 255. - mean) / std
+
+
+def augment(key, images, *, operations, padding, brightness, contrast,
+            saturation):
+  """Applies random operations to each image, drawn for each image alone.
+
+  The task's key decides, and in a task the image's place: the images of a
+  task are augmented independently of one another, support and query alike,
+  and neither their number nor the devices change what an image becomes.
+
+  Args:
+    key: of the task.
+    images: uint8 [B, h, w, c].
+    operations: names of OPERATIONS, applied in this order; none: no change.
+    padding: p of `crop`, pixels.
+    brightness: x of jitter's brightness factor, U[max(0, 1 - x), 1 + x].
+    contrast: the same of its contrast.
+    saturation: the same of its saturation.
+
+  Returns:
+    float32 [B, h, w, c], whole numbers 0..255.
+
+  Raises:
+    UserError: an operation is unknown, or is jitter of images without colour.
+  """
+  for name in operations:
+    check_choice('config.augment.operations', name, OPERATIONS)
+  options = dict(padding=padding, brightness=brightness, contrast=contrast,
+                 saturation=saturation)
+
+  def one(index, image):
+    image_key = jax.random.fold_in(key, index)
+    for place, name in enumerate(operations):
+      image = OPERATIONS[name](jax.random.fold_in(image_key, place), image,
+                               **options)
+    return image
+
+  images = jax.vmap(one)(jnp.arange(len(images)), images)
+  return images.astype(jnp.float32)
+
+
+def random_crop(key, image, *, padding, **_):
+  """Crops at a uniform place of the padded image: offsets 0..2p."""
+  top, left = jax.random.randint(key, (2,), 0, 2 * padding + 1)
+  return crop(image, top, left, padding)
+
+
+def random_jitter(key, image, *, brightness, contrast, saturation, **_):
+  """Changes the three in one of their six orders, each equally likely.
+
+  Factors are uniform, to the nearest 2^-15.
+  """
+  if image.shape[-1] != 3:
+    raise UserError('config.augment.operations has jitter: it needs images of '
+                    f'3 channels, RGB, and these have {image.shape[-1]}')
+  factor_key, order_key = jax.random.split(key)
+  spread = jnp.array([brightness, contrast, saturation], jnp.float32)
+  factors = jax.random.uniform(
+      factor_key, (3,), minval=jnp.maximum(0., 1. - spread),
+      maxval=1. + spread)
+  factors = jnp.round(factors / _FACTOR_UNIT) * _FACTOR_UNIT
+  order = jnp.array(_ORDERS)[
+      jax.random.randint(order_key, (), 0, len(_ORDERS))]
+  return jitter(image, factors, order)
+
+
+def random_flip(key, image, **_):
+  """Mirrors with probability one half."""
+  return jnp.where(jax.random.bernoulli(key), flip(image), image)
+
+
+# (key, image [h, w, c], all options by name) -> image of the same shape with
+# whole numbers 0..255, uint8 or float32; in the order of the published chain.
+OPERATIONS = {
+    'crop': random_crop,
+    'jitter': random_jitter,
+    'flip': random_flip,
+}
+
+
+def crop(image, top, left, padding):
+  """Pads [h, w, c] by zeros on all sides, cuts h x w out at (top, left)."""
+  padded = jnp.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+  return jax.lax.dynamic_slice(padded, (top, left, 0), image.shape)
+
+
+def flip(image):
+  """Mirrors [h, w, c] left to right."""
+  return image[:, ::-1]
+
+
+def brightness(image, factor):
+  """Blends [h, w, 3] with black; Pillow's ImageEnhance.Brightness."""
+  return _blend(0., image.astype(jnp.float32), factor)
+
+
+def contrast(image, factor):
+  """Blends [h, w, 3] with its mean grey; Pillow's ImageEnhance.Contrast."""
+  image = image.astype(jnp.float32)
+  return _blend(_mean(_grey(image)), image, factor)
+
+
+def saturation(image, factor):
+  """Blends [h, w, 3] with its grey image; Pillow's ImageEnhance.Color."""
+  image = image.astype(jnp.float32)
+  return _blend(_grey(image), image, factor)
+
+
+def jitter(image, factors, order):
+  """Applies brightness, contrast and saturation in the given order.
+
+  Args:
+    image: [h, w, 3], whole numbers 0..255.
+    factors: float32 [3], of brightness, contrast and saturation. Multiples
+      of 2^-15 give Pillow's bytes on any device. Others leave a rounding to
+      the device: one value in 100,000 may be off by 1, or 2 after all three.
+    order: int32 [3], a permutation of 0 (brightness), 1 (contrast) and 2
+      (saturation).
+
+  Returns:
+    float32 [h, w, 3]; whole numbers, after each of the three.
+  """
+  image = image.astype(jnp.float32)
+  # One blend with a chosen image, since under vmap a lax.switch would compute
+  # all three.
+  for name in order:
+    grey = _grey(image)
+    base = jnp.where(name == 2, grey, jnp.where(name == 1, _mean(grey), 0.))
+    image = _blend(base, image, factors[name])
+  return image
+
+
+def _grey(image):
+  """Returns [h, w, 1]; exact, as no sum reaches 2^24."""
+  red, green, blue = (image[..., i:i + 1] for i in range(3))
+  total = _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue + 2.**15
+  return jnp.floor(total * 2.**-16)
+
+
+def _mean(grey):
+  """Returns the mean, halves rounded up, in integers so as to be exact."""
+  total = jnp.sum(grey.astype(jnp.int32))
+  return ((2 * total + grey.size) // (2 * grey.size)).astype(jnp.float32)
+
+
+def _blend(base, image, factor):
+  """Goes from base to image and, for a factor above 1, beyond.
+
+  Pillow truncates, and clips where it goes beyond; between the two images
+  there is nothing to clip.
+  """
+  return jnp.floor(jnp.clip(base + factor * (image - base), 0., 255.))
