@@ -1,6 +1,7 @@
-"""Times our layers and conv4 against plain Flax, forward and backward.
+"""Times our layers and backbones against plain Flax, forward and backward.
 
-    python benchmarks/layers.py [--repeats 5] [--only layers|step|tasks]
+    python benchmarks/layers.py [--repeats 5]
+                                [--only layers|step|tasks|resnet12]
 
 Each line interleaves its variants and gives the median milliseconds of each
 and their ratios to the first. On a machine that is shared, the processor
@@ -8,6 +9,8 @@ time in brackets (all threads together) is steadier than the wall clock.
 `step` is a whole training step of joint multi-task learning: backbone,
 unit-length features, five class rows, cross-entropy, SGD. `tasks` compares
 one step of T mapped tasks with one of a single task of as many images.
+`resnet12` is the same step of that network, with and without dropping, and
+its widest convolutions.
 """
 
 import argparse
@@ -26,6 +29,8 @@ LAYERS = ((200, 28, 28, 64), (50, 84, 84, 64), (200, 28, 28, 1),
           (50, 84, 84, 3))
 STEPS = ((50, 28, 28, 1), (200, 28, 28, 1), (50, 84, 84, 3), (200, 84, 84, 3))
 TASKS = ((4, 50, 28, 28, 1), (2, 25, 84, 84, 3))
+RESNET12 = ((50, 32, 32, 3), (25, 84, 84, 3))
+WIDE = ((25, 42, 42, 160), (25, 21, 21, 320), (25, 10, 10, 640))
 
 
 class FlaxNorm(nn.Module):
@@ -54,6 +59,22 @@ class FlaxConv4(nn.Module):
       x = (nn.relu(layers.max_pool(x)) if 'pool' in self.ours
            else nn.max_pool(nn.relu(x), (2, 2), (2, 2)))
     return x.reshape(len(x), -1)
+
+
+class FlaxResnet12(nn.Module):
+  """ResNet-12 of Flax's own layers, without dropping."""
+
+  @nn.compact
+  def __call__(self, images, *, train):
+    """Returns features [B, 640]."""
+    x = images
+    for width in (64, 160, 320, 640):
+      short = FlaxNorm()(nn.Conv(width, (1, 1), use_bias=False)(x))
+      for i in range(3):
+        x = FlaxNorm()(nn.Conv(width, (3, 3), use_bias=False)(x))
+        x = nn.leaky_relu(x if i < 2 else x + short, 0.1)
+      x = nn.max_pool(x, (2, 2), (2, 2))
+    return jnp.mean(x, (1, 2))
 
 
 def interleave(title, variants, repeats):
@@ -119,28 +140,35 @@ def make_step(model, shape):
   variables = jax.jit(lambda: model.init(
       jax.random.key(1), images[0], train=True))()
   features = jax.eval_shape(lambda: model.apply(
-      variables, images[0], train=True, mutable=['batch_stats'])[0])
+      variables, images[0], train=True, mutable=['batch_stats'],
+      rngs={'dropout': jax.random.key(3)})[0])
   rows = 0.05 * jax.random.normal(jax.random.key(2), (5, features.shape[-1]))
 
-  def loss(params, images):
+  def loss(params, images, key, schedule):
     features, mutated = model.apply(
         {**variables, 'params': params['body']}, images, train=True,
-        mutable=['batch_stats'])
+        mutable=['batch_stats'], rngs={'dropout': key}, **schedule)
     logits = layers.unit_norm(features) @ params['rows'].T
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(
         logits, labels)), mutated
 
-  def mean_loss(params, images):
-    losses, mutated = jax.vmap(loss, (None, 0))(params, images)
+  def mean_loss(params, images, keys, schedule):
+    losses, mutated = jax.vmap(loss, (None, 0, 0, None))(
+        params, images, keys, schedule)
     return jnp.mean(losses), mutated
 
   @jax.jit
-  def step(params, images):
-    grads, mutated = jax.grad(mean_loss, has_aux=True)(params, images)
+  def step(params, images, keys, schedule):
+    grads, mutated = jax.grad(mean_loss, has_aux=True)(
+        params, images, keys, schedule)
     return jax.tree.map(lambda p, g: p - 0.01 * g, params, grads), mutated
 
   params = {'body': variables['params'], 'rows': rows}
-  return lambda: step(params, images)
+  # Arguments, which XLA cannot fold into constants as closures are.
+  keys = jax.random.split(jax.random.key(3), shape[0])
+  schedule = ({} if isinstance(model, FlaxConv4 | FlaxResnet12)
+              else {'tasks_seen': jnp.int32(40000)})
+  return lambda: step(params, images, keys, schedule)
 
 
 def time_steps(repeats):
@@ -166,11 +194,29 @@ def time_tasks(repeats):
     }, repeats)
 
 
+def time_resnet12(repeats):
+  """Prints steps of ResNet-12 and its convolutions."""
+  for shape in WIDE:
+    images = jax.random.normal(jax.random.key(0), shape)
+    flax = nn.Conv(shape[-1], (3, 3), use_bias=False)
+    interleave(f'convolution {shape}', {
+        'flax': gradient_of(flax, images),
+        'ours': gradient_of(layers.Conv3x3(shape[-1]), images)}, repeats)
+  for shape in RESNET12:
+    interleave(f'resnet12 {shape}', {
+        'flax': make_step(FlaxResnet12(), (1, *shape)),
+        'ours': make_step(models.create('resnet12'), (1, *shape)),
+        'not dropping': make_step(
+            models.create('resnet12', drop_rate=0.), (1, *shape)),
+    }, repeats)
+
+
 def main():
   """Prints the tables."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--repeats', type=int, default=5)
-  tables = {'layers': time_layers, 'step': time_steps, 'tasks': time_tasks}
+  tables = {'layers': time_layers, 'step': time_steps, 'tasks': time_tasks,
+            'resnet12': time_resnet12}
   parser.add_argument('--only', choices=tables, default=None)
   args = parser.parse_args()
   for name, table in tables.items():

@@ -4,20 +4,24 @@
     variables = model.init(key, images, train=False)
     features = model.apply(variables, images, train=False)        # [B, D]
     features, mutated = model.apply(variables, images, train=True,
-                                    mutable=['batch_stats'])
+                                    tasks_seen=0, mutable=['batch_stats'],
+                                    rngs={'dropout': key})
 
 Images are [B, h, w, c], features float32. In training `mutated` holds the
-statistics of this batch itself, not running ones: see layers.py. A new model
-is one file and one line in MODELS.
+statistics of this batch itself, not running ones: see layers.py. `tasks_seen`
+([] int32 or int), the training tasks before this step, drives schedules within
+a model. A new model is one file and one line in MODELS.
 """
 
 import dataclasses
 
 from mtl_jax.errors import UserError, check_choice
-from mtl_jax.models import conv4
+from mtl_jax.models import conv4, resnet12
+from mtl_jax.models.torch_weights import from_torch as from_torch
 
 MODELS = {
     'conv4': conv4.Conv4,
+    'resnet12': resnet12.Resnet12,
 }
 
 

@@ -38,13 +38,15 @@ class Conv4(nn.Module):
   dtype: str = 'float32'
 
   def __post_init__(self):
-    layers.check_options('conv4', self.width, self.dtype)
+    layers.check_count('width', self.width, 'conv4')
     check_choice('config.model.pool', self.pool, POOLS)
+    check_choice('config.model.dtype', self.dtype, layers.DTYPES)
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, images, *, train):
+  def __call__(self, images, *, train, tasks_seen=0):
     """Returns features [B, D]; `train` as in BatchNorm's contract."""
+    del tasks_seen  # nothing changes in the course of training
     layers.check_images(images, SMALLEST, 'conv4')
     x = images
     for i in range(BLOCKS):
