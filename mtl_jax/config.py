@@ -12,7 +12,7 @@ import ml_collections
 
 from mtl_jax import evaluate, heads, models
 from mtl_jax.algorithms import METHODS
-from mtl_jax.data import builders
+from mtl_jax.data import augment, builders, store
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.train import optimizer
 
@@ -36,6 +36,21 @@ def base_config():
   c.data = ConfigDict()
   c.data.name = ''  # a data set of `python -m mtl_jax.data list`
   c.data.dir = ''  # TFDS data_dir; '': $MTL_JAX_DATA, then TFDS's default
+  # Folder of the published files, read when the data set is built; '':
+  # $MTL_JAX_MANUAL.
+  c.data.manual_dir = ''
+  # Where training pixels are: all on the 'device', or on the 'host', with a
+  # thread that gathers the next steps' ones. The same episodes either way.
+  c.data.store = 'device'
+
+  # Of training images, in the order of `operations` (names in
+  # data/augment.py), each image drawn afresh whenever it is seen.
+  c.augment = ConfigDict()
+  c.augment.operations = ()
+  c.augment.padding = 8  # crop: pixels on every side, zero
+  c.augment.brightness = 0.4  # jitter: factors U[1 - x, 1 + x]
+  c.augment.contrast = 0.4
+  c.augment.saturation = 0.4
 
   c.train = ConfigDict()
   c.train.ways = 5  # N, classes of a task
@@ -99,6 +114,8 @@ def base_config():
 
   c.parallel = ConfigDict()
   c.parallel.devices = 0  # 0: as many local ones as divide the meta-batch
+  # Devices that a CPU is counted as, best one a core; 0: as jax finds it.
+  c.parallel.cpu_devices = 0
   c.parallel.compile = 'jit'  # jit or pmap, the same step
   # None: train.meta_batch must divide; a number n: the meta-batch becomes n
   # times `devices`, which must be stated, and train.meta_batch is not read.
@@ -179,11 +196,14 @@ _RANGES = {
         'weight_decay', 'warmup_epochs', 'plateau_patience',
         'plateau_threshold')},
     'optimizer.plateau_factor': _Range(0, above=True, high=1),
+    **{f'augment.{k}': _Range(0) for k in (
+        'padding', 'brightness', 'contrast', 'saturation')},
     'seed': _Range(0, high=2**32), 'eval.seed': _Range(0, high=2**32),
     'train.queries': _Range(0), 'train.stop_patience': _Range(0),
     'eval.batch_size': _COUNT, 'eval.tasks_at_once': _COUNT,
-    'parallel.devices': _Range(0), 'parallel.tasks_per_device': _COUNT,
-    'parallel.tasks_at_once': _Range(0), 'log.every_steps': _COUNT,
+    **{f'parallel.{k}': _Range(0) for k in (
+        'devices', 'cpu_devices', 'tasks_at_once')},
+    'parallel.tasks_per_device': _COUNT, 'log.every_steps': _COUNT,
 }
 
 
@@ -201,6 +221,7 @@ def validate(config):
   for field, allowed in (
       ('method.name', METHODS), ('model.name', models.MODELS),
       ('data.name', builders.names()),
+      ('data.store', store.PLACES),
       ('optimizer.name', optimizer.OPTIMIZERS),
       ('optimizer.schedule', optimizer.SCHEDULES),
       ('validation.head', (*heads.HEADS, evaluate.OWN)),
@@ -209,6 +230,8 @@ def validate(config):
     check_choice(f'config.{field}', _get(config, field), allowed)
   if not config.eval.heads:
     raise UserError('config.eval.heads is empty: name at least one head')
+  for name in config.augment.operations:
+    check_choice('config.augment.operations', name, augment.OPERATIONS)
   for head in config.eval.heads:
     check_choice('config.eval.heads', head, (*heads.HEADS, evaluate.OWN))
   _check_fields(METHODS[config.method.name].options(), ConfigDict(

@@ -1,8 +1,9 @@
 """Meta-test: adapt to unseen tasks and measure.
 
-A frozen backbone sees every image once; a task is then a gather of features,
-and the heads of many tasks are fitted in one batched call. Methods that adapt
-more than the head go through their own `adapt`, task by task.
+A frozen backbone sees every image that some task uses once; a task is then a
+gather of features, and the heads of many tasks are fitted in one batched call.
+Methods that adapt more than the head go through their own `adapt`, task by
+task.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,6 @@ import numpy as np
 
 from mtl_jax import heads
 from mtl_jax.data import augment, episodes
-from mtl_jax.data import store as stores
 from mtl_jax.models import layers
 
 OWN = 'own'  # the method's own adaptation in place of a head
@@ -51,68 +51,81 @@ def meta_test(algorithm, variables, store, protocol, head_options):
 
 def make_meta_test(algorithm, store, protocol, head_options):
   """Returns variables -> result of `meta_test`, compiled once."""
-  arrays = stores.arrays(store)
-  normalised = lambda ids: augment.normalise(arrays.images[ids], arrays.mean,
-                                             arrays.std)
+  keys = episodes.task_keys(protocol.key, 0, protocol.num_tasks)
+  image_ids = task_images(protocol, store.offsets)
+  used, rows = np.unique(image_ids, return_inverse=True)
+  rows = rows.reshape(image_ids.shape)  # of the features of `used`
+  support_y = episodes.labels(protocol.ways, protocol.shots)
+  query_y = episodes.labels(protocol.ways, protocol.queries)
+  hits = lambda logits: jnp.mean(jnp.argmax(logits, -1) == query_y)
+  normalised = lambda images: augment.normalise(images, store.mean, store.std)
+
+  def halves(rows):
+    """Parts [N, K + Q, ..] into support [N K, ..] and query [N Q, ..]."""
+    parts = rows[:, :protocol.shots], rows[:, protocol.shots:]
+    return [part.reshape((-1,) + part.shape[2:]) for part in parts]
 
   @jax.jit
-  def batch_features(variables, ids):
-    features = algorithm.features(variables, normalised(ids))
+  def batch_features(variables, images):
+    features = algorithm.features(variables, normalised(images))
     return (layers.unit_norm(features) if protocol.normalise_features
             else features)
 
-  def task_hits(variables, features, key):
-    class_ids, image_ids = episodes.sample(
-        key, arrays.offsets, ways=protocol.ways,
-        images_per_class=protocol.shots + protocol.queries)
-    support, query = (image_ids[:, :protocol.shots].ravel(),
-                      image_ids[:, protocol.shots:].ravel())
-    del class_ids  # a head never learns which classes of the split it sees
-    support_y = episodes.labels(protocol.ways, protocol.shots)
-    query_y = episodes.labels(protocol.ways, protocol.queries)
-    hits = {}
-    for name, options in head_options.items():
-      if name == OWN:
-        adapted = algorithm.adapt(variables, key, normalised(support),
-                                  support_y)
-        logits = algorithm.predict(adapted, normalised(query))
-      else:
-        head = heads.HEADS[name]
-        fitted = head.fit(features[support], support_y, protocol.ways,
-                          **options)
-        logits = head.logits(fitted, features[query])
-      hits[name] = jnp.mean(jnp.argmax(logits, -1) == query_y)
-    return hits
+  @jax.jit
+  def head_hits(features, rows):
+    def one(rows):
+      # A head never learns which classes of the split it sees.
+      support, query = halves(rows)
+      return {name: hits(heads.HEADS[name].logits(
+          heads.HEADS[name].fit(features[support], support_y, protocol.ways,
+                                **options), features[query]))
+              for name, options in head_options.items() if name != OWN}
+    return jax.vmap(one)(rows)
 
   @jax.jit
-  def chunk_hits(variables, features, keys):
-    one = lambda key: task_hits(variables, features, key)
-    # Adaptation of a network holds a task's images: one at a time.
-    return jax.lax.map(one, keys) if OWN in head_options else jax.vmap(one)(
-        keys)
+  def own_hits(variables, key, images):
+    support, query = halves(normalised(images))
+    return {OWN: hits(algorithm.predict(
+        algorithm.adapt(variables, key, support, support_y), query))}
 
   def run(variables):
-    ids = np.arange(len(store.images), dtype=np.int32)
-    features = None
+    # Pixels stay on the host: each is looked at once, and a device has the
+    # training split to hold.
+    parts = []
     if set(head_options) != {OWN}:
       features = jnp.concatenate([
-          batch_features(variables, chunk)[:count]
-          for chunk, count in _chunks(ids, protocol.batch_size)])
-    keys = episodes.task_keys(protocol.key, 0, protocol.num_tasks)
-    parts = [(chunk_hits(variables, features, keys[chunk]), count)
-             for chunk, count in _chunks(np.arange(protocol.num_tasks),
-                                         protocol.tasks_at_once)]
-    return {name: np.concatenate([hits[name][:count] for hits, count in parts],
-                                 dtype=np.float64) for name in head_options}
+          batch_features(variables, store.images[used[ids]])[:count]
+          for ids, count in _chunks(len(used), protocol.batch_size)])
+      parts += [jax.tree.map(lambda x, n=count: x[:n],
+                             head_hits(features, rows[tasks]))
+                for tasks, count in _chunks(protocol.num_tasks,
+                                            protocol.tasks_at_once)]
+    if OWN in head_options:
+      # Adaptation of a network holds a task's images: one at a time.
+      parts += [own_hits(variables, keys[task],
+                         store.images[image_ids[task]])
+                for task in range(protocol.num_tasks)]
+    return {name: np.concatenate(
+        [np.atleast_1d(part[name]) for part in parts if name in part],
+        dtype=np.float64) for name in head_options}
 
   return run
 
 
-def _chunks(ids, size):
-  """Yields (ids of one shape, how many count); the last is filled up."""
-  size = min(size, len(ids))
-  for start in range(0, len(ids), size):
-    chunk = ids[start:start + size]
+def task_images(protocol, offsets):
+  """Returns the images of all tasks of a protocol: int32 [T, N, K + Q]."""
+  draw = jax.jit(jax.vmap(lambda key: episodes.sample(
+      key, jnp.asarray(offsets), ways=protocol.ways,
+      images_per_class=protocol.shots + protocol.queries)[1]))
+  return np.asarray(draw(episodes.task_keys(protocol.key, 0,
+                                            protocol.num_tasks)))
+
+
+def _chunks(count, size):
+  """Yields (numbers of one shape, how many count); the last is filled up."""
+  size = min(size, count)
+  for start in range(0, count, size):
+    chunk = np.arange(start, min(start + size, count))
     yield np.pad(chunk, (0, size - len(chunk)), mode='edge'), len(chunk)
 
 

@@ -5,6 +5,8 @@ runs it by shard_map over the mesh, `pmap` binds the axis itself. State and
 data are replicated, tasks are what is divided.
 """
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -21,15 +23,30 @@ from mtl_jax.train.step import AXIS
 class Compiled(NamedTuple):
   """A compiled step with the way its arguments are laid out.
 
-  step(state, arrays, key) -> (state, metrics), on laid-out arguments; the
-    state that goes in is donated: its buffers are gone afterwards.
+  step(state, arrays, key, pixels) -> (state, metrics), on laid-out
+    arguments; the state that goes in is donated: its buffers are gone
+    afterwards. `pixels` [T, ..] comes from `divide`, or is None.
   put(tree) -> tree laid out for `step`; get(tree) -> plain arrays again,
     for what goes in and for what comes out.
+  divide(array [T, ..]) -> the same, every device holding its own tasks.
   """
 
   step: Callable
   put: Callable
   get: Callable
+  divide: Callable
+
+
+def split_cpu(count):
+  """Counts the CPU as `count` devices, 0 as jax finds it.
+
+  To be called before anything touches a device: in a process that has found
+  its devices, and where XLA_FLAGS says how many, it changes nothing.
+  """
+  flagged = 'device_count' in os.environ.get('XLA_FLAGS', '')
+  if count and not flagged:
+    with contextlib.suppress(RuntimeError):  # the devices are found
+      jax.config.update('jax_num_cpu_devices', count)
 
 
 def mesh(devices, meta_batch):
@@ -67,7 +84,7 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   """Compiles a step over the mesh; returns Compiled.
 
   Args:
-    step: pure function of (state, arrays, key) under the axis AXIS.
+    step: pure function of (state, arrays, key, pixels) under AXIS.
     mesh: from `mesh`.
     how: 'jit' (shard_map within jit) or 'pmap'.
   """
@@ -78,11 +95,12 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   if how == 'jit':
     # Gradients are averaged by the step itself; with check_vma the
     # transpose of a replicated argument would sum them a second time.
-    mapped = jax.shard_map(step, mesh=mesh, in_specs=(P(), P(), P()),
-                           out_specs=P(), check_vma=False)
+    mapped = jax.shard_map(step, mesh=mesh, out_specs=P(), check_vma=False,
+                           in_specs=(P(), P(), P(), P(AXIS)))
     return Compiled(jax.jit(mapped, donate_argnums=0),
                     lambda tree: place(tree, NamedSharding(mesh, P())),
-                    lambda tree: place(tree, device))
+                    lambda tree: place(tree, device),
+                    lambda x: place(x, NamedSharding(mesh, P(AXIS))))
   mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
                     donate_argnums=0)
   copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
@@ -90,4 +108,6 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
       mapped,
       lambda tree: place(jax.tree.map(copies, tree),
                          NamedSharding(mesh, P(AXIS))),
-      lambda tree: place(jax.tree.map(lambda x: x[0], tree), device))
+      lambda tree: place(jax.tree.map(lambda x: x[0], tree), device),
+      lambda x: place(x.reshape((mesh.size, -1) + x.shape[1:]),
+                      NamedSharding(mesh, P(AXIS))))

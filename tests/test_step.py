@@ -9,7 +9,7 @@ import pytest
 from mtl_jax import models, parallel
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import base_config, method_options, set_method, validate
-from mtl_jax.data import episodes
+from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.train import optimizer as optimizers
 from mtl_jax.train import step as steps
@@ -46,14 +46,15 @@ def make(config, devices, how='jit'):
   compiled = parallel.compile(
       steps.make_step(algorithm, optimizer, config, META_BATCH), mesh, how)
   key = episodes.stream_key(0, episodes.Stream.TRAIN)
-  arrays, key = compiled.put((stores.arrays(store), key))
+  arrays, key = compiled.put((
+      stores.arrays(store, config.data.store), key))
   return compiled, compiled.put(state), arrays, key
 
 
-def run(compiled, state, arrays, key, count):
+def run(compiled, state, arrays, key, batches):
   history = []
-  for _ in range(count):
-    state, metrics = compiled.step(state, arrays, key)
+  for pixels in batches:
+    state, metrics = compiled.step(state, arrays, key, pixels)
     history.append(metrics)
   return jax.device_get((compiled.get(state), compiled.get(history)))
 
@@ -61,13 +62,13 @@ def run(compiled, state, arrays, key, count):
 @pytest.fixture(scope='module', params=METHOD_NAMES)
 def reference(request):
   config = small_config(request.param)
-  return request.param, run(*make(config, devices=1), 3)
+  return request.param, run(*make(config, devices=1), [None] * 3)
 
 
 @pytest.mark.parametrize('how', ['jit', 'pmap'])
 def test_eight_devices_do_what_one_does(reference, how):
   method, (state, history) = reference
-  other, other_history = run(*make(small_config(method), 8, how), 3)
+  other, other_history = run(*make(small_config(method), 8, how), [None] * 3)
   assert_same(state.variables, other.variables)
   assert_same(history, other_history)
   assert int(other.step) == 3
@@ -75,15 +76,41 @@ def test_eight_devices_do_what_one_does(reference, how):
 
 def test_pmap_on_one_device_is_jit(reference):
   method, (state, _) = reference
-  other, _ = run(*make(small_config(method), 1, 'pmap'), 3)
+  other, _ = run(*make(small_config(method), 1, 'pmap'), [None] * 3)
   assert_same(state.variables, other.variables)
+
+
+@pytest.mark.parametrize('devices, how', [(1, 'jit'), (8, 'jit'),
+                                          (8, 'pmap')])
+def test_pixels_from_the_host_are_the_same_episodes(reference, devices, how):
+  method, (state, history) = reference
+  config = small_config(method, **{'data.store': 'host'})
+  store = stores.load(config.data.name, 'train')
+  compiled, start, arrays, key = make(config, devices, how)
+  assert arrays.images is None
+  batches = feed.batches(
+      store, episodes.stream_key(0, episodes.Stream.TRAIN), config,
+      META_BATCH, range(3), compiled.divide)
+  other, other_history = run(compiled, start, arrays, key, batches)
+  assert_same(state.variables, other.variables)
+  assert_same(history, other_history)
+
+
+def test_a_failure_of_the_feeding_thread_reaches_the_run():
+  config = small_config('mtl')
+  store = stores.load(config.data.name, 'train')
+
+  def full(pixels):
+    raise MemoryError(f'no room for {pixels.nbytes} bytes')
+  with pytest.raises(MemoryError, match='no room'):
+    list(feed.batches(store, jax.random.key(0), config, 2, range(5), full))
 
 
 @pytest.mark.parametrize('devices', [1, 2])
 def test_chunks_of_tasks_give_the_same_step(reference, devices):
   method, (state, history) = reference
   config = small_config(method, **{'parallel.tasks_at_once': 2})
-  other, other_history = run(*make(config, devices), 3)
+  other, other_history = run(*make(config, devices), [None] * 3)
   assert_same(state.variables, other.variables)
   assert_same(history, other_history)
 
@@ -102,11 +129,11 @@ def test_loss_falls_and_the_step_compiles_once(method):
   jax.monitoring.register_event_duration_secs_listener(
       lambda name, *_, **__: compiles.append(name)
       if name.endswith('backend_compile_duration') else None)
-  first = jax.block_until_ready(compiled.step(state, arrays, key))
+  first = jax.block_until_ready(compiled.step(state, arrays, key, None))
   state, compiles[:] = first[0], []
   losses = []
   for _ in range(40):
-    state, metrics = compiled.step(state, arrays, key)
+    state, metrics = compiled.step(state, arrays, key, None)
     losses.append(metrics['loss'])
   losses = [float(s) / float(n) for s, n in jax.device_get(losses)]
   assert not compiles, 'a later step compiled again'
@@ -127,8 +154,8 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
   grads, statistics = [], []
   for task in range(META_BATCH):
     task_key = jax.random.fold_in(jax.random.fold_in(key, 0), task)
-    data_key, loss_key = jax.random.split(task_key)
-    episode = steps.draw_episode(stores.arrays(store), data_key, config.train)
+    loss_key = jax.random.fold_in(task_key, steps._LOSS)
+    episode = steps.draw_episode(stores.arrays(store), None, task_key, config)
 
     def loss(params, episode=episode, loss_key=loss_key):
       return algorithm.loss({**start.variables, 'params': params}, loss_key,
@@ -137,7 +164,7 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
     grads.append(gradient)
     statistics.append(aux.batch_stats)
   mean = lambda trees: jax.tree.map(lambda *x: sum(x) / len(x), *trees)
-  end, _ = run(compiled, state, arrays, key, 1)
+  end, _ = run(compiled, state, arrays, key, [None])
   expected = jax.tree.map(lambda p, g: p - g, start.variables['params'],
                           mean(grads))
   assert_same(expected, end.variables['params'])

@@ -16,8 +16,9 @@ class Algorithm(NamedTuple):
 
   init(key, images [B, h, w, c]) -> variables, a dict with 'params',
     'batch_stats' and what else the method keeps.
-  loss(variables, key, episode, step) -> (loss [], Aux). `step` drives
-    schedules within a network. Differentiated with respect to 'params'.
+  loss(variables, key, episode, tasks_seen) -> (loss [], Aux). `tasks_seen`
+    [] int32, the training tasks before this step, drives schedules within a
+    network. Differentiated with respect to 'params'.
   features(variables, images [B, h, w, c]) -> [B, D], float32; frozen, with
     running statistics: what heads are fitted on.
   adapt(variables, key, support_x, support_y) -> adapted, the method's own

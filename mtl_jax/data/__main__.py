@@ -4,6 +4,9 @@
     build NAME    builds one
     check NAME    loads every split of one and says what is in it
     where [NAME]  folder of all data sets, or of one
+
+A data set of published files is built from those in --manual_dir=PATH, or in
+$MTL_JAX_MANUAL; any other --option=value is a keyword of its builder.
 """
 
 import sys
@@ -14,7 +17,8 @@ from absl import logging
 from mtl_jax.data import builders, store
 from mtl_jax.errors import UserError, check_choice
 
-USAGE = 'python -m mtl_jax.data list | build NAME | check NAME | where [NAME]'
+USAGE = ('python -m mtl_jax.data list | build NAME | check NAME | where [NAME],'
+         ' and --manual_dir=PATH behind build or check')
 
 
 def main(argv=None):
@@ -22,12 +26,16 @@ def main(argv=None):
   # Libraries log what they also raise; a run speaks for itself.
   logging.set_verbosity(logging.FATAL)
   command, *names = (sys.argv[1:] if argv is None else argv) or ['']
+  options = [name for name in names if name.startswith('--')]
+  names = [name for name in names if not name.startswith('--')]
   try:
     check_choice('the command', command, COMMANDS)
     low, high, run = COMMANDS[command]
-    if not low <= len(names) <= high:
+    if not low <= len(names) <= high or (
+        options and run not in (_build, _check)) or not all(
+            '=' in option for option in options):
       raise UserError(f'usage: {USAGE}')
-    run(*names)
+    run(*names, **dict(option[2:].split('=', 1) for option in options))
   except UserError as error:
     print(f'mtl_jax.data: {error}', file=sys.stderr)
     return 2
@@ -40,12 +48,13 @@ def _list():
     print(f'{name:<24}', 'built' if made.data_path.exists() else 'not built')
 
 
-def _build(name):
-  made = store.prepare(name)
+def _build(name, **options):
+  made = store.prepare(name, **options)
   print(f'{name} is in {made.data_dir}')
 
 
-def _check(name):
+def _check(name, **options):
+  store.prepare(name, **options)
   for split in ('train', 'validation', 'test'):
     loaded = store.load(name, split)
     sizes = np.diff(loaded.offsets)
@@ -59,7 +68,7 @@ def _where(name=None):
   if name is not None:
     print(store.builder(name).data_dir)
   else:
-    print(store.builder(builders.names()[0]).data_path.parent.parent)
+    print(store.builder(builders.names()[0]).data_dir_root)
 
 
 COMMANDS = {'list': (0, 0, _list), 'build': (1, 1, _build),

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import inspect
 import io
 import os
 import sys
@@ -10,17 +11,20 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 
+from mtl_jax.data import building
 from mtl_jax.data.builders import DATASETS
 from mtl_jax.errors import UserError, check_choice, first_line
 
 DIR_VARIABLE = 'MTL_JAX_DATA'
+PLACES = ('device', 'host')
 
 
 class Arrays(NamedTuple):
   """What a compiled step reads of a store."""
 
-  images: Any  # uint8 [I, h, w, c]
+  images: Any  # uint8 [I, h, w, c]; None where the host gathers
   offsets: Any  # int32 [M + 1]
   mean: Any  # float32 [c], of pixels / 255
   std: Any  # float32 [c]
@@ -29,7 +33,7 @@ class Arrays(NamedTuple):
 class Store(NamedTuple):
   """A split; class m owns the images offsets[m]:offsets[m + 1]."""
 
-  images: np.ndarray  # uint8 [I, h, w, c]
+  images: np.ndarray  # uint8 [I, h, w, c], mapped from a file where it can
   offsets: np.ndarray  # int32 [M + 1]; classes may differ in size
   class_names: tuple[str, ...]  # [M]
   mean: np.ndarray  # float32 [c], of pixels / 255
@@ -43,10 +47,17 @@ class Store(NamedTuple):
     return len(self.class_names)
 
 
-def arrays(store):
-  """Returns what a compiled step needs, on the device."""
-  return Arrays(*(jnp.asarray(x) for x in (
-      store.images, store.offsets, store.mean, store.std)))
+def arrays(store, place='device'):
+  """Returns what a compiled step needs, on the device.
+
+  Args:
+    store: the split.
+    place: where the pixels stay, 'device' or 'host' (then `images` is None).
+  """
+  check_choice('config.data.store', place, PLACES)
+  return Arrays(
+      jnp.asarray(store.images) if place == 'device' else None,
+      *(jnp.asarray(x) for x in (store.offsets, store.mean, store.std)))
 
 
 def data_dir(directory=None):
@@ -54,29 +65,51 @@ def data_dir(directory=None):
   return directory or os.environ.get(DIR_VARIABLE) or None
 
 
-def builder(name, directory=None):
-  """Returns the TFDS builder of 'name' or 'name/builder_config'."""
+def builder(name, directory=None, manual_dir=None, **options):
+  """Returns the TFDS builder of 'name' or 'name/builder_config'.
+
+  Args:
+    name: of DATASETS.
+    directory: TFDS data_dir; None as in `data_dir`.
+    manual_dir: folder of published files, of a builder that reads some.
+    **options: further keywords of the builder.
+
+  Raises:
+    UserError: unknown data set or option.
+  """
   base, _, builder_config = name.partition('/')
   check_choice('config.data.name', base, DATASETS)
   cls = DATASETS[base]
   configs = [c.name for c in cls.BUILDER_CONFIGS]
   if builder_config:
     check_choice('config.data.name', name, [f'{base}/{c}' for c in configs])
-  return cls(config=builder_config or None, data_dir=data_dir(directory))
+  keywords = inspect.signature(cls.__init__).parameters
+  if 'manual_dir' in keywords:
+    options['manual_dir'] = manual_dir
+  for option in options:
+    check_choice(f'an option of {base}', option, list(keywords)[1:-1])
+  return cls(config=builder_config or None, data_dir=data_dir(directory),
+             **options)
 
 
-def prepare(name, directory=None):
+def prepare(name, directory=None, manual_dir=None, **options):
   """Builds the data set unless it is there; returns its TFDS builder.
 
-  TFDS builds beside the final folder and renames, so that a build that was
-  killed leaves nothing that looks whole.
+  A builder's `check_source`, if it has one, looks at the published files
+  before anything is written. TFDS builds beside the final folder and renames,
+  so that a build that was killed leaves nothing that looks whole.
   """
-  made = builder(name, directory)
+  made = builder(name, directory, manual_dir, **options)
   if not made.data_path.exists():
-    print(f'Building {name} in {made.data_path}, once.', flush=True)
     tfds.display_progress_bar(sys.stderr.isatty())
+    if hasattr(made, 'check_source'):
+      made.check_source()
+    print(f'Building {name} in {made.data_path}, once.', flush=True)
     try:
-      with contextlib.redirect_stdout(io.StringIO()):
+      with building.alone(made.data_path), contextlib.redirect_stdout(
+          io.StringIO()):
+        if made.data_path.exists():  # another process has built it
+          return builder(name, directory, manual_dir, **options)
         made.download_and_prepare(file_format='array_record')
     except (OSError, RuntimeError) as error:
       raise UserError(f'{made.data_path} cannot be written '
@@ -85,13 +118,18 @@ def prepare(name, directory=None):
   return made
 
 
-def load(name, split, directory=None):
+def load(name, split, directory=None, manual_dir=None):
   """Loads a split, building the data set first where needed.
+
+  The decoded pixels are kept beside the records and mapped into memory at
+  the next start: decoding takes longer than everything else that a run does
+  before its first step.
 
   Args:
     name: of DATASETS, 'name' or 'name/builder_config'.
     split: 'train', 'validation' or 'test'.
     directory: TFDS data_dir; None as in `data_dir`.
+    manual_dir: folder of published files, for a data set that is not built.
 
   Returns:
     Store; classes in the order of the builder's label names, the images of a
@@ -100,39 +138,85 @@ def load(name, split, directory=None):
   Raises:
     UserError: unknown data set, or files that cannot be read.
   """
-  made = prepare(name, directory)
+  made = prepare(name, directory, manual_dir)
   try:
-    source = made.as_data_source(split=split)
-    images, labels = _decode(source)
+    images, labels = _pixels(made, split)
   except (OSError, ValueError, RuntimeError) as error:
     raise UserError(f'{made.data_path}: the {split} split cannot be read '
                     f'({first_line(error)}): delete this folder, it is '
                     'built again at the next start') from error
-  order = np.argsort(labels, kind='stable')
   classes, counts = np.unique(labels, return_counts=True)
   names = made.info.features['label'].names
   return Store(
-      images=images[order],
+      images=images,
       offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
       class_names=tuple(names[c] for c in classes),
       mean=np.array(made.MEAN, np.float32), std=np.array(made.STD, np.float32),
       name=name, split=split)
 
 
-def _decode(source):
-  """Decodes all records: uint8 [I, h, w, c] and int labels [I]."""
-  first = source[0]['image']
-  images = np.empty((len(source),) + first.shape, np.uint8)
-  labels = np.empty(len(source), np.int64)
+def _pixels(made, split):
+  """Returns images [I, h, w, c] and labels [I] of a split, by class."""
+  # Pillow decodes, so that the pixels are the same whether or not OpenCV,
+  # which TFDS would prefer, is installed.
+  source = made.as_data_source(
+      split=split, decoders={'image': tfds.decode.SkipDecoding()})
+  kept = [made.data_path / f'{split}.{part}.npy'
+          for part in ('pixels', 'labels')]
+  if not kept[1].exists():  # written last: the pixels are complete
+    labels = np.concatenate([
+        [record['label'] for record in source.__getitems__(list(ids))]
+        for ids in _chunks(len(source))])
+    order = np.argsort(labels, kind='stable')
+    shape = (len(source),) + made.info.features['image'].shape
+    try:
+      with building.alone(made.data_path):
+        _keep(source, order, labels[order], shape, kept)
+    except OSError:
+      # A data folder that is full, remote or not ours to write.
+      images = np.empty(shape, np.uint8)
+      _decode(source, order, images)
+      return images, labels[order]
+  images, labels = np.load(kept[0], mmap_mode='r'), np.load(kept[1])
+  if not len(images) == len(labels) == len(source):
+    raise ValueError(f'{kept[0].name} does not belong to the records')
+  return images, labels
 
-  def fill(start):
-    ids = range(start, min(start + 256, len(source)))
-    for i, record in zip(ids, source.__getitems__(list(ids)), strict=True):
-      images[i] = record['image']
-      labels[i] = record['label']
+
+def _keep(source, order, labels, shape, kept):
+  """Decodes a split into the files `kept` (pixels, labels), or none."""
+  for left in kept[0].parent.glob(f'{kept[0].name}.*.tmp'):
+    left.unlink()  # of a start that was killed
+  if kept[1].exists():
+    return  # another start was faster
+  # A name of one's own, for file systems without locks.
+  beside = [path.parent / f'{path.name}.{os.getpid()}.tmp' for path in kept]
+  try:
+    images = np.lib.format.open_memmap(beside[0], 'w+', np.uint8, shape)
+    _decode(source, order, images)
+    images.flush()
+    with beside[1].open('wb') as file:
+      np.save(file, labels)
+    for temporary, path in zip(beside, kept, strict=True):
+      temporary.replace(path)
+  except BaseException:
+    for path in beside:
+      path.unlink(missing_ok=True)
+    raise
+
+
+def _decode(source, order, images):
+  """Decodes record order[i] into images[i] [h, w, c], in threads."""
+  def fill(rows):
+    records = source.__getitems__([int(i) for i in order[rows]])
+    for row, record in zip(rows, records, strict=True):
+      with Image.open(io.BytesIO(record['image'])) as image:
+        images[row] = np.asarray(image).reshape(images.shape[1:])
 
   # Decoding releases the interpreter's lock.
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    list(pool.map(fill, range(0, len(source), 256)))
-  return images, labels
+    list(pool.map(fill, _chunks(len(source))))
 
+
+def _chunks(count):
+  return [range(i, min(i + 256, count)) for i in range(0, count, 256)]

@@ -13,7 +13,7 @@ from etils import epath
 from mtl_jax import evaluate, models, parallel, report
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import method_options, model_options, validate
-from mtl_jax.data import episodes
+from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.train import checkpoint, metrics, optimizer, workdir
@@ -45,6 +45,7 @@ def train_and_evaluate(config, path):
   """
   path = epath.Path(path)
   validate(config)
+  parallel.split_cpu(config.parallel.cpu_devices)
   workdir.check(path, config)
   run = make_run(config)
   initial = initial_state(config, run)
@@ -71,7 +72,8 @@ def make_run(config):
   """
   splits = {}
   for split in dict.fromkeys(('train', 'validation', config.eval.split)):
-    splits[split] = stores.load(config.data.name, split, config.data.dir)
+    splits[split] = stores.load(config.data.name, split, config.data.dir,
+                                config.data.manual_dir)
   for field, split in (('train', 'train'), ('validation', 'validation'),
                        ('eval', config.eval.split)):
     c = config[field]
@@ -110,7 +112,7 @@ def train(config, path, run, state):
       steps.make_step(run.algorithm, run.optimizer, config, run.meta_batch),
       run.mesh, config.parallel.compile)
   arrays, key = compiled.put((
-      stores.arrays(run.splits['train']),
+      stores.arrays(run.splits['train'], config.data.store),
       episodes.stream_key(config.seed, episodes.Stream.TRAIN)))
   validation = make_validation(config, run)
   first = int(state.step) // per_epoch
@@ -121,8 +123,11 @@ def train(config, path, run, state):
                                  ) >= c.stop_patience:
         log.say(f'No gain in {c.stop_patience} epochs: training ends.')
         break
-      state = train_epoch(compiled, state, arrays, key, log, epoch, per_epoch,
-                          config.log.every_steps, run.meta_batch)
+      numbers = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+      state = train_epoch(
+          compiled, state, arrays, key, training_pixels(
+              config, run, numbers, compiled.divide), numbers, log,
+          config.log.every_steps, run.meta_batch)
       start = time.monotonic()
       score = evaluate.summary(validation(state.variables))
       state = count_epoch(state, score['accuracy'], config.optimizer)
@@ -140,21 +145,29 @@ def train(config, path, run, state):
     log.close()
 
 
-def train_epoch(compiled, state, arrays, key, log, epoch, per_epoch, every,
+def training_pixels(config, run, numbers, divide):
+  """Yields the pixels of the steps `numbers`, None where the device has all."""
+  if config.data.store == 'device':
+    return (None for _ in numbers)
+  key = episodes.stream_key(config.seed, episodes.Stream.TRAIN)
+  return feed.batches(run.splits['train'], key, config, run.meta_batch,
+                      numbers, divide)
+
+
+def train_epoch(compiled, state, arrays, key, batches, numbers, log, every,
                 tasks):
   """Runs the steps of an epoch; returns the state, off the mesh again."""
   laid_out = compiled.put(state)
-  start = epoch * per_epoch
   pending, since = [], time.monotonic()
-  for step in range(start, start + per_epoch):
-    laid_out, values = compiled.step(laid_out, arrays, key)
+  for step, pixels in zip(numbers, batches, strict=True):
+    laid_out, values = compiled.step(laid_out, arrays, key, pixels)
     pending.append(values)
-    if len(pending) == every or step + 1 == start + per_epoch:
+    if len(pending) == every or step == numbers[-1]:
       fetched = metrics.fetch(compiled.get(pending),
                               step + 1 - len(pending))
       now = time.monotonic()
       log.record({
-          'step': step + 1, 'epoch': (step + 1) / per_epoch,
+          'step': step + 1, 'epoch': (step + 1) / len(numbers),
           **metrics.means(fetched),
           'tasks_per_second': tasks * len(pending) / (now - since)})
       pending, since = [], now

@@ -20,6 +20,8 @@ from mtl_jax.train import optimizer as optimizers
 AXIS = 'tasks'
 # Running BatchNorm statistics keep this share at every task.
 STATISTICS_DECAY = 0.9
+# What a task's key is folded with, for each use.
+_IDS, _AUGMENT, _LOSS = range(3)
 
 
 @chex.dataclass(frozen=True)
@@ -53,13 +55,36 @@ def steps_per_epoch(config, meta_batch):
   return -(-config.train.epoch_tasks // meta_batch)
 
 
-def draw_episode(arrays, key, c):
-  """Draws one training task: class and image ids, then pixels."""
-  class_ids, image_ids = episodes.sample(
-      key, arrays.offsets, ways=c.ways, images_per_class=c.shots + c.queries)
-  images = augment.normalise(arrays.images[image_ids], arrays.mean,
-                             arrays.std)
-  return episodes.split(images, class_ids, c.shots)
+def draw_ids(offsets, task_key, c):
+  """Draws the classes [N] and images [N, K + Q] of one training task.
+
+  What gathers pixels on the host (data/feed.py) calls it too. `c` is
+  config.train.
+  """
+  key = jax.random.fold_in(task_key, _IDS)
+  return episodes.sample(key, offsets, ways=c.ways,
+                         images_per_class=c.shots + c.queries)
+
+
+def draw_episode(arrays, pixels, task_key, config):
+  """Makes one training task.
+
+  Args:
+    arrays: of the training store.
+    pixels: uint8 [N, K + Q, h, w, c] of the task's images where the host
+      gathers them; None where `arrays` holds all.
+    task_key: the task's key.
+    config: read for `train` and `augment`.
+  """
+  c = config.train
+  class_ids, image_ids = draw_ids(arrays.offsets, task_key, c)
+  if pixels is None:
+    pixels = arrays.images[image_ids]
+  flat = pixels.reshape((-1,) + pixels.shape[2:])
+  flat = augment.augment(jax.random.fold_in(task_key, _AUGMENT), flat,
+                         **config.augment)
+  images = augment.normalise(flat, arrays.mean, arrays.std)
+  return episodes.split(images.reshape(pixels.shape), class_ids, c.shots)
 
 
 def merge_statistics(running, batch, num_tasks):
@@ -73,41 +98,45 @@ def merge_statistics(running, batch, num_tasks):
 
 
 def make_step(algorithm, optimizer, config, meta_batch):
-  """Returns step(state, arrays, key) -> (state, metrics), pure.
+  """Returns step(state, arrays, key, pixels) -> (state, metrics), pure.
 
   Args:
     algorithm: the method, see algorithms/base.py.
     optimizer: optax transformation without a rate (train/optimizer.py).
-    config: read for `train`, `optimizer` and `parallel.tasks_at_once`.
+    config: read for `train`, `augment`, `optimizer` and
+      `parallel.tasks_at_once`.
     meta_batch: T, tasks of all devices; the axis' length must divide it.
 
   The step's `arrays` is the training store's arrays, `key` the key of the
-  run's training stream, the same at every step. Metrics are (sum, count).
+  run's training stream, the same at every step. `pixels` is None, or this
+  device's share [T / devices, N, K + Q, h, w, c] of what the host gathered.
+  Metrics are (sum, count).
   """
-  c = config.train
   rate = optimizers.schedule(config.optimizer,
                              steps_per_epoch(config, meta_batch))
 
-  def step(state, arrays, key):
+  def step(state, arrays, key, pixels):
     local = meta_batch // jax.lax.axis_size(AXIS)
     first = jax.lax.axis_index(AXIS) * local
     keys = episodes.task_keys(jax.random.fold_in(key, state.step), first,
                               local)
 
-    def mean_loss(params, keys):
+    def mean_loss(params, tasks):
       variables = {**state.variables, 'params': params}
 
-      def task_loss(key):
-        data_key, loss_key = jax.random.split(key)
-        return algorithm.loss(variables, loss_key,
-                              draw_episode(arrays, data_key, c), state.step)
+      def task_loss(task):
+        key, pixels = task
+        return algorithm.loss(
+            variables, jax.random.fold_in(key, _LOSS),
+            draw_episode(arrays, pixels, key, config),
+            state.step * meta_batch)
 
-      losses, aux = jax.vmap(task_loss)(keys)
+      losses, aux = jax.vmap(task_loss)(tasks)
       return jnp.mean(losses), aux
 
     grads, aux = accumulate(
-        jax.grad(mean_loss, has_aux=True), state.variables['params'], keys,
-        config.parallel.tasks_at_once)
+        jax.grad(mean_loss, has_aux=True), state.variables['params'],
+        (keys, pixels), config.parallel.tasks_at_once)
     grads, batch_stats = jax.lax.pmean((grads, aux.batch_stats), AXIS)
     metrics = jax.lax.psum(aux.metrics, AXIS)
 
@@ -129,32 +158,36 @@ def make_step(algorithm, optimizer, config, meta_batch):
   return step
 
 
-def accumulate(grad_fn, params, keys, tasks_at_once):
+def accumulate(grad_fn, params, tasks, tasks_at_once):
   """Averages gradients over tasks, a chunk at a time.
 
   Args:
-    grad_fn: (params, keys [t]) -> (mean gradient, Aux with leading axis t).
+    grad_fn: (params, tasks [t]) -> (mean gradient, Aux with leading axis t).
     params: what is differentiated.
-    keys: [T] task keys.
+    tasks: tree of arrays [T, ..], what makes each task.
     tasks_at_once: t; memory grows with it, the result does not. 0 is all.
 
   Returns:
     The mean gradient, and Aux with statistics averaged and metrics summed
     over the tasks.
   """
-  def reduced(keys):
-    grads, aux = grad_fn(params, keys)
+  def reduced(tasks):
+    grads, aux = grad_fn(params, tasks)
     return grads, aux._replace(
         batch_stats=jax.tree.map(lambda s: jnp.mean(s, 0), aux.batch_stats),
         metrics=jax.tree.map(lambda m: jnp.sum(m, 0), aux.metrics))
 
-  num_chunks = len(keys) // (tasks_at_once or len(keys))
+  count = len(jax.tree.leaves(tasks)[0])
+  num_chunks = count // (tasks_at_once or count)
   if num_chunks <= 1:
-    return reduced(keys)
-  chunks = keys.reshape(num_chunks, tasks_at_once)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                       jax.eval_shape(reduced, chunks[0]))
-  add = lambda total, keys: (jax.tree.map(jnp.add, total, reduced(keys)), None)
+    return reduced(tasks)
+  chunks = jax.tree.map(
+      lambda x: x.reshape((num_chunks, tasks_at_once) + x.shape[1:]), tasks)
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(reduced, jax.tree.map(lambda x: x[0], chunks)))
+  add = lambda total, tasks: (
+      jax.tree.map(jnp.add, total, reduced(tasks)), None)
   (grads, aux), _ = jax.lax.scan(add, zeros, chunks)
   mean = lambda tree: jax.tree.map(lambda x: x / num_chunks, tree)
   return mean(grads), aux._replace(batch_stats=mean(aux.batch_stats))

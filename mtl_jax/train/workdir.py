@@ -16,7 +16,8 @@ from mtl_jax.errors import UserError
 
 CONFIG = 'config.json'
 # Fields that cannot change what is trained, and limits that only end it.
-_FREE = ('source', 'data.dir', 'train.max_epochs', 'parallel.compile',
+_FREE = ('source', 'data.dir', 'data.manual_dir', 'data.store',
+         'train.max_epochs', 'parallel.compile', 'parallel.cpu_devices',
          'parallel.devices')
 _FREE_SECTIONS = ('log', 'eval')
 

@@ -1,0 +1,55 @@
+"""Gather a run's pixels on the host, ahead of the step that needs them.
+
+For data sets that do not fit on a device (`config.data.store = 'host'`). Which
+images a step sees is drawn by the same function as on the device, so the two
+give the same episodes.
+"""
+
+import collections
+import concurrent.futures
+
+import jax
+import numpy as np
+
+from mtl_jax.data import episodes
+from mtl_jax.train import step as steps
+
+AHEAD = 2  # steps that wait, ready, for the device
+
+
+def batches(store, key, config, meta_batch, numbers, divide):
+  """Yields the pixels of the steps `numbers`, [T, N, K + Q, h, w, c].
+
+  A thread gathers and lays out the next ones meanwhile.
+
+  Args:
+    store: the training store.
+    key: of the run's training stream, as the step gets it.
+    config: read for `train`.
+    meta_batch: T.
+    numbers: iterable of step numbers.
+    divide: lays an array out over the devices (parallel.Compiled.divide).
+  """
+  # The ids are a few hundred numbers: no reason to wait for an accelerator.
+  host = jax.local_devices(backend='cpu')[0]
+  key, offsets = jax.device_put((key, store.offsets), host)
+
+  @jax.jit
+  def image_ids(step):
+    keys = episodes.task_keys(jax.random.fold_in(key, step), 0, meta_batch)
+    draw = lambda k: steps.draw_ids(offsets, k, config.train)[1]
+    return jax.vmap(draw)(keys)
+
+  def gather(step):
+    with jax.default_device(host):
+      ids = np.asarray(image_ids(np.int32(step)))
+    return divide(store.images[ids])
+
+  waiting = collections.deque()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    for step in numbers:
+      waiting.append(pool.submit(gather, step))
+      if len(waiting) > AHEAD:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()
