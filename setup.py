@@ -15,6 +15,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=setuptools.find_packages(include=('mtl_jax', 'mtl_jax.*')),
+    package_data={'mtl_jax.data': ['splits/*.json']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py>=2.3.1',

@@ -59,8 +59,8 @@ _GLYPHS = {
     'optimizer.name': 'adam', 'optimizer.learning_rate': 2e-3,
     'method.head_init': 'shared', 'method.normalise_train_features': False,
 }
-# As for glyphs, but with few classes: a task holds half of them. For as many
-# images, validation rose with the ways (5, 20, 40, 80, 160; docs/omniglot.md).
+# As for glyphs, but with few classes: a task holds about half of them. What was
+# tried raised ways and rate together: see docs/omniglot.md.
 _OMNIGLOT = _GLYPHS | {
     'train.ways': 160, 'train.shots': 1, 'train.queries': 0,
     'train.meta_batch': 1, 'optimizer.learning_rate': 6e-3,

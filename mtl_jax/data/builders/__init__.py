@@ -6,10 +6,12 @@ and states MEAN and STD of its pixels / 255. A new data set is one file and
 one line in DATASETS.
 """
 
-from mtl_jax.data.builders import glyphs
+from mtl_jax.data.builders import glyphs, mini_imagenet, omniglot
 
 DATASETS = {
     'glyphs': glyphs.Glyphs,
+    'mini_imagenet': mini_imagenet.MiniImagenet,
+    'omniglot': omniglot.Omniglot,
 }
 
 

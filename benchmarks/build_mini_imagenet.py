@@ -1,0 +1,134 @@
+"""Builds mini_imagenet from every layout: same pixels, time, peak memory.
+
+    python benchmarks/build_mini_imagenet.py FILES [FOLDER]
+
+FILES holds the published lists and zips. Loose images, class folders and the
+pickles of layouts a and b are written to FOLDER (about 5 GB, removed at the
+end; default: a temporary one) and built there, each in a process of its own.
+"""
+
+import csv
+import hashlib
+import multiprocessing
+import os
+import pathlib
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+
+import numpy as np
+from PIL import Image
+
+CSVS = {'train': 'train.csv', 'validation': 'val.csv', 'test': 'test.csv'}
+CACHE = 'mini-imagenet-cache-{}.pkl'
+CATEGORY = 'miniImageNet_category_split_{}.pickle'
+
+
+def write_loose(files, folder):
+  """Layout c, loose."""
+  folder.mkdir()
+  for name in CSVS.values():
+    shutil.copyfile(files / name, folder / name)
+  for path in sorted(files.glob('*.zip')):
+    with zipfile.ZipFile(path) as archive:
+      archive.extractall(folder)
+
+
+def listed(loose, split):
+  """Returns the (wnid, file name) of a split, by class and name."""
+  with open(loose / CSVS[split], newline='') as file:
+    rows = list(csv.reader(file))[1:]
+  return sorted((wnid, name) for name, wnid in rows)
+
+
+def write_folders(loose, folder):
+  """Layout d, links to the loose images."""
+  for split, name in zip(CSVS, ('train', 'val', 'test'), strict=True):
+    for wnid, image in listed(loose, split):
+      (folder / name / wnid).mkdir(parents=True, exist_ok=True)
+      os.link(loose / 'images' / image, folder / name / wnid / image)
+
+
+def write_pickles(loose, cache, category):
+  """Layouts a and b, of the decoded images."""
+  cache.mkdir()
+  category.mkdir()
+  first = 0
+  for split, names in zip(CSVS, (('train', 'train_phase_train'),
+                                 ('val', 'val'), ('test', 'test')),
+                          strict=True):
+    rows = listed(loose, split)
+    images = np.stack([
+        np.asarray(Image.open(loose / 'images' / name)) for _, name in rows])
+    ids = {}
+    for i, (wnid, _) in enumerate(rows):
+      ids.setdefault(wnid, []).append(i)
+    numbers = {wnid: first + i for i, wnid in enumerate(ids)}
+    first += len(ids)
+    with open(cache / CACHE.format(names[0]), 'wb') as file:
+      pickle.dump({'image_data': images, 'class_dict': ids}, file, 4)
+    with open(category / CATEGORY.format(names[1]), 'wb') as file:
+      pickle.dump({'data': images, 'catname2label': numbers,
+                   'labels': [numbers[wnid] for wnid, _ in rows]}, file, 4)
+
+
+def build(files, folder):
+  """Builds in this process and prints what it took."""
+  from mtl_jax.data import store
+
+  start = time.perf_counter()
+  made = store.prepare('mini_imagenet', folder, files)
+  seconds = time.perf_counter() - start
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  size = sum(path.stat().length for path in made.data_path.iterdir()) / 2**20
+  print(f'built in {seconds:.1f} s, peak memory {memory:.0f} MiB, '
+        f'{size:.0f} MiB on disk', flush=True)
+  digest = hashlib.sha256()
+  for split in CSVS:
+    loaded = store.load('mini_imagenet', split, folder)
+    digest.update(loaded.images)
+    digest.update(loaded.offsets)
+    digest.update(' '.join(loaded.class_names).encode())
+  print(digest.hexdigest())
+
+
+def main(files, folder):
+  """Builds from every layout; returns the exit code."""
+  loose, by_class, cache, category = (
+      folder / name for name in ('loose', 'by_class', 'cache', 'category'))
+  write_loose(files, loose)
+  write_folders(loose, by_class)
+  # A process begins with the peak memory of the one that starts it: not here.
+  writer = multiprocessing.get_context('spawn').Process(
+      target=write_pickles, args=(loose, cache, category))
+  writer.start()
+  writer.join()
+  digests = set()
+  for name, source in (('c, zips', files), ('c, loose', loose), ('a', cache),
+                       ('b', category), ('d', by_class)):
+    data = folder / 'data'
+    result = subprocess.run(
+        [sys.executable, __file__, '--one', str(source), str(data)],
+        stdout=subprocess.PIPE, text=True, check=True)
+    *lines, digest = result.stdout.splitlines()
+    print(f'layout {name}: {lines[-1]}; store {digest[:16]}', flush=True)
+    digests.add(digest)
+    shutil.rmtree(data)
+  same = len(digests) == 1
+  print('the same store from all' if same else 'STORES DIFFER')
+  return 0 if same else 1
+
+
+if __name__ == '__main__':
+  if sys.argv[1] == '--one':
+    build(*sys.argv[2:])
+  elif len(sys.argv) > 2:
+    sys.exit(main(*map(pathlib.Path, sys.argv[1:])))
+  else:
+    with tempfile.TemporaryDirectory() as temporary:
+      sys.exit(main(pathlib.Path(sys.argv[1]), pathlib.Path(temporary)))

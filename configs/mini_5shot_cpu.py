@@ -1,0 +1,39 @@
+"""mini-ImageNet, CNN-4, 5-shot: under an hour on two CPU cores.
+
+Ours, chosen on the validation classes. The schedule is counted in steps:
+eight passes over the training images. A task holds half of the 64 classes
+with one image each, so that many rows compete in every step; SGD at a high
+rate with a cosine learns more from few passes than RAdam's plateaus. Images
+are cropped and flipped but not jittered: a network this small does not
+overfit in eight passes. The two tasks of a step run on a core each. Test 1-shot
+with the same checkpoint: --config.eval.shots=1.
+"""
+
+from mtl_jax.config import base_config, set_method
+
+
+def get_config(method='mtl'):
+  """Returns the config of one method, `configs/mini_5shot_cpu.py:method`."""
+  c = base_config()
+  c.data.name = 'mini_imagenet'
+  c.augment.operations = ('crop', 'flip')
+  set_method(c, method, benchmark='mini_imagenet', shots=5)
+  if method == 'mtl':
+    c.train.ways, c.train.shots, c.train.queries = 32, 1, 0
+    c.method.head_init = 'shared'
+    c.method.normalise_train_features = False
+  c.source = 'ours, see the head of the config file'
+  c.train.meta_batch = 2
+  c.train.epoch_tasks = 1920
+  c.train.max_epochs = 5
+  c.train.stop_patience = 0
+  c.optimizer.name = 'sgd'
+  c.optimizer.learning_rate = 0.1
+  c.optimizer.nesterov = True
+  c.optimizer.weight_decay = 5e-4
+  c.optimizer.schedule = 'cosine'
+  c.optimizer.cosine_epochs = 5
+  c.validation.tasks = 100
+  c.eval.baselines = True
+  c.parallel.cpu_devices = 2
+  return c

@@ -1,0 +1,107 @@
+"""Reads the published lists of mini-ImageNet and checks what they name."""
+
+import collections
+import csv
+import io
+import pathlib
+import re
+from typing import NamedTuple
+
+from mtl_jax.errors import UserError
+
+SPLITS = ('train', 'validation', 'test')
+LISTS = ('use the lists of Ravi & Larochelle (2017): data/miniImagenet of '
+         'github.com/twitter-research/meta-learning-lstm')
+_WNID = re.compile(r'n\d{8}')
+
+
+class Wanted(NamedTuple):
+  """What the files must hold."""
+
+  classes: dict[str, tuple[str, ...]]  # split -> wnids, in order of the labels
+  images: int  # of each class
+
+
+def refuse_html(path, head):
+  """Raises UserError where the first bytes are those of a web page."""
+  text = head.lstrip(b'\xef\xbb\xbf \r\n\t').lower()
+  if text.startswith((b'<!doctype html', b'<html', b'<head', b'<!--')):
+    raise UserError(f'{path} is an HTML page: a download page was saved in '
+                    'place of the file; fetch the file itself')
+
+
+def read_csv(path):
+  """Returns the (class, name) rows of a published list."""
+  content = path.read_bytes()
+  refuse_html(path, content[:200])
+  try:
+    header, *rows = csv.reader(io.StringIO(content.decode('utf-8-sig')))
+  except (ValueError, csv.Error) as error:
+    raise UserError(f'{path} is {"no CSV" if content else "empty"}: '
+                    f'{LISTS}') from error
+  if header[:2] == ['filename', 'class']:
+    raise UserError(f'{path} is a list of Vinyals et al. (2016), columns '
+                    f'filename,class, with other classes: {LISTS}')
+  if header != ['filename', 'label']:
+    raise UserError(f'{path} begins with {",".join(header)[:60]!r}, not with '
+                    f'filename,label: {LISTS}')
+  found = []
+  for number, row in enumerate(rows, 2):
+    if len(row) == 2:
+      wnid, name = row[1].strip(), pathlib.PurePosixPath(row[0]).name
+      if _WNID.match(name) and not name.startswith(wnid):
+        raise UserError(f'{path}, line {number}: image {name} has the label '
+                        f'{wnid}: {LISTS}')
+      found.append((wnid, name))
+    elif row:
+      raise UserError(f'{path}, line {number} has {len(row)} columns, not 2 '
+                      f'(filename,label): {LISTS}')
+  return found
+
+
+def check(rows, where, wanted):
+  """Raises UserError unless (class, name) rows are those of the data set.
+
+  Args:
+    rows: split -> [(wnid, file name)]; names may be ''.
+    where: split -> what to call the list in a message.
+    wanted: what must be in it.
+  """
+  counts = {split: collections.Counter(wnid for wnid, _ in of_split)
+            for split, of_split in rows.items()}
+  owner = {wnid: split for split, wnids in wanted.classes.items()
+           for wnid in wnids}
+  seen = {}
+  for split, of_split in counts.items():
+    for wnid in of_split:
+      if wnid in seen:
+        raise UserError(f'class {wnid} is in {where[seen[wnid]]} and in '
+                        f'{where[split]}: a class has one split; {LISTS}')
+      seen[wnid] = split
+  for split, of_split in counts.items():
+    classes = wanted.classes[split]
+    foreign = sorted(set(of_split) - set(classes))
+    if foreign:
+      of = owner.get(foreign[0])
+      raise UserError(
+          f'{where[split]} has class {foreign[0]}, which is of '
+          + (f'the {of} split' if of else 'no split')
+          + f' ({len(foreign)} such; the split of Vinyals et al.?): {LISTS}')
+    missing = [wnid for wnid in classes if wnid not in of_split]
+    if missing:
+      raise UserError(
+          f'{where[split]} lacks class {missing[0]} ({len(missing)} of '
+          f'{len(classes)} classes are missing): fetch it again, whole')
+  names = set()
+  for split, of_split in rows.items():
+    for wnid, name in of_split:
+      if name and name in names:
+        raise UserError(f'{where[split]}: image {name} of class {wnid} is '
+                        f'there twice: an image has one line; {LISTS}')
+      names.add(name)
+  for split, of_split in counts.items():
+    for wnid in wanted.classes[split]:
+      if of_split[wnid] != wanted.images:
+        raise UserError(
+            f'{where[split]}: class {wnid} has {of_split[wnid]} images, not '
+            f'{wanted.images}: fetch it again, whole')

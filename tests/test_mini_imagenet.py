@@ -1,0 +1,298 @@
+"""mini-ImageNet: one store from every layout, on a counterfeit and on the real.
+
+Damaged files are in test_mini_imagenet_damage.py.
+"""
+
+import itertools
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+
+import command
+import mini_imagenet_fake as fake
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from etils import epath
+from PIL import Image
+
+from mtl_jax import errors
+from mtl_jax.data import __main__ as data_main
+from mtl_jax.data import building, store
+from mtl_jax.data.builders import (
+    mini_imagenet,
+    mini_imagenet_files,
+    mini_imagenet_images,
+    mini_imagenet_lists,
+)
+
+REAL = os.environ.get('MTL_JAX_TEST_DATA') and pathlib.Path(
+    os.environ['MTL_JAX_TEST_DATA']) / 'mini_imagenet'
+CLASSES = {split: wnids[:count] for (split, wnids), count in zip(
+    mini_imagenet.published_classes().items(), fake.NUM_CLASSES, strict=True)}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch, tmp_path):
+  fake.shrink(monkeypatch.setattr)
+  monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'data'))
+  monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)
+
+
+def build(folder, *options):
+  return data_main.main(['build', 'mini_imagenet',
+                         f'--manual_dir={folder}', *options])
+
+
+def pixels():
+  """All that a run reads, of the three splits."""
+  loaded = [store.load('mini_imagenet', split) for split in CLASSES]
+  return [(one.images.tobytes(), one.offsets.tolist(), one.class_names)
+          for one in loaded]
+
+
+def wanted_pixels():
+  made = []
+  for split, wnids in CLASSES.items():
+    images = [fake.decode(content) for *_, content in fake.ordered(split)]
+    made.append((np.stack(images).tobytes(),
+                 list(range(0, len(images) + 1, fake.IMAGES)), wnids))
+  return made
+
+
+def test_lists_are_the_published_ones():
+  classes = mini_imagenet.published_classes()
+  assert [len(wnids) for wnids in classes.values()] == [64, 16, 20]
+  assert len(set(itertools.chain(*classes.values()))) == 100
+  assert all(list(wnids) == sorted(wnids) for wnids in classes.values())
+
+
+# Name -> what writes the layout, and what the command says that it found.
+LAYOUTS = {
+    'c zips': (fake.write_zips, 'layout c'),
+    'c zips, bare names': (
+        lambda folder: fake.write_zips(folder, inside=''), 'layout c'),
+    'c loose': (fake.write_loose, 'layout c'),
+    'c in a folder': (
+        lambda folder: fake.write_zips(folder / 'mini_imagenet'), 'layout c'),
+    'c in any folder': (
+        lambda folder: fake.write_zips(folder / 'mini'), 'layout c'),
+    'a': (fake.write_cache, 'layout a'),
+    'a, validation.pkl': (
+        lambda folder: fake.write_cache(folder, validation='validation'),
+        'layout a'),
+    'a by Python 2': (
+        lambda folder: fake.write_cache(folder, fake.dump_python2),
+        'layout a'),
+    'b': (fake.write_category_split, 'layout b'),
+    'b, protocol 2': (
+        lambda folder: fake.write_category_split(
+            folder, lambda content: pickle.dumps(content, 2)),
+        'layout b'),
+    'b, protocol 5': (
+        lambda folder: fake.write_category_split(
+            folder, lambda content: pickle.dumps(content, 5)),
+        'layout b'),
+    'b by Python 2': (
+        lambda folder: fake.write_category_split(folder, fake.dump_python2),
+        'layout b'),
+    'd': (fake.write_folders, 'layout d'),
+}
+
+
+@pytest.mark.parametrize('case', LAYOUTS)
+def test_every_layout_gives_the_same_store(case, tmp_path, capsys):
+  write, text = LAYOUTS[case]
+  write(tmp_path / 'files')
+  assert build(tmp_path / 'files') == 0
+  printed = capsys.readouterr()
+  assert text in printed.out and str(tmp_path / 'files') in printed.out
+  assert 'not 84x84' not in printed.out and not printed.err
+  assert pixels() == wanted_pixels()
+
+
+def test_records_keep_jpegs_names_and_labels(tmp_path, monkeypatch):
+  fake.write_zips(tmp_path / 'files')
+  monkeypatch.setenv('MTL_JAX_MANUAL', str(tmp_path / 'files'))
+  made = store.prepare('mini_imagenet')
+  names = made.info.features['label'].names
+  assert names == list(itertools.chain(*CLASSES.values()))
+  source = made.as_data_source(
+      split='test', decoders={'image': tfds.decode.SkipDecoding()})
+  for record, (wnid, name, content) in zip(
+      source, fake.ordered('test'), strict=True):
+    assert record['image'] == content, 'a JPEG was encoded again'
+    assert (names[record['label']], record['file_name'].decode()) == (
+        wnid, name)
+
+
+def test_the_first_complete_layout_wins(tmp_path, capsys):
+  fake.write_cache(tmp_path)
+  (tmp_path / 'train.csv').write_text('half a layout')
+  (tmp_path / 'omniglot').mkdir()
+  (tmp_path / 'omniglot/images_background.zip').write_bytes(b'other')
+  assert build(tmp_path) == 0
+  assert 'layout a' in capsys.readouterr().out
+
+
+def test_other_sizes_are_resized_with_a_notice(tmp_path, capsys):
+  wide = np.kron(fake.arrays('train')[0][2][::12, ::12],
+                 np.ones((20, 30, 1), np.uint8))
+  content = fake.jpeg(wide, (300, 200))
+  fake.write_zips(tmp_path / 'files', train2=content)
+  assert build(tmp_path / 'files') == 0
+  line, = [line for line in capsys.readouterr().out.splitlines()
+           if 'not 84x84' in line]
+  name = fake.ordered('train')[2][1]
+  assert f'1 of {7 * fake.IMAGES}' in line and name in line
+  assert '300x200' in line and 'LANCZOS' in line
+  np.testing.assert_array_equal(
+      store.load('mini_imagenet', 'train').images[2],
+      Image.fromarray(fake.decode(content)).resize(
+          (84, 84), Image.Resampling.LANCZOS))
+
+
+@pytest.mark.parametrize('mode', ['L', 'CMYK'])
+def test_grey_images_are_converted_with_a_notice(mode, tmp_path, capsys):
+  content = fake.jpeg(fake.arrays('test')[0][1], mode=mode)
+  fake.write_zips(tmp_path / 'files', test1=content)
+  assert build(tmp_path / 'files') == 0
+  line, = [line for line in capsys.readouterr().out.splitlines()
+           if 'not RGB' in line]
+  name = fake.ordered('test')[1][1]
+  assert f'1 of {7 * fake.IMAGES}' in line and name in line
+  assert f'mode {mode}' in line
+  np.testing.assert_array_equal(
+      store.load('mini_imagenet', 'test').images[1], fake.decode(content))
+
+
+def test_bgr(tmp_path, capsys, monkeypatch):
+  """A warning for few images, else refused; the option swaps or keeps."""
+  def swap(content):
+    return content | {'image_data': content['image_data'][..., ::-1].copy()}
+  fake.write_cache(tmp_path / 'bgr', split='train', change=swap)
+  assert build(tmp_path / 'bgr') == 0
+  assert 'Warning: the channel means' in capsys.readouterr().out
+  monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'second'))
+  monkeypatch.setattr(mini_imagenet_images, 'MIN_FOR_ORDER', 3)
+  assert build(tmp_path / 'bgr') == 2
+  line, = capsys.readouterr().err.splitlines()
+  means = fake.arrays('train')[0].mean((0, 1, 2))[::-1]
+  for text in ('train split', 'mini-imagenet-cache-train.pkl', 'is BGR',
+               '--channel_order=bgr', ', '.join(f'{m:.1f}' for m in means)):
+    assert text in line
+  fake.write_cache(tmp_path / 'rbg', split='test', change=lambda content: (
+      content | {'image_data': content['image_data'][..., [0, 2, 1]]}))
+  assert build(tmp_path / 'rbg') == 2
+  assert 'test split' in (line := capsys.readouterr().err)
+  assert 'other colours' in line
+  assert not (tmp_path / 'second').exists()
+  assert build(tmp_path / 'bgr', '--channel_order=rgb') == 0
+  np.testing.assert_array_equal(
+      store.load('mini_imagenet', 'train').images,
+      fake.arrays('train')[0][..., ::-1])
+  monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'third'))
+  assert build(tmp_path / 'bgr', '--channel_order=bgr') == 0
+  np.testing.assert_array_equal(
+      store.load('mini_imagenet', 'train').images, fake.arrays('train')[0])
+
+
+KILLED = """
+import os, signal, sys
+import mini_imagenet_fake as fake
+from mtl_jax.data import __main__ as data_main
+from mtl_jax.data.builders import mini_imagenet, mini_imagenet_images as images
+fake.shrink(setattr)
+encode, calls = images.encode, []
+def encode_some(*args):
+  calls.append(0)
+  if len(calls) > int(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+  return encode(*args)
+images.encode = encode_some
+sys.exit(data_main.main(['build', 'mini_imagenet']))
+"""
+
+
+@pytest.mark.parametrize('encoded', [0, 17])
+def test_a_killed_build_starts_again(encoded, tmp_path, capsys, monkeypatch):
+  fake.write_zips(tmp_path / 'files')
+  monkeypatch.setenv('MTL_JAX_MANUAL', str(tmp_path / 'files'))
+  result = subprocess.run(
+      [sys.executable, '-c', KILLED, str(encoded)], cwd=command.ROOT / 'tests',
+      env={**os.environ, 'PYTHONPATH': str(command.ROOT)})
+  assert result.returncode == -signal.SIGKILL
+  folder = tmp_path / 'data/mini_imagenet'
+  assert list(folder.glob('incomplete*')), 'it was not killed half way'
+  assert data_main.main(['list']) == 0
+  assert 'mini_imagenet            not built' in capsys.readouterr().out
+  assert data_main.main(['build', 'mini_imagenet']) == 0
+  assert not list(folder.glob('incomplete*'))
+  assert pixels() == wanted_pixels()
+
+
+def test_two_builds_wait_for_each_other(tmp_path):
+  """Otherwise one would remove what the other is writing."""
+  path = epath.Path(tmp_path / 'set/1.0.0')
+  second = threading.Thread(
+      target=lambda: building.alone(path).__enter__(), daemon=True)
+  with building.alone(path):
+    (tmp_path / 'set/incomplete.ABC_1.0.0').mkdir()
+    (tmp_path / 'set/incomplete.ABC_2.0.0').mkdir()
+    second.start()
+    second.join(0.3)
+    assert second.is_alive()
+    assert (tmp_path / 'set/incomplete.ABC_1.0.0').exists()
+  second.join(20)
+  assert not second.is_alive()
+  assert not (tmp_path / 'set/incomplete.ABC_1.0.0').exists()
+  assert (tmp_path / 'set/incomplete.ABC_2.0.0').exists()
+
+
+real = pytest.mark.skipif(
+    not (REAL and REAL.is_dir()),
+    reason='needs $MTL_JAX_TEST_DATA/mini_imagenet, the published files')
+
+
+@pytest.fixture(scope='module')
+def found():
+  return mini_imagenet_files.find(REAL, mini_imagenet_lists.Wanted(
+      mini_imagenet.published_classes(), 600))
+
+
+@real
+@pytest.mark.parametrize('split', CLASSES)
+def test_real_files_are_in_order_and_kept(split, found):
+  """A sample of every class."""
+  images = found.open(split)
+  wnids = mini_imagenet.published_classes()[split]
+  assert images.classes == [wnid for wnid in wnids for _ in range(600)]
+  assert images.names == sorted(images.names)
+  means = []
+  for i in range(0, len(images.classes), 75):
+    content = images.read(i)
+    assert images.names[i].startswith(images.classes[i])
+    assert mini_imagenet_images.encode(content, swap=False) is content
+    means.append(fake.decode(content).mean((0, 1)))
+  red, green, blue = np.mean(means, axis=0)
+  assert red > green > blue
+  if split == 'train':
+    np.testing.assert_allclose(
+        np.mean(means, axis=0) / 255, mini_imagenet.MiniImagenet.MEAN,
+        atol=0.02)
+
+
+@real
+def test_real_files_as_another_split(found, tmp_path):
+  """The published lists, two of them exchanged."""
+  for name, of in (('train', 'train'), ('val', 'test'), ('test', 'val')):
+    (tmp_path / f'{name}.csv').write_bytes((REAL / f'{of}.csv').read_bytes())
+  (tmp_path / 'images').mkdir()
+  with pytest.raises(errors.UserError, match='val.csv has class n01930112, '
+                     'which is of the test split'):
+    mini_imagenet_files.find(tmp_path, mini_imagenet_lists.Wanted(
+        mini_imagenet.published_classes(), 600))
