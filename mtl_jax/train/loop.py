@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from mtl_jax import evaluate, models, parallel, report
-from mtl_jax.algorithms import METHODS
-from mtl_jax.config import method_options, model_options, validate
+from mtl_jax import evaluate, parallel, report, trained
+from mtl_jax.config import validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
@@ -48,11 +47,12 @@ def train_and_evaluate(config, path):
   parallel.split_cpu(config.parallel.cpu_devices)
   workdir.check(path, config)
   run = make_run(config)
-  initial = initial_state(config, run)
+  initial = trained.initial_state(config, run.algorithm,
+                                  run.splits['train'].images.shape[1:])
   state = None
   if (path / checkpoint.FOLDERS['latest']).exists():
     state = checkpoint.restore(checkpoint.manager(path, 'latest'), initial)
-  workdir.claim(path, config)
+  workdir.claim(path, config, trained.describe_data(run.splits['train']))
   state = initial if state is None else state
   say = lambda text: config.log.progress and print(text, flush=True)
   say(describe(config, run, state))
@@ -86,20 +86,9 @@ def make_run(config):
     raise UserError(
         f'config.parallel.tasks_at_once is {at_once}: must divide the '
         f'{meta_batch // mesh.size} tasks of a device')
-  backbone = models.create(config.model.name, **model_options(config))
-  method = METHODS[config.method.name]
-  algorithm = method.build(backbone, splits['train'].num_classes,
-                           config.train.ways, **method_options(config))
+  algorithm = trained.algorithm_of(config, splits['train'].num_classes)
   return Run(algorithm, optimizer.build(config.optimizer), meta_batch, mesh,
              splits)
-
-
-def initial_state(config, run):
-  """Returns the TrainState before the first step."""
-  images = jnp.zeros((2,) + run.splits['train'].images.shape[1:])
-  key = episodes.stream_key(config.seed, episodes.Stream.INIT)
-  return jax.jit(lambda key: steps.init_state(
-      run.algorithm, run.optimizer, key, images))(key)
 
 
 def train(config, path, run, state):

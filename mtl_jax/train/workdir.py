@@ -1,6 +1,6 @@
 """The folder of a run: whose it is, and what it holds.
 
-    config.json env.json metrics.jsonl checkpoints/ best/
+    config.json data.json env.json metrics.jsonl checkpoints/ best/
     test.json tasks.npz curves.png tensorboard/
 """
 
@@ -15,6 +15,7 @@ from mtl_jax.config import to_json
 from mtl_jax.errors import UserError
 
 CONFIG = 'config.json'
+DATA = 'data.json'
 # Fields that cannot change what is trained, and limits that only end it.
 _FREE = ('source', 'data.dir', 'data.manual_dir', 'data.store',
          'train.max_epochs', 'parallel.compile', 'parallel.cpu_devices',
@@ -30,13 +31,20 @@ def read_config(path):
   """
   file = path / CONFIG
   try:
-    return ml_collections.ConfigDict(json.loads(file.read_text()))
+    return ml_collections.ConfigDict(_tuples(json.loads(file.read_text())))
   except FileNotFoundError as error:
     raise UserError(f'{file} is missing: {path} is not the workdir of a '
                     'run') from error
   except (OSError, ValueError) as error:
     raise UserError(f'{file} cannot be read ({error}): restore it or choose '
                     'an empty --workdir') from error
+
+
+def _tuples(value):
+  """Returns JSON's value with tuples for lists, as configs have them."""
+  if isinstance(value, dict):
+    return {name: _tuples(one) for name, one in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def check(path, config):
@@ -65,8 +73,8 @@ def check(path, config):
           f'{new.get(field)}: set it so, or choose another --workdir')
 
 
-def claim(path, config):
-  """Writes config.json and env.json; `check` comes first.
+def claim(path, config, data):
+  """Writes config.json, data.json and env.json; `check` comes first.
 
   Raises:
     UserError: the folder cannot be written.
@@ -77,6 +85,7 @@ def claim(path, config):
     raise UserError(f'{path}: cannot be made ({error.strerror}): choose '
                     'another --workdir') from error
   write(path / 'env.json', json.dumps(environment(), indent=2))
+  write(path / DATA, json.dumps(data))
   write(path / CONFIG, to_json(config))
 
 
