@@ -1,0 +1,284 @@
+"""Kernels of wide networks: closed forms, quadrature, and real networks."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import erf
+
+from mtl_jax import ntk
+from mtl_jax.errors import UserError
+from mtl_jax.ntk import kernels as implementation
+
+exact = functools.partial(ntk.fully_connected, dtype='float64')
+exact_conv = functools.partial(ntk.convolutional, dtype='float64')
+
+
+def sphere(seed, n, d=10):
+  x = np.random.default_rng(seed).normal(size=(n, d))
+  return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def images(seed, n, size=8, channels=2):
+  """Unit length per pixel on average; one is blank in a corner."""
+  x = np.random.default_rng(seed).normal(size=(n, size, size, channels))
+  x[0, :4, :4] = 0
+  return x / np.sqrt(channels)
+
+
+def close(got, expected, tolerance):
+  for a, b in zip(got, expected, strict=True):
+    np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=0,
+                               atol=tolerance)
+
+
+def relu_moments(kernel):
+  """E[relu relu] and E[step step] by Cho and Saul, in extended precision."""
+  length = np.sqrt(np.diag(kernel))
+  rho = np.clip(kernel / np.outer(length, length), -1, 1)
+  np.fill_diagonal(rho, 1)
+  angle = np.arccos(rho)
+  pi = np.arccos(np.longdouble(-1))
+  moment = (np.sqrt(1 - rho ** 2) + rho * (pi - angle)) / (2 * pi)
+  return np.outer(length, length) * moment, (pi - angle) / (2 * pi)
+
+
+def erf_moments(kernel):
+  """E[erf erf] and E[erf' erf'] by the trapezoid rule over a pair."""
+  nodes = np.arange(-8, 8.01, 0.08)
+  weights = 0.08 * np.exp(-nodes ** 2 / 2) / np.sqrt(2 * np.pi)
+  moments = np.zeros((2, *kernel.shape))
+  for i, j in np.ndindex(kernel.shape):
+    u = (np.sqrt(kernel[i, i]) * nodes)[:, None]
+    along = kernel[i, j] / np.sqrt(kernel[i, i])
+    across = np.sqrt(np.maximum(kernel[j, j] - along ** 2, 0))
+    v = along * nodes[:, None] + across * nodes
+    mean = lambda values: weights @ values @ weights
+    moments[:, i, j] = (mean(erf(u) * erf(v)),
+                        mean(4 / np.pi * np.exp(-u ** 2 - v ** 2)))
+  return moments
+
+
+def recursion(x, depth, moments, w, b):
+  """The layers one after another, as Jacot et al. state them."""
+  nngp = tangent = x @ x.T
+  for _ in range(depth):
+    nngp, derivative = moments(w * nngp + b)
+    tangent = nngp + derivative * (w * tangent + b)
+  return nngp, tangent
+
+
+@pytest.mark.parametrize('depth', [1, 8, 64])
+def test_diagonal_is_exact_and_coincident_points_are(depth):
+  """An arc cosine near 1 misses L + 1 by 1e-6 at depth 16."""
+  x = sphere(0, 40)
+  own = exact(x, depth=depth)
+  np.testing.assert_allclose(np.diag(own.nngp), 1, rtol=0, atol=1e-12)
+  np.testing.assert_allclose(np.diag(own.ntk), depth + 1, rtol=0, atol=1e-12)
+  close(exact(x, x, depth=depth), own, 1e-10)
+  expected = recursion(x.astype(np.longdouble), depth, relu_moments, 2, 0)
+  close(own, expected, 1e-11)
+
+
+def test_large_tiles_are_exact_where_points_nearly_coincide(monkeypatch):
+  """The matrix product of large tiles cancels there; it must be mended."""
+  x = sphere(1, 24)
+  gaps = 10. ** np.arange(-10, -4)
+  x = np.concatenate([x, [x[0] + gap * x[1] for gap in gaps], -x[2:3], x[5:6]])
+  whole = exact(x, depth=16)
+  monkeypatch.setattr(implementation, '_DIRECT', 0)
+  close(exact(x, x, depth=16, block=33), whole, 1e-10)
+  close(exact(x, depth=16, block=33), whole, 1e-10)
+  single = ntk.fully_connected(x, x, depth=16, dtype='float32', block=33)
+  close(single, whole, 3e-5)
+  opposite = np.diag(exact(x, -x, depth=1, block=33).ntk)
+  np.testing.assert_allclose(opposite, 0, atol=1e-12)
+
+
+@pytest.mark.parametrize('activation, moments', [
+    ('relu', relu_moments), ('erf', erf_moments)])
+def test_variances_and_lengths_enter_as_stated(activation, moments):
+  """Points off the sphere, a bias and a weight variance of one's own."""
+  x = sphere(2, 4) * np.array([0.2, 0.5, 1, 2])[:, None]
+  got = exact(x, depth=3, activation=activation, weight_variance=1.7,
+              bias_variance=0.3)
+  expected = recursion(x, 3, moments, 1.7, 0.3)
+  close(got, expected, 1e-7)
+  off = ~np.eye(4, dtype=bool)
+  close([np.asarray(k)[off] for k in got], [k[off] for k in expected], 1e-10)
+
+
+def test_erf_is_the_mean_over_random_features():
+  """Monte Carlo knows nothing of the arc sine."""
+  x = sphere(3, 5)
+  got = ntk.fully_connected(x, depth=1, activation='erf', weight_variance=2.,
+                            bias_variance=0.5)
+  rng = np.random.default_rng(4)
+  sums, squares, draws = 0., 0., 20
+  for _ in range(draws):
+    weights = rng.normal(size=(10, 20000)) * np.sqrt(2)
+    features = erf(x @ weights + np.sqrt(0.5) * rng.normal(size=20000))
+    kernel = features @ features.T / 20000
+    sums, squares = sums + kernel / draws, squares + kernel ** 2 / draws
+  error = np.sqrt((squares - sums ** 2) / (draws - 1))
+  assert np.max(np.abs(np.asarray(got.nngp) - sums) / error) < 4
+  assert np.max(error) < 2e-3
+
+
+def test_blocks_equal_the_whole():
+  """A tile at a wrong place, or a mirrored one not turned, shows here."""
+  x, z = sphere(5, 23), sphere(6, 17)
+  for options in ({}, {'activation': 'erf', 'bias_variance': 0.1}):
+    kernels = functools.partial(exact, depth=3, **options)
+    close(kernels(x, block=5), kernels(x), 1e-12)
+    close(kernels(x, z, block=6), kernels(x, z), 1e-12)
+    close(kernels(z, x), [k.T for k in kernels(x, z)], 1e-12)
+  a = images(7, 3, 4)
+  kernels = functools.partial(exact_conv, depth=2)
+  close(kernels(a, block=2), kernels(a, block=3), 1e-12)
+  close(kernels(a, a, block=2), kernels(a, block=3), 1e-10)
+
+
+def test_convolutions_of_one_pixel_are_dense_layers():
+  """Ties both recursions together, bias, weights and borders included."""
+  x = sphere(9, 6)
+  dense = exact(x, depth=3, weight_variance=1.5, bias_variance=0.2)
+  pixel = functools.partial(exact_conv, x[:, None, None], depth=3,
+                            bias_variance=0.2)
+  close(pixel(filter_size=1, weight_variance=1.5), dense, 1e-12)
+  # Eight of nine weights see the border's zeros.
+  close(pixel(filter_size=3, weight_variance=9 * 1.5), dense, 1e-12)
+
+
+class Dense(nn.Module):
+  """Fully connected, tangent-kernel scaling."""
+
+  width: int
+  depth: int
+
+  @nn.compact
+  def __call__(self, x):
+    normal = nn.initializers.normal(1.)
+    for i in range(self.depth):
+      scale = np.sqrt(2 / (x.shape[-1] if i else 1)).astype('float32')
+      x = nn.relu(scale * nn.Dense(
+          self.width, use_bias=False, kernel_init=normal)(x))
+    head = nn.Dense(1, use_bias=False, kernel_init=normal, name='head')
+    return head(x / np.sqrt(self.width).astype('float32'))
+
+
+class Convolution(nn.Module):
+  """Convolutions and the mean over pixels, tangent-kernel scaling."""
+
+  width: int
+  depth: int
+
+  @nn.compact
+  def __call__(self, x):
+    normal = nn.initializers.normal(1.)
+    for i in range(self.depth):
+      scale = np.sqrt(2 / 9 / (x.shape[-1] if i else 1)).astype('float32')
+      x = nn.relu(scale * nn.Conv(
+          self.width, (3, 3), use_bias=False, kernel_init=normal)(x))
+    head = nn.Dense(1, use_bias=False, kernel_init=normal, name='head')
+    return head(x.mean((1, 2)) / np.sqrt(self.width).astype('float32'))
+
+
+@pytest.mark.parametrize('network, closed, x, draws', [
+    (Dense(2048, 2), ntk.fully_connected, sphere(10, 16), 10),
+    (Convolution(128, 2), ntk.convolutional, images(11, 2), 60)],
+    ids=['dense', 'convolution'])
+def test_wide_networks_have_these_kernels(network, closed, x, draws):
+  """Independent of every formula: the network's own gradients.
+
+  A standard error of each entry from few draws is itself uncertain by a
+  quarter, and there are many entries: root mean squares are compared.
+  """
+  x = x.astype('float32')
+  init = jax.jit(network.init)
+  kernels = []
+  for seed in range(draws):
+    params = init(jax.random.key(seed), x[:1])['params']
+    kernels.append(ntk.empirical(functools.partial(_apply, network), params,
+                                 x, block=16))
+  expected = closed(x, depth=2)
+  for got, want in zip(zip(*kernels, strict=True), expected, strict=True):
+    got = np.stack(got)
+    error = np.std(got, 0, ddof=1) / np.sqrt(draws)
+    off = np.mean(got, 0) - np.asarray(want)
+    assert np.sqrt(np.mean(off ** 2)) < 3 * np.sqrt(np.mean(error ** 2))
+    assert np.sqrt(np.mean(error ** 2)) < 0.05 * np.mean(want)
+
+
+def _apply(network, params, x):
+  return network.apply({'params': params}, x)
+
+
+def test_empirical_kernel_is_that_of_all_gradients():
+  """Blocks, two outputs, and which parameters are the head's."""
+  def apply(params, x):
+    hidden = jnp.tanh(x @ params['body']['kernel'])
+    return hidden @ params['head']['kernel'] + params['head']['bias']
+
+  rng = np.random.default_rng(12)
+  draw = lambda *shape: rng.normal(size=shape).astype('float32')
+  params = {'body': {'kernel': draw(3, 4)},
+            'head': {'kernel': draw(4, 2), 'bias': draw(2)}}
+  x, z = draw(7, 3), draw(5, 3)
+  hidden, other = (np.tanh(a @ params['body']['kernel']) for a in (x, z))
+  head = hidden @ other.T + 1
+  slopes = np.einsum('ai,io,bi,io->ab', 1 - hidden ** 2,
+                     params['head']['kernel'], 1 - other ** 2,
+                     params['head']['kernel']) / 2
+  got = ntk.empirical(apply, params, x, z, block=3)
+  close([got.nngp, got.body], [head, slopes * (x @ z.T)], 1e-5)
+  own = ntk.empirical(apply, params, x)
+  close(ntk.empirical(apply, params, x, block=3), own, 1e-5)
+  close(ntk.empirical(apply, params, x, x, block=4), own, 1e-5)
+  with pytest.raises(UserError, match="no parameter is named 'top'"):
+    ntk.empirical(apply, params, x, head='top')
+
+
+def test_float64_leaves_the_setting_of_the_caller_alone():
+  """A library that flips the global flag changes its user's training."""
+  x = sphere(13, 4).astype('float32')
+  assert exact(x, depth=1).ntk.dtype == jnp.float64
+  assert ntk.fully_connected(x, depth=1).ntk.dtype == jnp.float32
+  assert jnp.zeros(1).dtype == jnp.float32
+  assert not jax.config.jax_enable_x64
+
+
+@pytest.mark.parametrize('activation', ['relu', 'erf'])
+def test_a_blank_point_is_no_nan(activation):
+  """A padded task or a black image has length 0."""
+  x = sphere(14, 3)
+  x[1] = 0
+  got = exact(x, depth=2, activation=activation)
+  for kernel in map(np.asarray, got):
+    assert np.isfinite(kernel).all()
+    np.testing.assert_allclose(kernel[1], 0, atol=1e-12)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'depth': 0}, 'depth: 0 hidden layers'),
+    ({'activation': 'tanh'}, "activation is 'tanh': allowed are relu, erf"),
+    ({'weight_variance': 0.}, 'weight_variance: 0.0 is not positive'),
+    ({'bias_variance': -1.}, 'bias_variance: -1.0 is negative'),
+    ({'dtype': 'float16'}, "dtype is 'float16'"),
+    ({'z': np.zeros((2, 3))}, r'z: shape \(2, 3\) does not fit'),
+])
+def test_wrong_arguments_are_named(change, message):
+  """A user should not have to read a traceback."""
+  with pytest.raises(UserError, match=message):
+    ntk.fully_connected(**{'x': np.ones((2, 4)), 'depth': 1, **change})
+
+
+def test_wrong_images_are_named():
+  """As for the dense kernel; an even filter has no centre."""
+  with pytest.raises(UserError, match='x: shape'):
+    ntk.convolutional(np.ones((2, 4)), depth=1)
+  with pytest.raises(UserError, match='filter_size: 2 is not an odd number'):
+    ntk.convolutional(images(0, 1), depth=1, filter_size=2)
