@@ -13,8 +13,12 @@ class rows of MTL; it is trained with the features and so is not among HEADS.
 A new head is one file and one line here.
 """
 
-from mtl_jax.heads import logistic
+from mtl_jax.heads import centroid, gradient, logistic, ridge, svm
 
 HEADS = {
+    'centroid': centroid,
+    'gradient': gradient,
     'logistic': logistic,
+    'ridge': ridge,
+    'svm': svm,
 }

@@ -1,0 +1,113 @@
+"""Times heads against the peers, both in one run on one machine.
+
+    python benchmarks/heads.py --peers=DIR --peer_python=ENV/bin/python
+
+DIR holds svm_head.py and logistic_head.py; ENV is an environment with torch,
+qpth and scikit-learn. Without --peers, our times alone.
+
+`svm` is MetaOptNet's training step of its head: 8 tasks of 75 support (5-way
+15-shot) and 30 query examples with 640 features; fit, logits, and the gradient
+of both. The peer is qpth, 15 iterations of a batched interior point method.
+`logistic` is a meta-test: heads of 25 support examples (5-way 5-shot) with 640
+unit-norm features. The peer is scikit-learn, a task after another.
+
+Rounds of the two sides alternate; medians over the rounds. On a shared machine
+the ratio is what to read.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.heads import logistic, svm
+
+TASKS_AT_ONCE = 100  # of logistic: what stays in a processor's cache
+
+
+def svm_step(tasks=8, ways=5, shots=15, queries=6, dim=640):
+  """Returns (thunk, tasks, residual) of the peer's step."""
+  rng = np.random.default_rng(0)
+  draw = lambda count: jnp.asarray(
+    0.1 * rng.normal(size=(tasks, ways * count, dim)), jnp.float32)
+  support, query = draw(shots), draw(queries)
+  labels = jnp.tile(jnp.arange(ways), shots)
+
+  def loss(support, query):
+    one = lambda s, q: svm.logits(svm.fit(s, labels, ways), q)
+    return jnp.sum(jax.vmap(one)(support, query) ** 2)
+
+  step = jax.jit(jax.grad(loss, (0, 1)))
+  gap = jax.jit(jax.vmap(lambda s: svm.diagnostics(
+    svm.fit(s, labels, ways), s, labels)['gap']))(support)
+  return lambda: step(support, query), tasks, f'gap {jnp.max(gap):.0e}'
+
+
+def logistic_step(tasks=2000, ways=5, shots=5, dim=640):
+  """Returns (thunk, tasks, residual) of the peer's heads, and more of them."""
+  rng = np.random.default_rng(0)
+  labels = np.repeat(np.arange(ways), shots)
+  x = rng.normal(size=(tasks, len(labels), dim))
+  x += 0.5 * rng.normal(size=(tasks, ways, dim))[:, labels]
+  x /= np.linalg.norm(x, axis=-1, keepdims=True)
+  x = jnp.asarray(x.reshape(-1, TASKS_AT_ONCE, *x.shape[1:]), jnp.float32)
+  fit = jax.jit(jax.vmap(lambda x: logistic.fit(x, labels, ways)))
+  residuals = jax.vmap(lambda p, x: logistic.diagnostics(p, x, labels))
+  worst = max(map(jnp.max, jax.tree.leaves(residuals(fit(x[0]), x[0]))))
+  return lambda: [fit(part) for part in x], tasks, f'residual {worst:.0e}'
+
+
+def seconds_of(thunk):
+  """Returns the wall-clock seconds of one call."""
+  start = time.perf_counter()
+  jax.block_until_ready(thunk())
+  return time.perf_counter() - start
+
+
+def peer_seconds(args, program, *flags):
+  """Runs a peer and returns its median seconds for one task."""
+  out = subprocess.run(
+    [args.peer_python, os.path.join(args.peers, program), *flags],
+    check=True, capture_output=True, text=True).stdout
+  said = json.loads(out.splitlines()[-1])
+  return said['seconds'] / said['tasks']
+
+
+def compare(args, name, make, program, flags, wanted):
+  """Prints one line: ours, theirs and the ratio, all of one task."""
+  thunk, tasks, residual = make()
+  jax.block_until_ready(thunk())
+  ours, theirs = [], []
+  for _ in range(args.rounds):
+    ours += [seconds_of(thunk) / tasks for _ in range(args.repeats)]
+    if args.peers:
+      theirs.append(peer_seconds(args, program, *flags))
+  line = f'{name:9s} ours {1e3 * statistics.median(ours):8.3f} ms a task'
+  if theirs:
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    line += (f'  peer {1e3 * statistics.median(theirs):8.3f} ms a task'
+             f'  x{ratio:.0f} (wanted x{wanted})')
+  print(f'{line}  {residual}', flush=True)
+
+
+def main():
+  """Prints the lines."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--peers', default='')
+  parser.add_argument('--peer_python', default='python3')
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--repeats', type=int, default=5, help='a round')
+  args = parser.parse_args()
+  compare(args, 'svm', svm_step, 'svm_head.py', ['--shots=15'], 20)
+  compare(args, 'logistic', logistic_step, 'logistic_head.py',
+          ['--shots=5', '--tasks=100'], 50)
+
+
+if __name__ == '__main__':
+  main()

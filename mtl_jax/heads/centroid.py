@@ -1,0 +1,98 @@
+"""Nearest class centroid: ProtoNet's head."""
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.errors import UserError, check_choice
+
+DISTANCES = ('squared', 'mean_squared', 'cosine')
+OPTIONS = {'distance': 'squared', 'scale': 1.}  # what a config may set
+
+
+def fit(features, labels, num_ways, *, distance='squared', scale=1.0):
+  """Fits one task: the mean of each class's features.
+
+  Differentiable in features and scale.
+
+  Args:
+    features: [S, D], computed in float32 at least.
+    labels: int [S] in 0..num_ways - 1; a class without an example gets the
+      origin.
+    num_ways: N.
+    distance: what a logit of query q and centroid c is, but for `scale`:
+      'squared' -|q - c|^2 (Snell et al., NeurIPS 2017, section 2.3);
+      'mean_squared' -|q - c|^2 / D (the ProtoNet of MetaOptNet's code);
+      'cosine' q.c / (|q| |c|), zero where a norm is.
+    scale: factor of the logits, positive.
+
+  Returns:
+    centroids [N, D], and the factor [] under the kind of logit, `squared` or
+    `cosine`.
+
+  Raises:
+    UserError: distance is none of these, or scale is a number that is not
+      positive.
+  """
+  check_choice('config.heads.centroid.distance', distance, DISTANCES)
+  if isinstance(scale, (int, float)) and not scale > 0:
+    raise UserError(
+      f'config.heads.centroid.scale: {scale} is not positive; 1.0 is usual')
+  features = _at_least_float32(features)
+  onehot, count = _classes(labels, num_ways, features.dtype)
+  with jax.default_matmul_precision('highest'):
+    centroids = onehot.T @ features / count
+  kind = 'cosine' if distance == 'cosine' else 'squared'
+  if distance == 'mean_squared':
+    scale = scale / features.shape[-1]
+  return {'centroids': centroids, kind: jnp.asarray(scale, features.dtype)}
+
+
+def logits(params, features):
+  """Returns the logits [Q, N] of features [Q, D]."""
+  centroids = params['centroids']
+  with jax.default_matmul_precision('highest'):
+    if 'cosine' in params:
+      return params['cosine'] * (_unit(features) @ _unit(centroids).T)
+    # |q - c|^2 as three terms; from the centre, for the digits that large
+    # norms would take.
+    centre = centroids.mean(0)
+    features, centroids = features - centre, centroids - centre
+    squares = jnp.sum(features**2, -1, keepdims=True)
+    distances = (
+      squares - 2 * features @ centroids.T + jnp.sum(centroids**2, -1)
+    )
+  return -params['squared'] * jnp.maximum(distances, 0)
+
+
+def diagnostics(params, features, labels, **unused):
+  """Returns how far params are from the optimum on the support.
+
+  Returns:
+    centroids: largest |mean of x_i - c over a class|, relative to the largest
+      |x|.
+  """
+  del unused
+  features = _at_least_float32(features)
+  centroids = params['centroids']
+  onehot, count = _classes(labels, len(centroids), features.dtype)
+  with jax.default_matmul_precision('highest'):
+    left = onehot.T @ (features - centroids[labels]) / count
+  scale = jnp.max(jnp.abs(features))
+  left = jnp.max(jnp.abs(left))
+  return {'centroids': jnp.where(scale > 0, left / scale, left)}
+
+
+def _classes(labels, num_ways, dtype):
+  """Returns labels one-hot [S, N] and examples per class [N, 1], 1 at least."""
+  onehot = jax.nn.one_hot(labels, num_ways, dtype=dtype)
+  return onehot, jnp.maximum(onehot.sum(0), 1)[:, None]
+
+
+def _unit(x):
+  """Divides by the norm; zero stays zero, with a finite gradient."""
+  square = jnp.sum(x**2, -1, keepdims=True)
+  return x / jnp.sqrt(jnp.where(square > 0, square, 1))
+
+
+def _at_least_float32(features):
+  return features.astype(jnp.promote_types(features.dtype, jnp.float32))

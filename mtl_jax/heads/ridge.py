@@ -1,0 +1,121 @@
+"""Ridge regression on one-hot labels: the closed-form head."""
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.errors import UserError
+
+OPTIONS = {  # what a config may set, with its defaults: MetaOptNet's
+  'regulariser': 50., 'target': 2., 'bias': False, 'average': False,
+}
+_REFINEMENTS = 3
+
+
+def fit(
+  features, labels, num_ways, *, regulariser=50.0, target=2.0, bias=False,
+  average=False,
+):
+  """Fits one task: minimises a sum of squares and a penalty,
+
+    sum_i |W^T x_i + b - target one_hot(y_i)|^2 + regulariser (|W|^2 + |b|^2).
+
+  The defaults are the ridge head of MetaOptNet's code (Lee et al., CVPR 2019);
+  its R2D2 head is target=1. R2D2 itself (Bertinetto et al., ICLR 2019, section
+  3) is target=1, bias=True, average=True. The labels' height changes no
+  prediction, only the confidence.
+
+  Solved by a Cholesky factor of size S (dual) or D (primal), the smaller.
+  Differentiable in features, regulariser and target, through the solution.
+
+  Args:
+    features: [S, D], computed in float32 at least.
+    labels: int [S] in 0..num_ways - 1.
+    num_ways: N.
+    regulariser: positive. Zero is refused: a repeated image is enough to make
+      the system singular.
+    target: height of the one-hot labels.
+    bias: whether there is an intercept b; it is penalised, as published.
+    average: whether the squares are averaged instead of summed, which counts
+      the regulariser S times.
+
+  Returns:
+    weights [D, N] and bias [N], zero if there is none.
+
+  Raises:
+    UserError: regulariser is a number that is not positive.
+  """
+  if isinstance(regulariser, (int, float)) and not regulariser > 0:
+    raise UserError(
+      f'config.heads.ridge.regulariser: {regulariser} is not positive; the '
+      'published value is 50')
+  x, y, penalty = _problem(
+    features, labels, num_ways, regulariser, target, bias, average)
+  size, dim = x.shape
+  with jax.default_matmul_precision('highest'):
+    if size <= dim:
+      weights = x.T @ _solve(x @ x.T, penalty, y)
+    else:
+      weights = _solve(x.T @ x, penalty, x.T @ y)
+  if bias:
+    return {'weights': weights[:-1], 'bias': weights[-1]}
+  return {'weights': weights, 'bias': jnp.zeros_like(weights[0])}
+
+
+def logits(params, features):
+  """Returns the outputs [Q, N] of features [Q, D]."""
+  return features @ params['weights'] + params['bias']
+
+
+def diagnostics(
+  params, features, labels, *, regulariser=50.0, target=2.0, bias=False,
+  average=False,
+):
+  """Returns how far params are from the optimum on the support.
+
+  Returns:
+    normal: largest |X^T (X W - Y) + regulariser W|, relative to the largest
+      |X^T Y|.
+  """
+  weights = params['weights']
+  x, y, penalty = _problem(
+    features, labels, weights.shape[-1], regulariser, target, bias, average)
+  if bias:
+    weights = jnp.concatenate([weights, params['bias'][None]])
+  with jax.default_matmul_precision('highest'):
+    residual = x.T @ (x @ weights - y) + penalty * weights
+    scale = jnp.max(jnp.abs(x.T @ y))
+  residual = jnp.max(jnp.abs(residual))
+  return {'normal': jnp.where(scale > 0, residual / scale, residual)}
+
+
+def _problem(features, labels, num_ways, regulariser, target, bias, average):
+  """Returns X, Y and the penalty of min |X W - Y|^2 + penalty |W|^2."""
+  dtype = jnp.promote_types(features.dtype, jnp.float32)
+  x = features.astype(dtype)
+  if bias:
+    x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], -1)
+  y = target * jax.nn.one_hot(labels, num_ways, dtype=dtype)
+  return x, y, regulariser * (len(x) if average else 1)
+
+
+def _solve(gram, penalty, right):
+  """Returns (gram + penalty I)^-1 right.
+
+  Where rounding of a large gram outweighs the penalty its Cholesky factor
+  would not exist: what rounding may take is added before, and refinement
+  takes it out again. The gradient is another such solve.
+  """
+  eps = jnp.finfo(gram.dtype).eps
+  matrix = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)
+  jitter = jax.lax.stop_gradient(eps * jnp.trace(matrix))
+  factor = jax.scipy.linalg.cho_factor(jax.lax.stop_gradient(
+    matrix + jitter * jnp.eye(len(gram), dtype=gram.dtype)))
+
+  def refined(product, b):
+    x = jax.scipy.linalg.cho_solve(factor, b)
+    for _ in range(_REFINEMENTS):
+      x = x + jax.scipy.linalg.cho_solve(factor, b - product(x))
+    return x
+
+  return jax.lax.custom_linear_solve(
+    lambda x: matrix @ x, right, refined, symmetric=True)

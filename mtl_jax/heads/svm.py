@@ -1,0 +1,94 @@
+"""Multi-class support vector machine: MetaOptNet's head."""
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.errors import UserError
+from mtl_jax.solvers import crammer_singer
+
+OPTIONS = {'C': 0.1, 'ridge': 1.}  # what a config may set, with defaults
+GAP = 1e-5  # relative; `diagnostics` reports more as not converged
+
+
+def fit(
+  features, labels, num_ways, *, C=0.1, ridge=1.0, tolerance=1e-6,
+  max_rounds=100,
+):
+  """Fits one task: Crammer and Singer's machine, without intercepts.
+
+  Maximises over dual [S, N]
+
+    sum_i dual[i, y_i] - 1/2 sum_m dual_m^T (X X^T + ridge I) dual_m
+
+  with dual <= C one_hot(y) and rows that sum to zero: the problem of
+  MetaOptNet (Lee et al., CVPR 2019, section 3.2), whose code adds the ridge of
+  one. At ridge zero it is scikit-learn's LinearSVC(multi_class=
+  'crammer_singer', fit_intercept=False, C=C). Features are taken as they are;
+  MetaOptNet normalises them nowhere.
+
+  Reverse-differentiable in features, C and ridge: through the optimality
+  conditions, not through the iterations.
+
+  Args:
+    features: [S, D], computed in float32 at least.
+    labels: int [S] in 0..num_ways - 1.
+    num_ways: N >= 2.
+    C: bound of the dual, positive.
+    ridge: non-negative.
+    tolerance: relative duality gap to stop at.
+    max_rounds: bound on the solver's rounds.
+
+  Returns:
+    weights [D, N] and dual [S, N].
+
+  Raises:
+    UserError: num_ways < 2, C not positive, ridge negative.
+  """
+  if num_ways < 2:
+    raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
+  if isinstance(C, (int, float)) and not C > 0:
+    raise UserError(
+      f'config.heads.svm.C: {C} is not positive; the published value is 0.1')
+  if isinstance(ridge, (int, float)) and not ridge >= 0:
+    raise UserError(
+      f'config.heads.svm.ridge: {ridge} is negative; the published value is 1')
+  features, onehot = _inputs(features, labels, num_ways)
+  with jax.default_matmul_precision('highest'):
+    dual = crammer_singer.fit(
+      crammer_singer.parts(features), onehot, C, ridge, tolerance, max_rounds)
+    return {'weights': features.T @ dual, 'dual': dual}
+
+
+def logits(params, features):
+  """Returns the outputs [Q, N] of features [Q, D], margins of about one."""
+  return features @ params['weights']
+
+
+def diagnostics(params, features, labels, *, C=0.1, ridge=1.0, **unused):
+  """Returns how far params are from the optimum on the support.
+
+  Returns:
+    gap: relative duality gap (primal - dual) / primal.
+    bound: largest excess of the dual over its bound, relative to C.
+    sum: largest |row sum| of the dual, relative to its largest entry.
+    not_converged: whether the gap exceeds 1e-5 or is not a number.
+  """
+  del unused
+  dual = params['dual']
+  features, onehot = _inputs(features, labels, dual.shape[-1])
+  with jax.default_matmul_precision('highest'):
+    gap = crammer_singer.gap(
+      dual, crammer_singer.parts(features), onehot, C, ridge)
+  largest = jnp.maximum(jnp.max(jnp.abs(dual)), jnp.finfo(dual.dtype).tiny)
+  return {
+    'gap': gap,
+    'bound': jnp.maximum(jnp.max(dual - C * onehot), 0) / C,
+    'sum': jnp.max(jnp.abs(dual.sum(-1))) / largest,
+    'not_converged': ~(gap <= GAP),
+  }
+
+
+def _inputs(features, labels, num_ways):
+  """Returns features in float32 at least, and labels one-hot [S, N]."""
+  dtype = jnp.promote_types(features.dtype, jnp.float32)
+  return features.astype(dtype), jax.nn.one_hot(labels, num_ways, dtype=dtype)

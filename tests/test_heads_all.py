@@ -1,0 +1,95 @@
+"""What every head in HEADS must do beyond the numerics of its own."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_heads import draw_task
+
+from mtl_jax import config
+from mtl_jax.heads import HEADS
+
+heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
+
+
+def test_all_names_are_there():
+  """The names are in configs and in result files."""
+  assert set(HEADS) == {'centroid', 'gradient', 'logistic', 'ridge', 'svm'}
+
+
+@heads
+def test_options_are_those_of_fit(head):
+  """A second default would make a config's value a lie."""
+  fit = inspect.signature(head.fit).parameters
+  name = head.__name__.split('.')[-1]
+  in_config = config.base_config().heads[name].to_dict()
+  assert head.OPTIONS == in_config
+  for option, default in head.OPTIONS.items():
+    assert fit[option].kind == inspect.Parameter.KEYWORD_ONLY
+    assert fit[option].default == default
+
+
+@heads
+def test_diagnostics_takes_what_fit_takes(head):
+  """Residuals of other options than the fitted ones would be no residuals."""
+  x, y, _ = draw_task(3, 4, dim=16, scale=5.0)
+  for option, value in head.OPTIONS.items():
+    if isinstance(value, (bool, str)) or option == 'steps':
+      continue
+    options = {**head.OPTIONS, option: 1.5 * value}
+    params = head.fit(x, y, 3, **options)
+    for residual in head.diagnostics(params, x, y, **options).values():
+      assert abs(residual) < 1e-3
+
+
+@heads
+def test_half_precision_features_are_computed_in_float32(head):
+  """Backbones on accelerators give bfloat16; its Gram matrix is noise."""
+  x, y, query = draw_task(3, 4, dim=32)
+  x = jnp.asarray(x, 'bfloat16')
+  half = head.fit(x, y, 3)
+  whole = head.fit(x.astype('float32'), y, 3)
+  for a, b in zip(jax.tree.leaves(half), jax.tree.leaves(whole), strict=True):
+    assert a.dtype == 'float32'
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert head.logits(half, query).shape == (12, 3)
+
+
+@heads
+def test_gradient_in_features_is_finite_and_not_zero(head):
+  """Methods train a backbone through their head, on any support."""
+  x, y, query = draw_task(3, 4, dim=32)
+
+  def loss(x):
+    out = head.logits(head.fit(x, y, 3), query)
+    return -jnp.sum(jax.nn.log_softmax(out)[:, 0])
+
+  cases = jnp.stack([x, 0 * x, 0 * x + 3.7, jnp.repeat(x[::4], 4, 0)])
+  slopes = jax.jit(jax.vmap(jax.grad(loss)))(cases)
+  assert np.isfinite(slopes).all() and np.abs(slopes[0]).max() > 1e-4
+
+
+@heads
+def test_clusters_are_learned(head):
+  """Far above chance on new examples of five well separated classes."""
+  x, y, query = draw_task(5, 5, queries=20)
+  out = head.logits(jax.jit(lambda x: head.fit(x, y, 5))(x), query)
+  assert np.mean(np.argmax(out, 1) == np.repeat(np.arange(5), 20)) > 0.9
+
+
+@heads
+def test_one_compilation_serves_all_tasks(head):
+  """Thousands of tasks must not compile thousands of times."""
+  count = 0
+
+  @jax.jit
+  def one(x, y):
+    nonlocal count
+    count += 1
+    return head.fit(x, y, 3)
+
+  for seed in range(3):
+    one(*draw_task(3, 2, dim=8, seed=seed)[:2])
+  assert count == 1

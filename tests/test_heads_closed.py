@@ -1,0 +1,226 @@
+"""Heads without a search: centroid, ridge, steps of gradient descent."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax, softmax
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import NearestCentroid
+from test_heads import draw_task, fit
+
+from mtl_jax.errors import UserError
+from mtl_jax.heads import centroid, gradient, ridge
+
+
+def difference(score, at, change, step=1e-6):
+  """The derivative of score along a change, by central differences."""
+  up, down = (
+    [a + sign * step * c for a, c in zip(at, change, strict=True)]
+    for sign in (1, -1)
+  )
+  return (score(*up) - score(*down)) / (2 * step)
+
+
+def check_gradient(head, at, options):
+  """Holds the gradient in features and named options to differences."""
+  x, y, query = draw_task(3, 4, dim=7, scale=2.0)
+  rng = np.random.default_rng(0)
+  weigh = rng.normal(size=(len(query), 3))
+
+  def score(x, *values):
+    given = {**options, **dict(zip(at, values, strict=True))}
+    out = head.logits(head.fit(x, y, 3, **given), query)
+    return jnp.sum(weigh * jnp.tanh(0.1 * out))
+
+  with jax.enable_x64(True):
+    point = [jnp.asarray(x, 'float64')]
+    point += [jax.tree.map(jnp.float64, value) for value in at.values()]
+    score = jax.jit(score)
+    got = jax.jit(jax.grad(score, tuple(range(len(point)))))(*point)
+    for i, leaf in enumerate(point):
+      change = [jnp.zeros_like(p) for p in point]
+      change[i] = jnp.asarray(rng.normal(size=leaf.shape))
+      want = difference(score, point, change)
+      assert abs(want) > 1e-7
+      np.testing.assert_allclose(jnp.sum(got[i] * change[i]), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize('distance', ['squared', 'mean_squared'])
+def test_centroid_is_scikit_learns(distance):
+  """Centroids, predictions and the distances themselves, far from zero."""
+  x, y, query = draw_task(5, 4, dim=64)
+  x, y, query = x[:17] + 30, y[:17], query + 30
+  model = NearestCentroid().fit(x.astype(float), y)
+  params = fit(centroid, x, y, 5, distance=distance, scale=2.0)
+  np.testing.assert_allclose(params['centroids'], model.centroids_, rtol=1e-6)
+  out = centroid.logits(params, query)
+  assert (np.argmax(out, 1) == model.predict(query.astype(float))).all()
+  gaps = query[:, None].astype(float) - model.centroids_
+  want = -2 * np.sum(gaps**2, -1) / {'squared': 1, 'mean_squared': 64}[distance]
+  np.testing.assert_allclose(out, want, rtol=2e-3)
+
+
+def test_centroid_by_cosine():
+  """The angle must not depend on a norm."""
+  x, y, query = draw_task(5, 4, dim=64)
+  params = fit(centroid, x, y, 5, distance='cosine', scale=10.0)
+  means = x.reshape(5, 4, -1).mean(1)
+  want = 10 * cosine_similarity(query, means)
+  np.testing.assert_allclose(centroid.logits(params, query), want, rtol=1e-5)
+  longer = centroid.logits(params, 7 * query)
+  np.testing.assert_allclose(longer, want, rtol=1e-5)
+  slope = jax.grad(lambda x: centroid.logits(
+    centroid.fit(x, y, 5, distance='cosine'), 0 * query).sum())(0 * x)
+  assert np.isfinite(slope).all()
+
+
+CONVENTIONS = {
+  'metaoptnet': {},
+  'metaoptnet_r2d2': {'target': 1.0},
+  'r2d2': {'target': 1.0, 'bias': True, 'average': True},
+}
+
+
+def published(x, y, query, name, regulariser=50.0):
+  """Each convention as its own code has it, in float64 numpy."""
+  x, query = x.astype(float), query.astype(float)
+  onehot = np.eye(y.max() + 1)[y]
+  if name != 'r2d2':
+    alpha = np.linalg.solve(x @ x.T + regulariser * np.eye(len(x)), onehot)
+    return {'metaoptnet': 2, 'metaoptnet_r2d2': 1}[name] * query @ x.T @ alpha
+  root = np.sqrt(len(x))
+  z = np.c_[x, np.ones(len(x))] / root
+  inverse = np.linalg.inv(z.T @ z + regulariser * np.eye(z.shape[1]))
+  return np.c_[query, np.ones(len(query))] @ inverse @ z.T @ onehot / root
+
+
+@pytest.mark.parametrize('name', CONVENTIONS)
+@pytest.mark.parametrize('dim', [8, 96])
+def test_ridge_is_as_published(name, dim):
+  """Dual and primal, with 15 examples: logits, not only predictions."""
+  x, y, query = draw_task(5, 3, dim=dim, scale=20.0)
+  params = fit(ridge, x, y, 5, **CONVENTIONS[name])
+  want = published(x, y, query, name)
+  got = ridge.logits(params, query)
+  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
+def test_ridge_where_rounding_outweighs_the_penalty():
+  """Duplicates of norm 3,000 have no Cholesky factor in float32."""
+  x, y, query = draw_task(5, 3, dim=64, scale=3e3)
+  x, y = np.r_[x, x], np.r_[y, y]
+  for dim in (64, 16):
+    params = fit(ridge, x[:, :dim], y, 5)
+    want = published(x[:, :dim], y, query[:, :dim], 'metaoptnet')
+    got = ridge.logits(params, query[:, :dim])
+    np.testing.assert_allclose(got, want, atol=5e-3 * np.abs(want).max())
+  wrong = jax.tree.map(lambda leaf: 1.1 * leaf, params)
+  assert ridge.diagnostics(wrong, x[:, :dim], y)['normal'] > 0.05
+
+
+@pytest.mark.parametrize('dim_is', ['primal', 'dual'])
+@pytest.mark.parametrize('name', CONVENTIONS)
+def test_ridge_gradient(name, dim_is):
+  """Through the solution in features, regulariser and target."""
+  at = {'regulariser': 0.3, 'target': 1.5}
+  options = {k: v for k, v in CONVENTIONS[name].items() if k != 'target'}
+  # `draw_task(3, 4, dim=7)` is primal; wide features make it dual.
+  wide = ridge if dim_is == 'primal' else Wide
+  check_gradient(wide, at, options)
+
+
+class Wide:
+  """Ridge on [x, x^2, x^3], more features than examples."""
+
+  @staticmethod
+  def fit(x, *args, **options):
+    return ridge.fit(jnp.concatenate([x, x**2, x**3], -1), *args, **options)
+
+  @staticmethod
+  def logits(params, x):
+    return ridge.logits(params, jnp.concatenate([x, x**2, x**3], -1))
+
+
+@pytest.mark.parametrize('distance', centroid.DISTANCES)
+def test_centroid_gradient(distance):
+  """ProtoNet trains through it."""
+  check_gradient(centroid, {'scale': 1.3}, {'distance': distance})
+
+
+def descent(x, y, query, rates, bias, weights, intercepts):
+  """Steps by the textbook gradient, in float64 numpy."""
+  onehot = np.eye(weights.shape[1])[y]
+  for rate in rates:
+    wrong = (softmax(x @ weights + intercepts, 1) - onehot) / len(x)
+    weights = weights - rate * x.T @ wrong
+    intercepts = intercepts - bias * rate * wrong.sum(0)
+  return query @ weights + intercepts, weights, intercepts
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_gradient_head_takes_the_textbook_steps(bias):
+  """Rate, number of steps, mean of the loss, start, with and without bias."""
+  x, y, query = draw_task(3, 4, dim=8, scale=3.0)
+  y[0] = 1
+  rng = np.random.default_rng(0)
+  start = {'weights': rng.normal(size=(8, 3)), 'bias': rng.normal(size=3)}
+  zero = jax.tree.map(np.zeros_like, start)
+  rates = np.array([0.5, 0.2, 0.4])
+  for initial, begin in [(None, zero), (start, start)]:
+    intercepts = begin['bias'] if bias else 0 * begin['bias']
+    want, weights, _ = descent(
+      x, y, query, rates, bias, begin['weights'], intercepts)
+    params = gradient.fit(
+      x, y, 3, steps=3, rate=rates, bias=bias, initial=initial)
+    np.testing.assert_allclose(gradient.logits(params, query), want, rtol=1e-4)
+    np.testing.assert_allclose(params['weights'], weights, rtol=1e-3, atol=1e-5)
+    assert bias or not params['bias'].any()
+  once = gradient.fit(x, y, 3, steps=3, rate=0.5)
+  each = gradient.fit(x, y, 3, steps=3, rate=np.full(3, 0.5))
+  np.testing.assert_allclose(once['weights'], each['weights'], rtol=1e-6)
+
+
+def test_gradient_head_tells_of_a_rate_too_large():
+  """A head that went up is no head."""
+  x, y, _ = draw_task(3, 4, dim=8, scale=30.0)
+  y = y[::-1].copy() % 2  # not separable: classes of mixed features
+  said = [
+    gradient.diagnostics(gradient.fit(x, y, 3, rate=rate), x, y)['rise']
+    for rate in (1e-4, 100.0)
+  ]
+  assert said[0] == 0 and said[1] > 1
+  params = gradient.fit(x, y, 3, rate=100.0)
+  loss = -log_softmax(gradient.logits(params, x), 1)[np.arange(12), y].mean()
+  np.testing.assert_allclose(said[1], loss - np.log(3), rtol=1e-4)
+
+
+@pytest.mark.parametrize('bias', [True, False])
+def test_gradient_through_the_steps(bias):
+  """ANIL learns features, rates and start through them."""
+  rng = np.random.default_rng(1)
+  at = {'rate': np.array([0.5, 1.0, 0.7])}
+  check_gradient(gradient, at, {
+    'steps': 3, 'bias': bias,
+    'initial': {'weights': rng.normal(size=(7, 3)), 'bias': rng.normal(size=3)},
+  })
+  start = {'weights': jnp.asarray(rng.normal(size=(7, 3)), 'float32'),
+           'bias': jnp.zeros(3)}
+  x, y, _ = draw_task(3, 4, dim=7)
+  total = lambda start: gradient.fit(x, y, 3, initial=start)['weights'].sum()
+  slope = jax.jit(jax.grad(total))(start)
+  # One number added to a feature's weights of all classes passes through.
+  np.testing.assert_allclose(slope['weights'].sum(1), 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize('head,option,value', [
+  (centroid, 'distance', 'manhattan'), (centroid, 'scale', 0),
+  (ridge, 'regulariser', 0.0), (ridge, 'regulariser', -1.0),
+  (gradient, 'steps', 0), (gradient, 'rate', -0.1),
+])
+def test_a_bad_option_is_named(head, option, value):
+  """The line must say which field of the config to mend."""
+  name = head.__name__.split('.')[-1]
+  x, y, _ = draw_task(2, 1, dim=16)
+  with pytest.raises(UserError, match=rf'config\.heads\.{name}\.{option}'):
+    head.fit(x, y, 2, **{option: value})

@@ -1,0 +1,208 @@
+"""The support vector machine: optimum, gap in float32, gradient, honesty."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import minimize
+from sklearn.svm import LinearSVC
+from test_heads import draw_task, fit
+
+from mtl_jax.errors import UserError
+from mtl_jax.heads import svm
+from mtl_jax.solvers import crammer_singer
+
+
+def reference(x, y, ways, C, ridge):
+  """The dual by a generic float64 solver, which knows no structure."""
+  x = x.astype(float)
+  gram, onehot = x @ x.T + ridge * np.eye(len(x)), np.eye(ways)[y]
+  scale = np.mean(np.diag(gram))  # SLSQP's steps want variables of order one
+  gram /= scale
+
+  def objective(alpha):
+    alpha = alpha.reshape(onehot.shape)
+    product = gram @ alpha
+    value = np.sum(alpha * (product / 2 - onehot))
+    return value, (product - onehot).ravel()
+
+  rows = np.kron(np.eye(len(x)), np.ones(ways))
+  alpha = minimize(
+    objective, np.zeros(onehot.size), jac=True, method='SLSQP',
+    bounds=[(None, C * scale * upper) for upper in onehot.ravel()],
+    constraints={
+      'type': 'eq', 'fun': lambda alpha: rows @ alpha, 'jac': lambda _: rows},
+    options={'ftol': 1e-15, 'maxiter': 500},
+  ).x
+  return alpha.reshape(onehot.shape) / scale
+
+
+def gap64(dual, x, y, C, ridge):
+  """(primal - dual) / primal in numpy's float64, from the definitions."""
+  dual, x = dual.astype(float), x.astype(float)
+  outputs = x @ (x.T @ dual) + ridge * dual
+  square = np.sum(dual * outputs)
+  own = outputs[np.arange(len(y)), y]
+  margins = 1 - np.eye(dual.shape[1])[y] + outputs - own[:, None]
+  primal = square / 2 + C * margins.max(1).sum()
+  lower = dual[np.arange(len(y)), y].sum() - square / 2
+  return (primal - lower) / primal
+
+
+@pytest.mark.parametrize('ways', [5, 20])
+@pytest.mark.parametrize('shots', [1, 5, 15])
+def test_duality_gap_in_float32(ways, shots):
+  """A loose optimum would be another head than MetaOptNet's, unnoticed.
+
+  640 unit-norm and 16,000 raw features, as float64 sees them.
+  """
+  sizes = [(640, 1.0), (16000, 100.0)]
+  tasks = [
+    draw_task(ways, shots, dim=dim, scale=scale, seed=ways + shots)
+    for dim, scale in sizes
+  ]
+  y = tasks[0][1]
+  onehot = jax.nn.one_hot(y, ways)
+  grams = [crammer_singer.parts(task[0]) for task in tasks]
+  grams = jax.tree.map(lambda *leaves: jnp.stack(leaves), *grams)
+
+  def both(gram):
+    dual = crammer_singer.fit(gram, onehot, 0.1, 1.0)
+    return dual, crammer_singer.gap(dual, gram, onehot, 0.1, 1.0)
+
+  duals, gaps = map(np.asarray, jax.jit(jax.vmap(both))(grams))
+  assert (duals <= 0.1 * onehot).all()
+  assert np.abs(duals.sum(-1)).max() < 1e-6 * np.abs(duals).max()
+  for dual, gap, (x, *_) in zip(duals, gaps, tasks, strict=True):
+    assert gap < svm.GAP and gap64(dual, x, y, 0.1, 1.0) < svm.GAP
+
+
+@pytest.mark.parametrize('scale,C,ridge', [
+  (1.0, 0.1, 1.0), (10.0, 0.1, 1.0), (3.0, 0.1, 0.01), (1.0, 10.0, 0.5)
+])
+def test_dual_is_a_generic_solvers(scale, C, ridge):
+  """Fails for another bound, margin, ridge, or a face that is not optimal."""
+  x, y, _ = draw_task(4, 5, dim=16, scale=scale, seed=3)
+  x, y = x[:18], y[:18]  # unequal classes
+  want = reference(x, y, 4, C, ridge)
+  assert gap64(want, x, y, C, ridge) < 1e-5  # the reference itself is good
+  got = fit(svm, x, y, 4, C=C, ridge=ridge)['dual']
+  np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize('C', [0.01, 0.1, 1.0])
+def test_without_ridge_it_is_scikit_learns(C):
+  """Their C and ours must mean the same, or no published C carries over."""
+  x, y, query = draw_task(5, 6, dim=24, scale=3.0)
+  model = LinearSVC(
+    multi_class='crammer_singer', fit_intercept=False, C=C, tol=1e-8,
+    max_iter=1000000)
+  want = model.fit(x.astype(float), y).decision_function(query.astype(float))
+  got = svm.logits(fit(svm, x, y, 5, C=C, ridge=0.0), query)
+  np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max())
+  if C < 1:  # above, nothing is at the bound
+    other = svm.logits(fit(svm, x, y, 5, C=1.2 * C, ridge=0.0), query)
+    assert np.abs(other - want).max() > 5e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize('scale,C', [(3.0, 0.01), (3.0, 0.1), (3.0, 1.0)])
+def test_gradient_is_that_of_the_optimum(scale, C):
+  """Through features, C and ridge; a stopped one would mislead silently."""
+  x, y, query = draw_task(3, 4, dim=8, scale=scale)
+  direction = np.random.default_rng(1).normal(size=x.shape)
+  weigh = np.random.default_rng(2).normal(size=(len(query), 3))
+
+  def score(x, C, ridge):
+    params = svm.fit(x, y, 3, C=C, ridge=ridge, tolerance=1e-13)
+    return jnp.sum(weigh * jnp.tanh(svm.logits(params, query)))
+
+  with jax.enable_x64(True):
+    at = (jnp.asarray(x, 'float64'), jnp.float64(C), jnp.float64(1.0))
+    value = jax.jit(score)
+    batched = jax.vmap(jax.grad(score, (0, 1, 2)), (0, None, None))
+    got = jax.jit(batched)(jnp.stack([at[0], at[0] + 1]), *at[1:])
+    for i, change in enumerate([direction, 1.0, 1.0]):
+      step = 1e-6
+      up, down = ([*at] for _ in range(2))
+      up[i], down[i] = at[i] + step * change, at[i] - step * change
+      want = (value(*up) - value(*down)) / (2 * step)
+      along = jnp.sum(got[i][0] * change)
+      np.testing.assert_allclose(along, want, rtol=1e-4, atol=1e-7)
+    dual = jax.jit(lambda x: svm.fit(x, y, 3, C=C)['dual'])(at[0])
+  # The cases cover every kind of face.
+  bounded = np.sum(np.asarray(dual) >= C)
+  assert {0.01: bounded == 12, 0.1: 0 < bounded < 12, 1.0: bounded == 0}[C]
+
+
+def test_gradient_on_many_tasks_at_once_in_float32():
+  """Training runs in float32; noise there would be noise of the backbone."""
+  tasks = [draw_task(5, 5, scale=s, seed=s) for s in (1, 2, 4)]
+  x = np.stack([task[0] for task in tasks])
+  y, query = tasks[0][1:]
+
+  def score(x):
+    out = svm.logits(svm.fit(x, y, 5, tolerance=1e-7), query)
+    return jnp.sum(jax.nn.log_softmax(out)[::3, 1])
+
+  single = jax.jit(jax.vmap(jax.grad(score)))(x)
+  with jax.enable_x64(True):
+    double = jax.jit(jax.vmap(jax.grad(score)))(jnp.asarray(x, 'float64'))
+    double = np.asarray(double)
+  for got, want in zip(single, double, strict=True):
+    assert np.abs(got - want).max() < 5e-3 * np.abs(want).max()
+
+
+@pytest.mark.parametrize('ridge', [0.0, 1.0])
+def test_degenerate_support_stays_finite_with_its_gradient(ridge):
+  """Duplicates under two labels, constant, zero: at ridge 0 all singular."""
+  x, y, query = draw_task(3, 4, dim=32)
+  twice = np.repeat(x[:1], len(x), 0)
+  cases = np.stack([x, 0 * x, 0 * x + 3.7, twice, 1e3 * twice, 1e-6 * x])
+
+  def score(x):
+    params = svm.fit(x, y, 3, ridge=ridge)
+    residuals = svm.diagnostics(params, x, y, ridge=ridge)
+    return svm.logits(params, query).sum(), (params, residuals)
+
+  slope, aux = jax.jit(jax.vmap(jax.grad(score, has_aux=True)))(cases)
+  for leaf in jax.tree.leaves((slope, aux)):
+    assert np.isfinite(leaf).all()
+  # One point of norm 1,000 under every label is more than float32 can do.
+  assert not aux[1]['not_converged'][np.r_[0:4, 5]].any(), aux[1]['gap']
+
+
+def test_an_early_end_is_told():
+  """An answer that is not the optimum must never look like one."""
+  x, y, _ = draw_task(5, 15)
+  params = fit(svm, x, y, 5, max_rounds=1)
+  said = svm.diagnostics(params, x, y)
+  assert said['not_converged'] and said['gap'] > 1e-3
+  broken = jax.tree.map(lambda leaf: np.nan * leaf, params)
+  assert svm.diagnostics(broken, x, y)['not_converged']
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_projection_is_the_nearest_point(seed):
+  """Bisection on the sum, for bounds far above and below what is projected."""
+  rng = np.random.default_rng(seed)
+  v = rng.normal(size=(50, 4)) * 10.0 ** rng.integers(-4, 2, size=(50, 1))
+  bound = 0.1 * np.eye(4)[rng.integers(4, size=50)]
+  with jax.enable_x64(True):
+    got = np.asarray(crammer_singer.project(v, bound))
+  low, high = -200 * np.ones((50, 1)), 200 * np.ones((50, 1))
+  for _ in range(100):
+    middle = (low + high) / 2
+    over = np.minimum(v - middle, bound).sum(1, keepdims=True) > 0
+    low, high = np.where(over, middle, low), np.where(over, high, middle)
+  np.testing.assert_allclose(got, np.minimum(v - low, bound), atol=1e-12)
+
+
+def test_svm_says_what_is_wrong():
+  """A traceback from inside a solver helps nobody."""
+  x, y, _ = draw_task(2, 1, dim=16)
+  with pytest.raises(UserError, match=r'config\.heads\.svm\.C: 0'):
+    svm.fit(x, y, 2, C=0)
+  with pytest.raises(UserError, match=r'config\.heads\.svm\.ridge: -1'):
+    svm.fit(x, y, 2, ridge=-1)
+  with pytest.raises(UserError, match='num_ways: 1'):
+    svm.fit(x, 0 * y, 1)
