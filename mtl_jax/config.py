@@ -5,16 +5,13 @@ benchmark needs and takes the fields of a method with `set_method`. There is
 no second default anywhere, and no value that is derived from another.
 """
 
-import dataclasses
 import json
 
 import ml_collections
 
-from mtl_jax import evaluate, heads, models
+from mtl_jax import heads, tune_all
 from mtl_jax.algorithms import METHODS
-from mtl_jax.data import augment, builders, store
-from mtl_jax.errors import UserError, check_choice
-from mtl_jax.train import optimizer
+from mtl_jax.errors import check_choice
 
 ConfigDict = ml_collections.ConfigDict
 
@@ -92,16 +89,30 @@ def base_config():
 
   # The test: the same tasks for every method and every run.
   c.eval = ConfigDict()
+  c.eval.data = ''  # the data set; '': the one trained on
   c.eval.split = 'test'
   c.eval.tasks = 2000
   c.eval.ways = 5
   c.eval.shots = 5
   c.eval.queries = 15
   c.eval.seed = 0
-  # New heads on frozen features, by name; 'own' is the method's adaptation.
+  c.eval.also_shots = ()  # more shots, from the same pass over the images
+  # New heads on frozen features, by name; 'own' is the method's adaptation,
+  # 'tune_all' adapts every layer.
   # The first one's accuracy is the run's.
   c.eval.heads = ('logistic',)
   c.eval.normalise_features = True  # unit length
+  # Fit heads on so many augmented copies (config.augment) of each support
+  # image in place of the image; RFS has 5. 0: the image itself.
+  c.eval.support_copies = 0
+  # Values of C among which validation tasks choose the logistic head's.
+  c.eval.choose_C = ()
+  # test_episodes.json of tasks to take; '': drawn. And whether to write it.
+  c.eval.read_episodes = ''
+  c.eval.write_episodes = False
+  # Another data set's test classes may stand in the training split: refused
+  # unless this is set.
+  c.eval.allow_seen_classes = False
   # Scores of the untrained backbone and of raw pixels beside the run's.
   c.eval.baselines = False
   c.eval.batch_size = 250  # images of a forward pass
@@ -111,6 +122,8 @@ def base_config():
   # Options of each head: see mtl_jax/heads/*.py.
   c.heads = ConfigDict({name: dict(module.OPTIONS)
                         for name, module in heads.HEADS.items()})
+
+  c.tune_all = tune_all.options()
 
   c.parallel = ConfigDict()
   c.parallel.devices = 0  # 0: as many local ones as divide the meta-batch
@@ -161,140 +174,3 @@ def model_options(config):
 def to_json(config):
   """Returns the config as text, every field once, for config.json."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Range:
-  """Numbers a field may hold."""
-
-  low: float = 0
-  above: bool = False  # low itself is not allowed
-  high: float = float('inf')
-
-  def __str__(self):
-    text = f'{"above" if self.above else "at least"} {self.low}'
-    return text + ('' if self.high == float('inf') else f', below {self.high}')
-
-  def holds(self, value):
-    lowest = value > self.low if self.above else value >= self.low
-    return lowest and value < self.high
-
-
-_POSITIVE = _Range(0, above=True)
-_COUNT = _Range(1)
-_RANGES = {
-    **{f'train.{k}': _COUNT for k in (
-        'shots', 'meta_batch', 'epoch_tasks', 'max_epochs')},
-    **{f'{s}.{k}': _COUNT for s in ('validation', 'eval')
-       for k in ('tasks', 'shots', 'queries')},
-    **{f'{s}.ways': _Range(2) for s in ('train', 'validation', 'eval')},
-    **{f'optimizer.{k}': _Range(0, high=1) for k in (
-        'beta1', 'beta2', 'momentum')},
-    **{f'optimizer.{k}': _POSITIVE for k in (
-        'learning_rate', 'epsilon', 'cosine_epochs')},
-    **{f'optimizer.{k}': _Range(0) for k in (
-        'weight_decay', 'warmup_epochs', 'plateau_patience',
-        'plateau_threshold')},
-    'optimizer.plateau_factor': _Range(0, above=True, high=1),
-    **{f'augment.{k}': _Range(0) for k in (
-        'padding', 'brightness', 'contrast', 'saturation')},
-    'seed': _Range(0, high=2**32), 'eval.seed': _Range(0, high=2**32),
-    'train.queries': _Range(0), 'train.stop_patience': _Range(0),
-    'eval.batch_size': _COUNT, 'eval.tasks_at_once': _COUNT,
-    **{f'parallel.{k}': _Range(0) for k in (
-        'devices', 'cpu_devices', 'tasks_at_once')},
-    'parallel.tasks_per_device': _COUNT, 'log.every_steps': _COUNT,
-}
-
-
-def validate(config):
-  """Raises UserError for the first field that cannot be meant.
-
-  What depends on the data (ways above the class count) is checked where the
-  data is: `data/episodes.check`.
-  """
-  _check_fields(base_config(), config, '', ('method', 'model'))
-  for field, allowed in _RANGES.items():
-    value = _get(config, field)
-    if value is not None and not allowed.holds(value):
-      raise UserError(f'config.{field} is {value}: must be {allowed}')
-  for field, allowed in (
-      ('method.name', METHODS), ('model.name', models.MODELS),
-      ('data.name', builders.names()),
-      ('data.store', store.PLACES),
-      ('optimizer.name', optimizer.OPTIMIZERS),
-      ('optimizer.schedule', optimizer.SCHEDULES),
-      ('validation.head', (*heads.HEADS, evaluate.OWN)),
-      ('eval.split', ('train', 'validation', 'test')),
-      ('parallel.compile', ('jit', 'pmap'))):
-    check_choice(f'config.{field}', _get(config, field), allowed)
-  if not config.eval.heads:
-    raise UserError('config.eval.heads is empty: name at least one head')
-  for name in config.augment.operations:
-    check_choice('config.augment.operations', name, augment.OPERATIONS)
-  for head in config.eval.heads:
-    check_choice('config.eval.heads', head, (*heads.HEADS, evaluate.OWN))
-  _check_fields(METHODS[config.method.name].options(), ConfigDict(
-      method_options(config)), 'method.', ())
-  _check_schedule(config.optimizer)
-  for section, used in (('validation', (config.validation.head,)),
-                        ('eval', config.eval.heads)):
-    ways = config[section].ways
-    if evaluate.OWN in used and ways != config.train.ways:
-      raise UserError(
-          f'config.{section}.ways is {ways}: a method adapts by itself '
-          f'({evaluate.OWN!r}) to config.train.ways, {config.train.ways}')
-  if config.parallel.tasks_per_device and not config.parallel.devices:
-    raise UserError('config.parallel.devices is 0: state their number with '
-                    'config.parallel.tasks_per_device, they make the '
-                    'meta-batch')
-
-
-def _check_schedule(c):
-  epochs, scales = list(c.step_epochs), list(c.step_scales)
-  if len(epochs) != len(scales) or epochs != sorted(set(epochs)):
-    raise UserError(
-        f'config.optimizer.step_epochs is {tuple(epochs)} and step_scales '
-        f'{tuple(scales)}: rising epochs and as many scales are needed')
-  if c.warmup_epochs >= c.cosine_epochs:
-    raise UserError(
-        f'config.optimizer.warmup_epochs is {c.warmup_epochs}: must be below '
-        f'cosine_epochs, {c.cosine_epochs}')
-
-
-def _check_fields(base, config, path, free):
-  """Checks names and types against `base`, but not below a `free` field."""
-  for unknown in sorted(set(config) - set(base)):
-    raise UserError(f'config.{path}{unknown} is unknown: config.{path[:-1]}'
-                    ' has the fields ' + ', '.join(sorted(base)))
-  for name in base:
-    if name not in config:
-      raise UserError(f'config.{path}{name} is missing')
-    value, default = config.get(name), base.get(name)
-    if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
-      raise UserError(f'config.{path}{name} is {value!r}: must be a section '
-                      'like the default' if isinstance(default, ConfigDict)
-                      else f'config.{path}{name} must be a single value')
-    if isinstance(default, ConfigDict):
-      if name not in free:
-        _check_fields(default, value, f'{path}{name}.', ())
-    elif value is not None or default is not None:
-      _check_type(f'config.{path}{name}', value,
-                  int if default is None else type(default))
-
-
-def _check_type(field, value, expected):
-  numbers = (int, float) if expected is float else (expected,)
-  wrong = not isinstance(value, numbers)
-  if wrong and not (value is None and expected is int):
-    raise UserError(f'{field} is {value!r}: must be of type '
-                    f'{expected.__name__}')
-  if isinstance(value, bool) and expected is not bool:
-    raise UserError(f'{field} is {value!r}: must be of type '
-                    f'{expected.__name__}')
-
-
-def _get(config, field):
-  for name in field.split('.'):
-    config = config[name]
-  return config

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import heads
+from mtl_jax import heads, tune_all
 from mtl_jax.data import augment, episodes
 from mtl_jax.models import layers
 
 OWN = 'own'  # the method's own adaptation in place of a head
+_COPIES = 1  # what a task's key is folded with, for its augmented copies
 
 
 class Protocol(NamedTuple):
@@ -31,9 +32,13 @@ class Protocol(NamedTuple):
   normalise_features: bool
   batch_size: int  # images of a forward pass
   tasks_at_once: int
+  # Heads are fitted on so many augmented copies of each support image and not
+  # on the image itself (RFS: 5); 0: on the image.
+  support_copies: int = 0
+  augmentation: Mapping[str, Any] | None = None  # keywords of augment.augment
 
 
-def meta_test(algorithm, variables, store, protocol, head_options):
+def meta_test(algorithm, variables, store, protocol, scored):
   """Measures the accuracy of new heads on unseen tasks.
 
   Args:
@@ -41,75 +46,148 @@ def meta_test(algorithm, variables, store, protocol, head_options):
     variables: of the algorithm; not changed.
     store: the split the tasks are drawn from.
     protocol: Protocol.
-    head_options: head name, or 'own' -> its options.
+    scored: label -> (head name, 'own' or 'tune_all'; its options).
 
   Returns:
-    Head name -> accuracy of each task, float64 [num_tasks].
+    Label -> accuracy of each task, float64 [num_tasks].
   """
-  return make_meta_test(algorithm, store, protocol, head_options)(variables)
+  return make_meta_test(algorithm, store, (protocol,), scored)(variables)[0]
 
 
-def make_meta_test(algorithm, store, protocol, head_options):
-  """Returns variables -> result of `meta_test`, compiled once."""
-  keys = episodes.task_keys(protocol.key, 0, protocol.num_tasks)
-  image_ids = task_images(protocol, store.offsets)
-  used, rows = np.unique(image_ids, return_inverse=True)
-  rows = rows.reshape(image_ids.shape)  # of the features of `used`
-  support_y = episodes.labels(protocol.ways, protocol.shots)
-  query_y = episodes.labels(protocol.ways, protocol.queries)
-  hits = lambda logits: jnp.mean(jnp.argmax(logits, -1) == query_y)
-  normalised = lambda images: augment.normalise(images, store.mean, store.std)
+def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
+  """Returns variables -> [result of `meta_test`, ..], one a protocol.
 
-  def halves(rows):
-    """Parts [N, K + Q, ..] into support [N K, ..] and query [N Q, ..]."""
-    parts = rows[:, :protocol.shots], rows[:, protocol.shots:]
-    return [part.reshape((-1,) + part.shape[2:]) for part in parts]
+  Compiled once; the features are shared by all protocols.
 
-  @jax.jit
-  def batch_features(variables, images):
-    features = algorithm.features(variables, normalised(images))
-    return (layers.unit_norm(features) if protocol.normalise_features
-            else features)
-
-  @jax.jit
-  def head_hits(features, rows):
-    def one(rows):
-      # A head never learns which classes of the split it sees.
-      support, query = halves(rows)
-      return {name: hits(heads.HEADS[name].logits(
-          heads.HEADS[name].fit(features[support], support_y, protocol.ways,
-                                **options), features[query]))
-              for name, options in head_options.items() if name != OWN}
-    return jax.vmap(one)(rows)
-
-  @jax.jit
-  def own_hits(variables, key, images):
-    support, query = halves(normalised(images))
-    return {OWN: hits(algorithm.predict(
-        algorithm.adapt(variables, key, support, support_y), query))}
+  Args:
+    algorithm, store, scored: as in `meta_test`.
+    protocols: which agree in `normalise_features` and `batch_size`.
+    image_ids: tasks to take in place of those drawn, for each protocol int
+      [num_tasks, N, K + Q].
+  """
+  if image_ids is None:
+    image_ids = [task_images(p, store.offsets) for p in protocols]
+  used = np.unique(np.concatenate([ids.ravel() for ids in image_ids]))
+  batch_size = protocols[0].batch_size
+  batch_features = _feature_function(algorithm, store,
+                                     protocols[0].normalise_features)
+  measures = [
+      _make_measure(algorithm, store, protocol, scored, ids,
+                    np.searchsorted(used, ids), batch_features)
+      for protocol, ids in zip(protocols, image_ids, strict=True)]
 
   def run(variables):
-    # Pixels stay on the host: each is looked at once, and a device has the
-    # training split to hold.
-    parts = []
-    if set(head_options) != {OWN}:
+    features = None
+    if any(name in heads.HEADS for name, _ in scored.values()):
+      # Pixels stay on the host: each is looked at once, and a device has the
+      # training split to hold.
       features = jnp.concatenate([
           batch_features(variables, store.images[used[ids]])[:count]
-          for ids, count in _chunks(len(used), protocol.batch_size)])
-      parts += [jax.tree.map(lambda x, n=count: x[:n],
-                             head_hits(features, rows[tasks]))
-                for tasks, count in _chunks(protocol.num_tasks,
-                                            protocol.tasks_at_once)]
-    if OWN in head_options:
-      # Adaptation of a network holds a task's images: one at a time.
-      parts += [own_hits(variables, keys[task],
-                         store.images[image_ids[task]])
-                for task in range(protocol.num_tasks)]
-    return {name: np.concatenate(
-        [np.atleast_1d(part[name]) for part in parts if name in part],
-        dtype=np.float64) for name in head_options}
+          for ids, count in _chunks(len(used), batch_size)])
+    return [measure(variables, features) for measure in measures]
 
   return run
+
+
+def split_features(algorithm, variables, store, normalise_features,
+                   batch_size):
+  """Returns the features of all images of a store: float32 [I, D]."""
+  batch_features = _feature_function(algorithm, store, normalise_features)
+  return np.concatenate([
+      np.asarray(batch_features(variables, store.images[ids]))[:count]
+      for ids, count in _chunks(len(store.images), batch_size)])
+
+
+def _feature_function(algorithm, store, normalise_features):
+  """Returns the jitted (variables, uint8 images) -> features."""
+  def batch_features(variables, images):
+    features = algorithm.features(variables, augment.normalise(
+        images, store.mean, store.std))
+    return layers.unit_norm(features) if normalise_features else features
+
+  return jax.jit(batch_features)
+
+
+def _make_measure(algorithm, store, protocol, scored, image_ids, rows,
+                  batch_features):
+  """Returns (variables, features) -> label -> accuracies, of one protocol."""
+  keys = episodes.task_keys(protocol.key, 0, len(image_ids))
+  support_y = episodes.labels(protocol.ways, protocol.shots)
+  query_y = episodes.labels(protocol.ways, protocol.queries)
+  fitted_y = jnp.tile(support_y, protocol.support_copies or 1)
+  support_ids, query_ids = _halves(image_ids, protocol.shots)
+  support_rows, query_rows = _halves(rows, protocol.shots)
+  hits = lambda logits: jnp.mean(jnp.argmax(logits, -1) == query_y)
+  by_head = {label: how for label, how in scored.items()
+             if how[0] in heads.HEADS}
+
+  @jax.jit
+  def head_hits(support, features, query_rows):
+    # A head never learns which classes of the split it sees.
+    def one(support, query):
+      return {label: hits(heads.HEADS[name].logits(
+          heads.HEADS[name].fit(support, fitted_y, protocol.ways, **options),
+          query)) for label, (name, options) in by_head.items()}
+    return jax.vmap(one)(support, features[query_rows])
+
+  @jax.jit
+  def copies(variables, key, images):
+    images = jnp.tile(images, (protocol.support_copies, 1, 1, 1))
+    return batch_features(variables, augment.augment(
+        jax.random.fold_in(key, _COPIES), images, **protocol.augmentation))
+
+  def supports(variables, features, tasks):
+    if not protocol.support_copies:
+      return features[support_rows[tasks]]
+    return jnp.stack([copies(variables, keys[task],
+                             store.images[support_ids[task]])
+                      for task in tasks])
+
+  def tune_all_hits(variables, options):
+    at_once = options['tasks_at_once']
+    tune = tune_all.make(algorithm, protocol.ways, steps=options['steps'],
+                         learning_rate=options['learning_rate'])
+    images = lambda ids: augment.normalise(store.images[ids], store.mean,
+                                           store.std)
+    for tasks, count in _chunks(len(rows), at_once):
+      logits = tune(variables, images(support_ids[tasks]), support_y,
+                    images(query_ids[tasks]))
+      yield jnp.mean(jnp.argmax(logits, -1) == query_y, -1)[:count]
+
+  @jax.jit
+  def own_hits(variables, key, support, query):
+    support, query = (augment.normalise(x, store.mean, store.std)
+                      for x in (support, query))
+    return hits(algorithm.predict(
+        algorithm.adapt(variables, key, support, support_y), query))
+
+  def measure(variables, features):
+    found = {label: [] for label in scored}
+    if by_head:
+      for tasks, count in _chunks(len(rows), protocol.tasks_at_once):
+        scores = head_hits(supports(variables, features, tasks), features,
+                           query_rows[tasks])
+        for label, values in scores.items():
+          found[label].append(values[:count])
+    for label, (name, options) in scored.items():
+      if name == tune_all.NAME:
+        found[label] = list(tune_all_hits(variables, options))
+      elif name == OWN:
+        # Adaptation of a network holds a task's images: one at a time.
+        found[label] = [
+            own_hits(variables, keys[task], store.images[support_ids[task]],
+                     store.images[query_ids[task]])[None]
+            for task in range(len(rows))]
+    return {label: np.concatenate(values, dtype=np.float64)
+            for label, values in found.items()}
+
+  return measure
+
+
+def _halves(ids, shots):
+  """Parts [T, N, K + Q] into support [T, N K] and query [T, N Q]."""
+  return [part.reshape(len(ids), -1)
+          for part in (ids[:, :, :shots], ids[:, :, shots:])]
 
 
 def task_images(protocol, offsets):
@@ -144,3 +222,8 @@ def summary(accuracies: np.ndarray) -> Mapping[str, float]:
   spread = float(np.std(accuracies, ddof=1)) if count > 1 else float('nan')
   return {'accuracy': float(np.mean(accuracies)),
           'ci95': 1.96 * spread / count ** 0.5}
+
+
+def difference(first: np.ndarray, second: np.ndarray) -> Mapping[str, float]:
+  """Returns `summary` of first - second over the same tasks, paired."""
+  return summary(np.asarray(first) - np.asarray(second))

@@ -1,8 +1,11 @@
-"""Trains and tests a method: `python -m mtl_jax.main --config=...`.
+"""Trains and tests methods: `python -m mtl_jax.main --config=...`.
 
     --config=configs/glyphs_5shot.py[:method]   a config file and its method
     --config.train.max_epochs=3                 any field of it
     --workdir=/some/where                       made, or gone on with
+
+    --mode=evaluate --checkpoint=/some/where    tests a run, with its config
+    --mode=features --checkpoint=/some/where    writes features of a split
 """
 
 import os
@@ -13,6 +16,7 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mtl_jax import scoring
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.train import loop
 
@@ -22,6 +26,13 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_string(
     'workdir', None, 'Folder of the run; default runs/NAME_METHOD of the '
     'config file. A run that stands there goes on.')
+flags.DEFINE_enum(
+    'mode', 'train', ['train', 'evaluate', 'features'],
+    'train (and test), or evaluate or write the features of a run.')
+flags.DEFINE_string(
+    'checkpoint', None, 'Workdir of the run to evaluate; its config is taken '
+    'where --config is not given, and --workdir is CHECKPOINT/evaluate.')
+_SAVED = pathlib.Path(__file__).parent / 'saved_config.py'
 
 
 def main(argv=None):
@@ -33,7 +44,12 @@ def main(argv=None):
   argv = sys.argv if argv is None else argv
   try:
     config, workdir = parse(argv)
-    loop.train_and_evaluate(config, workdir)
+    if FLAGS.mode == 'train':
+      loop.train_and_evaluate(config, workdir)
+    else:
+      run = {'evaluate': scoring.evaluate_run,
+             'features': scoring.write_features}[FLAGS.mode]
+      run(config, FLAGS.checkpoint, workdir)
   except UserError as error:
     print(f'mtl_jax: {error}', file=sys.stderr)
     return 2
@@ -51,7 +67,12 @@ def parse(argv):
     UserError: whatever is wrong with it.
   """
   try:
-    rest = FLAGS(argv)
+    rest = FLAGS(_with_saved_config(argv))
+    if (FLAGS.mode == 'train') != (FLAGS.checkpoint is None):
+      raise UserError('--checkpoint is ' + (
+          'for --mode=evaluate and --mode=features: a run goes on with '
+          '--workdir' if FLAGS.mode == 'train' else
+          f'missing: --mode={FLAGS.mode} needs the workdir of a run'))
     if FLAGS.config is None:
       raise UserError('--config is missing: name a file, such as '
                       '--config=configs/quickstart.py')
@@ -64,10 +85,22 @@ def parse(argv):
     raise UserError(f'{rest[1]!r} is not a flag: fields are set by '
                     '--config.field=value')
   name = pathlib.Path(FLAGS['config'].config_filename).stem
-  workdir = FLAGS.workdir or os.path.join('runs', f'{name}_{method}')
+  workdir = FLAGS.workdir or (
+      os.path.join('runs', f'{name}_{method}') if FLAGS.mode == 'train'
+      else os.path.join(FLAGS.checkpoint, 'evaluate'))
   if '://' not in workdir:
     workdir = os.path.abspath(workdir)
   return FLAGS.config, workdir
+
+
+def _with_saved_config(argv):
+  """Adds the config of --checkpoint where no --config is given."""
+  given = [flag.split('=')[0].lstrip('-') for flag in argv]
+  where = [flag.partition('=')[2] for flag in argv
+           if flag.lstrip('-').startswith('checkpoint=')]
+  if where and 'config' not in given:
+    return [argv[0], f'--config={_SAVED}:{where[-1]}', *argv[1:]]
+  return argv
 
 
 def _what_is_wrong(error, argv):

@@ -26,8 +26,8 @@ class Compiled(NamedTuple):
   step(state, arrays, key, pixels) -> (state, metrics), on laid-out
     arguments; the state that goes in is donated: its buffers are gone
     afterwards. `pixels` [T, ..] comes from `divide`, or is None.
-  put(tree) -> tree laid out for `step`; get(tree) -> plain arrays again,
-    for what goes in and for what comes out.
+  put(tree) -> tree laid out for `step`, which may share memory with what it
+    was given; get(tree) -> plain arrays again.
   divide(array [T, ..]) -> the same, every device holding its own tasks.
   """
 
@@ -90,8 +90,7 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   """
   check_choice('config.parallel.compile', how, ('jit', 'pmap'))
   device = mesh.devices.flat[0]
-  # No aliasing: the step donates what it gets, the caller keeps its own.
-  place = lambda tree, where: jax.device_put(tree, where, may_alias=False)
+  place = jax.device_put
   if how == 'jit':
     # Gradients are averaged by the step itself; with check_vma the
     # transpose of a replicated argument would sum them a second time.

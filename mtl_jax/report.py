@@ -1,10 +1,23 @@
-"""Tables and figures from workdirs."""
+"""Tables and figures from workdirs.
+
+    python -m mtl_jax.report FIRST SECOND     paired difference of two tests
+"""
 
 import io
 import json
+import sys
+import zipfile
 
+import numpy as np
+from etils import epath
+
+from mtl_jax import evaluate
+from mtl_jax.errors import UserError, first_line
 from mtl_jax.train import metrics, workdir
 
+# What two tests must share for their tasks to be the same.
+_SAME_TASKS = ('data', 'split', 'num_tasks', 'ways', 'shots', 'queries',
+               'seed', 'episodes')
 _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 
 
@@ -13,15 +26,60 @@ def scores(result):
 
   Baselines stand beside the trained score, with the protocol above them.
   """
+  data = result['data']
+  if result['trained_on'] != data:
+    data += f' (trained on {result["trained_on"]})'
   lines = [
       f'{result["ways"]}-way {result["shots"]}-shot, {result["queries"]} '
       f'queries a class, {result["num_tasks"]} tasks of the '
-      f'{result["split"]} classes of {result["data"]}; BatchNorm: '
+      f'{result["split"]} classes of {data}; BatchNorm: '
       f'{result["batch_norm"]}; step {result["checkpoint_step"]}']
+  if 'C' in result:
+    lines.append(f'  C of the logistic head: {result["C"]}, chosen on '
+                 'validation tasks')
+  if result['support_copies']:
+    lines.append(f'  {result["support_copies"]} augmented copies of each '
+                 'support image')
   for name, score in result['scores'].items():
-    label = _LABELS.get(name, f'{result["method"]}, trained, {name} head')
-    lines.append(f'  {label:<34} {score["accuracy"]:7.2%} '
-                 f'+- {score["ci95"]:.2%}')
+    label, _, shots = name.partition(' ')
+    label = _LABELS.get(label, f'{result["method"]}, trained, {label} head')
+    lines.append(f'  {f"{label} {shots}".strip():<34} '
+                 f'{score["accuracy"]:7.2%} +- {score["ci95"]:.2%}')
+  return '\n'.join(lines)
+
+
+def compare(first, second):
+  """Returns lines on the paired difference of two tests on the same tasks.
+
+  Args:
+    first, second: folders with test.json and tasks.npz, of a run or of
+      --mode=evaluate.
+
+  Raises:
+    UserError: files missing, or other tasks.
+  """
+  results, accuracies = [], []
+  for path in map(epath.Path, (first, second)):
+    try:
+      results.append(json.loads((path / 'test.json').read_text()))
+      with np.load(io.BytesIO((path / 'tasks.npz').read_bytes())) as packed:
+        accuracies.append(dict(packed))
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+      raise UserError(f'{path} holds no finished test ({first_line(error)}): '
+                      'name the workdir of a run or of --mode=evaluate'
+                      ) from error
+  for field in _SAME_TASKS:
+    values = [result[field] for result in results]
+    if values[0] != values[1]:
+      raise UserError(f'{first} and {second} were tested on other tasks: '
+                      f'{field} is {values[0]} and {values[1]}')
+  lines = [f'{first} minus {second}, {results[0]["num_tasks"]} tasks, '
+           'paired:']
+  for name in accuracies[0]:
+    if name in accuracies[1]:
+      found = evaluate.difference(accuracies[0][name], accuracies[1][name])
+      lines.append(f'  {name:<24} {100 * found["accuracy"]:+6.2f} points '
+                   f'+- {100 * found["ci95"]:.2f}')
   return '\n'.join(lines)
 
 
@@ -56,3 +114,20 @@ def curves(path):
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=120)
   workdir.write(path / 'curves.png', buffer.getvalue())
+
+
+def main(argv=None):
+  """Runs the command line; returns the exit code."""
+  paths = sys.argv[1:] if argv is None else argv
+  try:
+    if len(paths) != 2:
+      raise UserError('usage: python -m mtl_jax.report FIRST SECOND')
+    print(compare(*paths))
+  except UserError as error:
+    print(f'mtl_jax.report: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

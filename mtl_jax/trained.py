@@ -7,6 +7,7 @@ The data set that it was trained on need not be there.
 """
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,14 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from mtl_jax import models
+from mtl_jax import models, saved_config
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import method_options, model_options, validate
+from mtl_jax.config import method_options, model_options
+from mtl_jax.config_check import validate
 from mtl_jax.data import augment, episodes
 from mtl_jax.errors import UserError
 from mtl_jax.models import layers
 from mtl_jax.train import checkpoint, optimizer, workdir
 from mtl_jax.train import step as steps
+
+# Sections that a test reads and a finished training does not.
+_TEST_ONLY = ('heads', 'validation', 'augment')
 
 
 class Trained(NamedTuple):
@@ -32,7 +37,7 @@ class Trained(NamedTuple):
   algorithm: Any
   variables: Any
   step: int
-  validation_accuracy: float
+  best_score: float  # its validation accuracy
   data: dict[str, Any]  # as `describe_data` returns it
   features: Callable  # uint8 [B, h, w, c] -> float32 [B, D]
 
@@ -64,8 +69,8 @@ def load(path, config=None):
 
   Args:
     path: the run's workdir.
-    config: to take in place of the run's own; its fields that can change
-      training must agree with the run's.
+    config: to take in place of the run's own; all that made the run must
+      agree, but not what a test reads.
 
   Returns:
     Trained. Its `features` are of unit length where
@@ -74,22 +79,18 @@ def load(path, config=None):
   Raises:
     UserError: no finished epoch there, or damaged files.
   """
-  path = epath.Path(path)
-  own = workdir.read_config(path)
+  # Orbax takes absolute paths only.
+  path = epath.Path(path if '://' in str(path) else os.path.abspath(path))
   if config is None:
-    config = own
+    config = saved_config.get_config(path)
   else:
-    workdir.check(path, config)
+    workdir.check(path, config, free=_TEST_ONLY)
   validate(config)
   data = read_data(path)
   algorithm = algorithm_of(config, len(data['classes']))
   like = jax.eval_shape(
       lambda: initial_state(config, algorithm, data['image_shape']))
-  best = checkpoint.manager(path, 'best')
-  state = checkpoint.restore(best, like)
-  if state is None:
-    raise UserError(f'{best.directory} holds no checkpoint: train first, with '
-                    f'--workdir={path}')
+  state = checkpoint.restore_best(path, like)
   mean, std = (np.array(data[name], np.float32) for name in ('mean', 'std'))
 
   @jax.jit

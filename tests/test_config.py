@@ -8,7 +8,8 @@ from conftest import ROOT
 from etils import epath
 
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import base_config, set_method, to_json, validate
+from mtl_jax.config import base_config, set_method, to_json
+from mtl_jax.config_check import validate
 from mtl_jax.errors import UserError
 from mtl_jax.train import workdir
 

@@ -35,7 +35,7 @@ def protocol(**changes):
       'batch_size': 64, 'tasks_at_once': 7} | changes)
 
 
-HEADS = {'logistic': {'C': 3.}}
+HEADS = {'logistic': ('logistic', {'C': 3.})}
 
 
 def test_accuracies_are_those_of_scikit_learn_on_the_same_tasks(

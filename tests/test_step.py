@@ -8,7 +8,8 @@ import pytest
 
 from mtl_jax import models, parallel
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import base_config, method_options, set_method, validate
+from mtl_jax.config import base_config, method_options, set_method
+from mtl_jax.config_check import validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.train import optimizer as optimizers

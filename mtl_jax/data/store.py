@@ -155,12 +155,37 @@ def load(name, split, directory=None, manual_dir=None):
       name=name, split=split)
 
 
-def _pixels(made, split):
-  """Returns images [I, h, w, c] and labels [I] of a split, by class."""
+def image_names(store, directory=None):
+  """Returns the name of each image of a store, in its order.
+
+  The published file's where the data set knows it, else the image's number
+  within its class.
+  """
+  made = builder(store.name, directory)
+  if 'file_name' in made.info.features:
+    source = _records(made, store.split)
+    found = [(record['label'], record['file_name'])
+             for ids in _chunks(len(source))
+             for record in source.__getitems__(list(ids))]
+    order = np.argsort([label for label, _ in found], kind='stable')
+    names = [found[i][1].decode() for i in order]
+    if all(names):
+      return names
+  sizes = np.diff(store.offsets)
+  return [str(number) for size in sizes for number in range(size)]
+
+
+def _records(made, split):
+  """Returns the records of a split, images as encoded bytes."""
   # Pillow decodes, so that the pixels are the same whether or not OpenCV,
   # which TFDS would prefer, is installed.
-  source = made.as_data_source(
+  return made.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()})
+
+
+def _pixels(made, split):
+  """Returns images [I, h, w, c] and labels [I] of a split, by class."""
+  source = _records(made, split)
   kept = [made.data_path / f'{split}.{part}.npy'
           for part in ('pixels', 'labels')]
   if not kept[1].exists():  # written last: the pixels are complete

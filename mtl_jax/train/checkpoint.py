@@ -48,6 +48,24 @@ def save(manager, step, state):
         'checkpoints are whole') from error
 
 
+def restore_best(workdir, like):
+  """Loads the best epoch of a run.
+
+  Args:
+    workdir: of the run.
+    like: a state, or its shapes.
+
+  Raises:
+    UserError: as `restore`; also where there is none.
+  """
+  best = manager(workdir, 'best')
+  state = restore(best, like)
+  if state is None:
+    raise UserError(f'{best.directory} holds no checkpoint to test: restore '
+                    f'it, or train first with --workdir={workdir}')
+  return state
+
+
 def restore(manager, like, step=None):
   """Loads a step, by default the newest.
 

@@ -1,7 +1,5 @@
 """A run from config to test.json; reads from top to bottom."""
 
-import io
-import json
 import time
 from typing import Any, NamedTuple
 
@@ -10,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from mtl_jax import evaluate, parallel, report, trained
-from mtl_jax.config import validate
+from mtl_jax import evaluate, parallel, report, scoring, trained
+from mtl_jax.config_check import validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
@@ -57,7 +55,10 @@ def train_and_evaluate(config, path):
   say = lambda text: config.log.progress and print(text, flush=True)
   say(describe(config, run, state))
   train(config, path, run, state)
-  result = test(config, path, run, initial)
+  best = checkpoint.restore_best(path, initial)
+  result = scoring.test(
+      config, path, run.algorithm, best, run.splits,
+      initial.variables if config.eval.baselines else None)
   report.curves(path)
   say(report.scores(result))
   say(f'Everything is in {path}')
@@ -70,15 +71,15 @@ def make_run(config):
   Raises:
     UserError: the config does not fit the data or the devices.
   """
-  splits = {}
-  for split in dict.fromkeys(('train', 'validation', config.eval.split)):
-    splits[split] = stores.load(config.data.name, split, config.data.dir,
-                                config.data.manual_dir)
-  for field, split in (('train', 'train'), ('validation', 'validation'),
-                       ('eval', config.eval.split)):
-    c = config[field]
-    episodes.check(splits[split], ways=c.ways,
-                   images_per_class=c.shots + c.queries, field=field)
+  splits = {split: stores.load(config.data.name, split, config.data.dir,
+                               config.data.manual_dir)
+            for split in ('train', 'validation')}
+  for split, store in splits.items():
+    c = config[split]
+    episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
+                   field=split)
+  splits['test'] = scoring.tested_store(config, splits['train'].class_names,
+                                        splits)
   meta_batch = parallel.meta_batch(config)
   mesh = parallel.mesh(config.parallel.devices, meta_batch)
   at_once = config.parallel.tasks_at_once
@@ -146,7 +147,9 @@ def training_pixels(config, run, numbers, divide):
 def train_epoch(compiled, state, arrays, key, batches, numbers, log, every,
                 tasks):
   """Runs the steps of an epoch; returns the state, off the mesh again."""
-  laid_out = compiled.put(state)
+  # A copy, since the step donates what it gets and the caller's first state
+  # is the untrained one, whose score may be asked for at the end.
+  laid_out = compiled.put(jax.tree.map(jnp.copy, state))
   pending, since = [], time.monotonic()
   for step, pixels in zip(numbers, batches, strict=True):
     laid_out, values = compiled.step(laid_out, arrays, key, pixels)
@@ -179,69 +182,9 @@ def make_validation(config, run):
   head = config.validation.head
   measure = evaluate.make_meta_test(
       run.algorithm, run.splits['validation'],
-      protocol(config, config.validation, episodes.stream_key(
-          config.seed, episodes.Stream.VALIDATION)),
-      {head: head_options(config, head)})
-  return lambda variables: measure(variables)[head]
-
-
-def protocol(config, section, key):
-  """Returns the Protocol of config.validation or config.eval."""
-  return evaluate.Protocol(
-      key=key, num_tasks=section.tasks, ways=section.ways,
-      shots=section.shots, queries=section.queries,
-      normalise_features=section.normalise_features,
-      batch_size=config.eval.batch_size,
-      tasks_at_once=config.eval.tasks_at_once)
-
-
-def head_options(config, head):
-  """Returns the keywords of a head's `fit`."""
-  return {} if head == evaluate.OWN else dict(config.heads[head])
-
-
-def test(config, path, run, like):
-  """Tests the best epoch; writes test.json and tasks.npz, returns the first.
-
-  Args:
-    config: read for `eval` and `heads`.
-    path: the workdir.
-    run: from `make_run`.
-    like: a TrainState, for the structure.
-  """
-  best = checkpoint.manager(path, 'best')
-  state = checkpoint.restore(best, like)
-  if state is None:
-    raise UserError(f'{best.directory} holds no checkpoint to test: restore '
-                    'it, or choose an empty --workdir')
-  c = config.eval
-  rules = protocol(config, c, episodes.stream_key(
-      c.seed, episodes.Stream.TEST))
-  options = {head: head_options(config, head) for head in c.heads}
-  store = run.splits[c.split]
-  scores = evaluate.meta_test(run.algorithm, state.variables, store, rules,
-                              options)
-  if c.baselines:
-    first = {c.heads[0]: options[c.heads[0]]}
-    untrained = evaluate.meta_test(run.algorithm, like.variables, store,
-                                   rules, first)
-    pixels = evaluate.meta_test(evaluate.pixels(run.algorithm),
-                                like.variables, store, rules, first)
-    scores.update(untrained=untrained[c.heads[0]],
-                  raw_pixels=pixels[c.heads[0]])
-  result = {
-      'head': c.heads[0], **evaluate.summary(scores[c.heads[0]]),
-      'num_tasks': c.tasks, 'ways': c.ways, 'shots': c.shots,
-      'queries': c.queries, 'split': c.split, 'data': config.data.name,
-      'method': config.method.name, 'batch_norm': config.method.batch_norm,
-      'checkpoint_step': int(state.step),
-      'validation_accuracy': float(state.best_score),
-      'scores': {name: evaluate.summary(x) for name, x in scores.items()}}
-  packed = io.BytesIO()
-  np.savez(packed, **scores)
-  workdir.write(path / 'tasks.npz', packed.getvalue())
-  workdir.write(path / 'test.json', json.dumps(result, indent=2))
-  return result
+      [scoring.validation_protocol(config)],
+      {head: (head, scoring.head_options(config, head))})
+  return lambda variables: measure(variables)[0][head]
 
 
 def describe(config, run, state):

@@ -128,6 +128,6 @@ def _short(values):
   forms = {'loss': ('loss', '{:.4f}'), 'accuracy': ('accuracy', '{:.1%}'),
            'validation_accuracy': ('validation', '{:.2%}'),
            'learning_rate': ('rate', '{:.2g}'),
-           'tasks_per_second': ('tasks/s', '{:.1f}')}
+           'tasks_per_second': ('tasks/s', '{:.3g}')}
   return '  '.join(f'{label} {form.format(values[name])}'
                    for name, (label, form) in forms.items() if name in values)

@@ -20,7 +20,7 @@ DATA = 'data.json'
 _FREE = ('source', 'data.dir', 'data.manual_dir', 'data.store',
          'train.max_epochs', 'parallel.compile', 'parallel.cpu_devices',
          'parallel.devices')
-_FREE_SECTIONS = ('log', 'eval')
+_FREE_SECTIONS = ('log', 'eval', 'tune_all')
 
 
 def read_config(path):
@@ -47,10 +47,10 @@ def _tuples(value):
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def check(path, config):
+def check(path, config, free=()):
   """Raises UserError unless a run of `config` can start or go on in `path`.
 
-  Reads only.
+  Reads only. Sections named in `free` may differ too.
   """
   try:
     if path.exists() and not path.is_dir():
@@ -64,8 +64,8 @@ def check(path, config):
       raise UserError(f'{path} holds other files and no run: choose an empty '
                       'or a new --workdir')
     return
-  old = _identity(read_config(path))
-  new = _identity(config)
+  old = _identity(read_config(path), free)
+  new = _identity(config, free)
   for field in sorted(set(old) | set(new)):
     if old.get(field) != new.get(field):
       raise UserError(
@@ -79,14 +79,19 @@ def claim(path, config, data):
   Raises:
     UserError: the folder cannot be written.
   """
+  make(path)
+  write(path / 'env.json', json.dumps(environment(), indent=2))
+  write(path / DATA, json.dumps(data))
+  write(path / CONFIG, to_json(config))
+
+
+def make(path):
+  """Makes a folder unless it is there; UserError where it cannot."""
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f'{path}: cannot be made ({error.strerror}): choose '
                     'another --workdir') from error
-  write(path / 'env.json', json.dumps(environment(), indent=2))
-  write(path / DATA, json.dumps(data))
-  write(path / CONFIG, to_json(config))
 
 
 def write(path, contents):
@@ -124,7 +129,7 @@ def environment():
                    for name in packages}}
 
 
-def _identity(config):
+def _identity(config, sections):
   """Returns field -> value of all that two starts of a run must share."""
   flat = {}
 
@@ -141,4 +146,5 @@ def _identity(config):
   if flat['parallel.tasks_per_device'] is not None:
     free.remove('parallel.devices')  # then they make the meta-batch
   return {field: value for field, value in flat.items()
-          if field not in free and field.split('.')[0] not in _FREE_SECTIONS}
+          if field not in free
+          and field.split('.')[0] not in (*_FREE_SECTIONS, *sections)}

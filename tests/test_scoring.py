@@ -1,0 +1,248 @@
+"""The meta-test of a trained run: settings, files, other tasks, other data."""
+
+import json
+
+import command
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import (
+    evaluate,
+    report,
+    saved_config,
+    scoring,
+    trained,
+    tune_all,
+)
+from mtl_jax.data import augment, episode_files, episodes
+from mtl_jax.data import store as stores
+from mtl_jax.errors import UserError
+from mtl_jax.heads import logistic
+from mtl_jax.models import layers
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  path = tmp_path_factory.mktemp('run') / 'run'
+  result = command.run(command.arguments(
+      path, config__train__max_epochs=1, config__validation__tasks=20,
+      config__log__tensorboard=False, config__parallel__cpu_devices=2,
+      config__eval__baselines=True))
+  assert result.returncode == 0, result.stderr
+  assert '2 x cpu' in result.stdout, 'the CPU was not counted as two'
+  return path
+
+
+def config_of(run, **changes):
+  config = saved_config.get_config(str(run))
+  config.log.progress = False
+  config.update_from_flattened_dict(
+      {k.replace('__', '.'): v for k, v in changes.items()})
+  return config
+
+
+def evaluated(run, path, **changes):
+  result = scoring.evaluate_run(config_of(run, **changes), run, path)
+  return result, dict(np.load(path / 'tasks.npz'))
+
+
+def test_evaluating_a_run_gives_what_the_run_wrote(run, tmp_path):
+  before = command.snapshot(run)
+  result, accuracies = evaluated(run, tmp_path)
+  assert result == json.loads((run / 'test.json').read_text())
+  assert result == json.loads((tmp_path / 'test.json').read_text())
+  np.testing.assert_array_equal(accuracies['logistic'],
+                                np.load(run / 'tasks.npz')['logistic'])
+  assert command.snapshot(run) == before
+
+
+def test_several_heads_and_shots_are_the_single_ones(run, tmp_path):
+  both, accuracies = evaluated(
+      run, tmp_path / 'both', eval__also_shots=(1,),
+      eval__heads=('logistic', 'own'))
+  assert set(both['scores']) == {
+      f'{name}{shots}' for name in ('logistic', 'own', 'untrained',
+                                    'raw_pixels') for shots in ('', ' 1-shot')}
+  _, single = evaluated(run, tmp_path / 'one', eval__shots=1)
+  np.testing.assert_array_equal(accuracies['logistic 1-shot'],
+                                single['logistic'])
+  # MTL's own adaptation is the logistic head on unit-length features.
+  assert np.abs(accuracies['own'] - accuracies['logistic']).mean() < 0.01
+
+
+def test_support_copies_are_augmented_and_replace_the_image(run):
+  model = trained.load(run)
+  store = stores.load('glyphs/tiny', 'test')
+  rules = scoring.test_protocols(config_of(run))[0]._replace(
+      num_tasks=3, support_copies=4, augmentation={
+          **config_of(run).augment, 'operations': ('crop', 'flip'),
+          'padding': 3})
+  found = evaluate.meta_test(model.algorithm, model.variables, store, rules,
+                             {'logistic': ('logistic', {'C': 3.})})
+  shots, ways = rules.shots, rules.ways
+  for key, ids, accuracy in zip(
+      episodes.task_keys(rules.key, 0, 3),
+      evaluate.task_images(rules, store.offsets), found['logistic'],
+      strict=True):
+    images = np.tile(store.images[ids[:, :shots].ravel()], (4, 1, 1, 1))
+    copies = augment.augment(jax.random.fold_in(key, evaluate._COPIES),
+                             jnp.asarray(images), **rules.augmentation)
+    support = model.features(copies)
+    assert len(np.unique(np.asarray(support), axis=0)) > ways * shots
+    fitted = logistic.fit(support, jnp.tile(jnp.repeat(
+        jnp.arange(ways), shots), 4), ways, C=3.)
+    query = model.features(store.images[ids[:, shots:].ravel()])
+    hits = jnp.argmax(logistic.logits(fitted, query), -1) == jnp.repeat(
+        jnp.arange(ways), rules.queries)
+    assert accuracy == pytest.approx(float(hits.mean()))
+
+
+def test_C_is_chosen_on_validation_tasks(run, tmp_path):
+  result, _ = evaluated(run, tmp_path, eval__choose_C=(1e-6, 3.),
+                        validation__tasks=40)
+  by_value = result['validation_by_C']
+  assert set(by_value) == {'1e-06', '3.0'}
+  assert result['C'] == result['heads']['logistic']['C'] == max(
+      (1e-6, 3.), key=lambda C: by_value[str(C)])
+  assert 'chosen on validation' in report.scores(result)
+
+
+def test_tasks_written_are_the_tasks_read(run, tmp_path):
+  first, drawn = evaluated(run, tmp_path / 'a', eval__write_episodes=True,
+                           eval__also_shots=(1,))
+  file = tmp_path / 'a/test_episodes.json'
+  content = json.loads(file.read_text())
+  task = content['tests'][0]['tasks'][0]
+  store = stores.load('glyphs/tiny', 'test')
+  ids = evaluate.task_images(scoring.test_protocols(config_of(run))[0],
+                             store.offsets)[0]
+  for of_class, row in zip(task, ids, strict=True):
+    m = store.class_names.index(of_class['class'])
+    numbers = map(int, of_class['support'] + of_class['query'])
+    assert list(row - store.offsets[m]) == list(numbers)
+  other, read = evaluated(run, tmp_path / 'b', eval__read_episodes=str(file),
+                          eval__also_shots=(1,), eval__seed=7)
+  np.testing.assert_array_equal(read['logistic'], drawn['logistic'])
+  assert other['num_tasks'] == first['num_tasks']
+  # Fewer tasks in the file: as many are measured.
+  content['tests'][0]['tasks'] = content['tests'][0]['tasks'][:4]
+  file.write_text(json.dumps(content))
+  few, read = evaluated(run, tmp_path / 'c', eval__read_episodes=str(file))
+  np.testing.assert_array_equal(read['logistic'], drawn['logistic'][:4])
+  assert few['num_tasks'] == 4
+  for wrong, line in (({'data': 'mini_imagenet'}, 'tasks of mini_imagenet'),
+                      ({'tests': []}, 'not of'), ({'split': None}, 'None')):
+    file.write_text(json.dumps({**content, **wrong}))
+    with pytest.raises(UserError, match=line):
+      episode_files.read(file, store, scoring.test_protocols(config_of(run)))
+  task[0]['support'][0] = '999'
+  file.write_text(json.dumps(content))
+  with pytest.raises(UserError, match='has an image'):
+    episode_files.read(file, store, scoring.test_protocols(config_of(run)))
+
+
+def test_classes_seen_in_another_data_set_are_refused(run):
+  config = config_of(run, eval__data='glyphs')
+  seen = stores.load('glyphs/tiny', 'test').class_names[:2]
+  config.eval.data, config.data.name = 'glyphs/tiny', 'glyphs'
+  with pytest.raises(UserError, match='2 were trained on'):
+    scoring.tested_store(config, (*seen, 'another'))
+  config.eval.allow_seen_classes = True
+  assert scoring.tested_store(config, seen).split == 'test'
+
+
+def test_features_are_those_of_the_backbone(run, tmp_path):
+  scoring.write_features(config_of(run), run, tmp_path)
+  found = np.load(tmp_path / 'features.npz')
+  store = stores.load('glyphs/tiny', 'test')
+  expected = trained.load(run).features(store.images[30:50])
+  np.testing.assert_allclose(found['features'][30:50], expected, atol=1e-5)
+  np.testing.assert_allclose(np.linalg.norm(found['features'], axis=1), 1.,
+                             atol=1e-5)
+  assert tuple(found['class_names'][found['labels'][[0, -1]]]) == (
+      store.class_names[0], store.class_names[-1])
+  assert found['names'][21] == '1'
+
+
+def test_the_difference_of_two_runs_is_paired(run, tmp_path):
+  _, a = evaluated(run, tmp_path / 'a')
+  _, b = evaluated(run, tmp_path / 'b', eval__normalise_features=False)
+  text = report.compare(tmp_path / 'a', tmp_path / 'b')
+  gaps = a['logistic'] - b['logistic']
+  assert f'{100 * gaps.mean():+6.2f} points' in text
+  assert f'+- {196 * gaps.std(ddof=1) / len(gaps) ** .5:.2f}' in text
+  evaluated(run, tmp_path / 'c', eval__seed=3)
+  with pytest.raises(UserError, match='other tasks: seed is 0 and 3'):
+    report.compare(tmp_path / 'a', tmp_path / 'c')
+  with pytest.raises(UserError, match='holds no finished test'):
+    report.compare(tmp_path / 'a', tmp_path)
+
+
+def test_the_command(run, tmp_path):
+  out = tmp_path / 'out'
+  result = command.run(['--mode=evaluate', f'--checkpoint={run}',
+                        f'--workdir={out}', '--config.eval.tasks=3',
+                        '--config.eval.also_shots=1,'])
+  assert result.returncode == 0, result.stderr
+  assert 'logistic head 1-shot' in result.stdout
+  assert {p.name for p in out.iterdir()} == {'test.json', 'tasks.npz'}
+
+
+@pytest.mark.parametrize('flags, line', [
+    (['--mode=evaluate'], '--checkpoint is missing'),
+    (['--checkpoint={run}', '--config=configs/quickstart.py'], 'is for --mode'),
+    (['--mode=evaluate', '--checkpoint={run}/best'], 'config.json is missing'),
+    (['--mode=evaluate', '--checkpoint={run}', '--config.eval.data=omniglott'],
+     'config.eval.data is'),
+    (['--mode=evaluate', '--checkpoint={run}', '--config.seed=4'],
+     'config.seed=0, not 4'),
+    (['--mode=evaluate', '--checkpoint={run}', '--config.eval.shots=30'],
+     'at most 20'),
+    (['--mode=evaluate', '--checkpoint={run}',
+      '--config.eval.support_copies=5'], 'augment.operations is empty'),
+])
+def test_wrong_commands_get_one_line(run, flags, line):
+  result = command.run([flag.format(run=run) for flag in flags])
+  assert result.returncode == 2 and line in result.stderr, result.stderr
+  assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+
+
+def test_tune_all_moves_every_layer_from_the_centroids(run):
+  # Wrong: another start, a backbone that stays, tasks of a chunk mixed up.
+  model = trained.load(run)
+  store = stores.load('glyphs/tiny', 'test')
+  rules = scoring.test_protocols(config_of(run))[0]._replace(num_tasks=3)
+  measured = lambda **options: evaluate.meta_test(
+      model.algorithm, model.variables, store, rules,
+      {'tune_all': ('tune_all', {'learning_rate': 1e-2, **options})}
+  )['tune_all']
+  np.testing.assert_array_equal(measured(steps=2, tasks_at_once=1),
+                                measured(steps=2, tasks_at_once=2))
+  ids = evaluate.task_images(rules, store.offsets)[:1]
+  support, query = (augment.normalise(
+      store.images[part.ravel()], store.mean, store.std)
+                    for part in (ids[0, :, :2], ids[0, :, 2:]))
+  labels = np.repeat(np.arange(5), 2)
+  features = lambda params, x: layers.unit_norm(model.algorithm.features(
+      {**model.variables, 'params': params}, x))
+
+  def loss(tuned):
+    params, weight, bias = tuned
+    logits = features(params, support) @ weight.T + bias
+    return -jnp.mean(jax.nn.log_softmax(logits)[np.arange(10), labels])
+
+  params = model.variables['params']
+  found = np.asarray(features(params, support))
+  centroids = np.stack([found[labels == k].mean(0) for k in range(5)])
+  tuned = (params, jnp.asarray(centroids), jnp.zeros(5))
+  # Adam's first step is the sign of the gradient, where it is not tiny.
+  gradient = jax.grad(loss)(tuned)
+  tuned = jax.tree.map(
+      lambda w, g: w - 1e-2 * g / (jnp.abs(g) + 1e-8), tuned, gradient)
+  expected = features(tuned[0], query) @ tuned[1].T + tuned[2]
+  run_one = tune_all.make(model.algorithm, 5, steps=1, learning_rate=1e-2)
+  ours = run_one(model.variables, support[None], labels, query[None])[0]
+  np.testing.assert_allclose(ours, expected, atol=2e-3)
+  assert np.abs(ours - features(params, query) @ centroids.T).max() > 0.01
