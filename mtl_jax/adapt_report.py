@@ -1,0 +1,246 @@
+"""What `mtl_jax.adapt` has found, as a table and as pictures."""
+
+import csv
+import io
+import os
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+DRAWN = 200  # query images at most, on a contact sheet
+DRAWN_SUPPORT = 10  # of a class
+
+_WIDTH, _MARGIN, _GAP = 1200, 14, 6
+_SMALL, _THUMB = 64, 104  # pixels of a support and of a query image
+_IN_A_ROW = 10  # query images
+_BLACK, _GREY, _RIGHT, _WRONG = '#111111', '#666666', '#1a7f37', '#cf222e'
+_LINE = 17  # pixels from a line of text to the next
+
+
+def table(result):
+  """Returns predictions.csv: file, predicted, true, p_CLASS .. ."""
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(['file', 'predicted', 'true',
+                   *(f'p_{name}' for name in result['classes'])])
+  for row in result['predictions']:
+    writer.writerow([row['file'], row['predicted'], row['true'] or '',
+                     *row['probabilities'].values()])
+  return text.getvalue()
+
+
+def lines(result):
+  """Returns the lines that a user reads at the end."""
+  sizes = ', '.join(f'{name} {count}'
+                    for name, count in result['classes'].items())
+  found = [f'{_network(result)}, {_head(result)}',
+           f'{len(result["classes"])} classes: {sizes} images']
+  score = result['score']
+  if not score:
+    counts = {name: 0 for name in result['classes']}
+    for row in result['predictions']:
+      counts[row['predicted']] += 1
+    return found + [f'{len(result["predictions"])} images told apart: '
+                    + ', '.join(f'{k} {v}' for k, v in counts.items())]
+  found += [f'accuracy {_of(score)} images; chance is '
+            f'{1 / len(result["classes"]):.1%}']
+  return found + [f'  {name:<24} {_of(one)}'
+                  for name, one in score['by_class'].items()]
+
+
+def _of(score):
+  return (f'{score["accuracy"]:.1%}, {score["correct"]} of {score["images"]}')
+
+
+def _network(result):
+  return (f'{result["method"]} with {result["model"]} trained on '
+          f'{result["trained_on"]}, step {result["checkpoint_step"]}')
+
+
+def _head(result):
+  options = ' '.join(f'{k}={v}' for k, v in result['options'].items())
+  return f'head: {result["head"]} {options}'.rstrip()
+
+
+def confusion(result):
+  """Draws confusion.png: true classes down, predicted ones across."""
+  # Imported late: it takes a second, and only here is it needed.
+  import matplotlib.figure
+
+  counts = np.array(result['score']['confusion'])
+  names = [_short(name, 24) for name in result['classes']]
+  shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+  side = 2.5 + 0.45 * len(names)
+  figure = matplotlib.figure.Figure((side + 0.8, side), layout='constrained')
+  axes = figure.subplots()
+  shown = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  for (row, column), count in np.ndenumerate(counts):
+    if count:
+      axes.text(column, row, count, ha='center', va='center',
+                color='white' if shares[row, column] > 0.5 else 'black')
+  ticks = range(len(names))
+  # A $ in a name would start a formula.
+  names = [name.replace('$', r'\$') for name in names]
+  axes.set_xticks(ticks, names, rotation=45, ha='right')
+  axes.set_yticks(ticks, names)
+  axes.set(xlabel='predicted', ylabel='true',
+           title=f'accuracy {_of(result["score"])} images')
+  figure.colorbar(shown, label='share of the true class', shrink=0.7)
+  packed = io.BytesIO()
+  figure.savefig(packed, format='png', dpi=120)
+  return packed.getvalue()
+
+
+def sheet(result, support, query):
+  """Draws predictions.png: the support by class, the query below it.
+
+  Args:
+    result: of `adapt.adapt`.
+    support, query: the Pictures, drawn as the network sees them.
+
+  Returns:
+    The PNG file; at most DRAWN query images are on it, evenly spaced.
+  """
+  rows = result['predictions']
+  drawn = np.arange(len(rows))
+  if len(rows) > DRAWN:
+    drawn = np.unique(np.linspace(0, len(rows) - 1, DRAWN).round().astype(int))
+  title = f'{len(rows)} query images'
+  if result['score']:
+    title += f': accuracy {_of(result["score"])}'
+  note = 'below each: predicted class, its probability'
+  if len(drawn) < len(rows):
+    note = (f'{len(drawn)} of {len(rows)} are drawn, evenly spaced, '
+            f'{len(rows) - len(drawn)} are left out; {note}')
+  parts = [_heading(f'{len(support.images)} support images, '
+                    f'{len(result["classes"])} classes',
+                    f'{_network(result)}; {_head(result)}'),
+           *_support_rows(result, support), _heading(title, note)]
+  for group, members in _groups(result, query.names, drawn):
+    if group:
+      parts.append(_text_line(group))
+    parts += _query_rows(rows, query, members)
+  whole = Image.new('RGB', (_WIDTH, sum(p.height for p in parts) + _MARGIN),
+                    'white')
+  top = 0
+  for part in parts:
+    whole.paste(part, (0, top))
+    top += part.height
+  packed = io.BytesIO()
+  whole.save(packed, format='png')
+  return packed.getvalue()
+
+
+def _support_rows(result, support):
+  """Yields strips with the support of some classes side by side."""
+  most = min(max(result['classes'].values()), DRAWN_SUPPORT)
+  step = _SMALL + _GAP
+  block = max(most * step, 2 * step) + 3 * _GAP
+  columns = max(1, (_WIDTH - 2 * _MARGIN) // block)
+  names = list(result['classes'])
+  for start in range(0, len(names), columns):
+    strip, draw = _strip(_LINE + _SMALL + 2 * _GAP)
+    for column, name in enumerate(names[start:start + columns]):
+      left = _MARGIN + column * block
+      of_class = np.flatnonzero(support.labels == start + column)
+      count = f' ({len(of_class)})'
+      if len(of_class) > most:
+        count = f' ({most} of {len(of_class)})'
+      room = block - 3 * _GAP - _font(13).getlength(count)
+      draw.text((left, 0), _fit(name, room) + count, _BLACK, _font(13))
+      for i, image in enumerate(support.images[of_class[:most]]):
+        strip.paste(_thumb(image, _SMALL), (left + i * step, _LINE))
+    yield strip
+
+
+def _groups(result, names, drawn):
+  """Yields (title, query numbers): by true class, others, the unlabelled."""
+  by_name = {}
+  for i in drawn:
+    by_name.setdefault(names[i], []).append(i)
+  if list(by_name) == [None]:
+    yield '', by_name[None]
+    return
+  known = [name for name in result['classes'] if name in by_name]
+  others = sorted(set(by_name) - set(known) - {None})
+  for name in known:
+    yield f'{name}: {_of(result["score"]["by_class"][name])}', by_name[name]
+  for name in others:
+    yield f'{name}: not a class of the support', by_name[name]
+  if None in by_name:
+    yield 'unlabelled', by_name[None]
+
+
+def _query_rows(rows, query, members):
+  """Yields strips of query images with what was predicted below each."""
+  step = (_WIDTH - 2 * _MARGIN) // _IN_A_ROW
+  for start in range(0, len(members), _IN_A_ROW):
+    some = members[start:start + _IN_A_ROW]
+    wrong = [query.labels[i] >= 0 and rows[i]['predicted'] != query.names[i]
+             for i in some]
+    strip, draw = _strip(_THUMB + 2 * _LINE + 3 * _GAP)
+    for column, (i, is_wrong) in enumerate(zip(some, wrong, strict=True)):
+      left = _MARGIN + column * step + 4
+      colour = _GREY if query.labels[i] < 0 else (
+          _WRONG if is_wrong else _RIGHT)
+      edge = 4 if is_wrong else 1
+      draw.rectangle((left - edge, 4 - edge, left + _THUMB + edge - 1,
+                      3 + _THUMB + edge), fill=colour)
+      strip.paste(_thumb(query.images[i], _THUMB), (left, 4))
+      predicted = rows[i]['predicted']
+      percent = f'{rows[i]["probabilities"][predicted]:.0%}'
+      mark = '' if query.labels[i] < 0 else '  ✗ wrong' if is_wrong else '  ✓'
+      top = 4 + _THUMB + _GAP
+      draw.text((left, top), _fit(predicted, step - 8), _BLACK, _font(13))
+      draw.text((left, top + _LINE), percent + mark,
+                colour if mark else _BLACK, _font(13))
+    yield strip
+
+
+def _heading(title, note):
+  strip, draw = _strip(62)
+  draw.text((_MARGIN, 12), title, _BLACK, _font(19))
+  draw.text((_MARGIN, 37), _fit(note, _WIDTH - 2 * _MARGIN), _GREY, _font(13))
+  return strip
+
+
+def _text_line(text):
+  strip, draw = _strip(_LINE + _GAP)
+  draw.text((_MARGIN, 2), _fit(text, _WIDTH - 2 * _MARGIN), _BLACK, _font(13))
+  return strip
+
+
+def _strip(height):
+  strip = Image.new('RGB', (_WIDTH, height), 'white')
+  return strip, ImageDraw.Draw(strip)
+
+
+def _thumb(image, side):
+  """Returns an image of the network, grown or shrunk into a square."""
+  image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+  return ImageOps.pad(image.convert('RGB'), (side, side),
+                      Image.Resampling.BICUBIC, color='white')
+
+
+def _font(size):
+  # Matplotlib brings it; it knows more alphabets than Pillow's own.
+  return ImageFont.truetype(os.path.join(
+      matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'), size)
+
+
+def _fit(text, width):
+  """Returns text that fits into `width` pixels, shortened in the middle."""
+  for length in range(len(text), 0, -1):
+    short = _short(text, length)
+    if _font(13).getlength(short) <= width:
+      return short
+  return text[:1]
+
+
+def _short(text, length):
+  """Returns at most `length` characters: both ends, where names differ."""
+  if len(text) <= length:
+    return text
+  tail = (length - 1) // 2
+  return f'{text[:length - 1 - tail]}…{text[len(text) - tail:]}'
