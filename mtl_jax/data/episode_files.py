@@ -61,7 +61,8 @@ def read(path, store, protocols, directory=None):
                     'that config.eval.write_episodes wrote') from error
   if found != (store.name, store.split):
     raise UserError(f'config.eval.read_episodes: {path} has tasks of '
-                    f'{"/".join(map(str, found))}, not of {store.name}/{store.split}')
+                    f'{"/".join(map(str, found))}, not of '
+                    f'{store.name}/{store.split}')
   numbers = {}
   names = stores.image_names(store, directory)
   for m, name in enumerate(store.class_names):
