@@ -54,8 +54,9 @@ def main(argv=None):
     print(f'mtl_jax: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print('mtl_jax: stopped; the same command goes on from the last '
-          'checkpoint', file=sys.stderr)
+    print('mtl_jax: stopped; the same command ' + (
+        'goes on from the last checkpoint' if FLAGS.mode == 'train'
+        else 'starts over'), file=sys.stderr)
     return 130
   return 0
 
@@ -96,8 +97,9 @@ def parse(argv):
 def _with_saved_config(argv):
   """Adds the config of --checkpoint where no --config is given."""
   given = [flag.split('=')[0].lstrip('-') for flag in argv]
-  where = [flag.partition('=')[2] for flag in argv
-           if flag.lstrip('-').startswith('checkpoint=')]
+  where = [flag.partition('=')[2] or following for flag, following in zip(
+      argv, [*argv[1:], ''], strict=True)
+           if flag.lstrip('-').split('=')[0] == 'checkpoint']
   if where and 'config' not in given:
     return [argv[0], f'--config={_SAVED}:{where[-1]}', *argv[1:]]
   return argv

@@ -69,7 +69,7 @@ def compare(first, second):
                       'name the workdir of a run or of --mode=evaluate'
                       ) from error
   for field in _SAME_TASKS:
-    values = [result[field] for result in results]
+    values = [result.get(field) for result in results]
     if values[0] != values[1]:
       raise UserError(f'{first} and {second} were tested on other tasks: '
                       f'{field} is {values[0]} and {values[1]}')
@@ -80,6 +80,9 @@ def compare(first, second):
       found = evaluate.difference(accuracies[0][name], accuracies[1][name])
       lines.append(f'  {name:<24} {100 * found["accuracy"]:+6.2f} points '
                    f'+- {100 * found["ci95"]:.2f}')
+  if len(lines) == 1:
+    raise UserError(f'{first} has scores of {", ".join(accuracies[0])}, '
+                    f'{second} of {", ".join(accuracies[1])}: none in common')
   return '\n'.join(lines)
 
 

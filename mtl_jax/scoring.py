@@ -11,7 +11,7 @@ import json
 import numpy as np
 from etils import epath
 
-from mtl_jax import evaluate, parallel, report, trained, tune_all
+from mtl_jax import evaluate, heads, parallel, report, trained, tune_all
 from mtl_jax.config_check import validate
 from mtl_jax.data import episode_files, episodes
 from mtl_jax.data import store as stores
@@ -50,16 +50,20 @@ def _protocol(config, section, shots, key):
       tasks_at_once=config.eval.tasks_at_once)
 
 
-def tested_store(config, trained_classes, splits=None):
+def tested_store(config, data, splits=None):
   """Loads the split that config.eval names, and checks that it can be used.
 
   Args:
     config: read for `eval` and `data`.
-    trained_classes: names of the classes that were trained on.
+    data: what was trained on, of trained.describe_data.
     splits: split -> Store of the trained data set, those that are loaded.
 
+  Returns:
+    Store; its images are normalised as the training images were.
+
   Raises:
-    UserError: too small for the tasks, or classes that were trained on.
+    UserError: too small for the tasks, images of another shape, or classes
+      that were trained on.
   """
   c = config.eval
   name = c.data or config.data.name
@@ -68,10 +72,11 @@ def tested_store(config, trained_classes, splits=None):
   else:
     store = stores.load(name, c.split, config.data.dir,
                         config.data.manual_dir)
+  store = as_trained(store, data)
   for shots in (c.shots, *c.also_shots):
     episodes.check(store, ways=c.ways, images_per_class=shots + c.queries,
                    field='eval')
-  seen = sorted(set(store.class_names) & set(trained_classes))
+  seen = sorted(set(store.class_names) & set(data['classes']))
   if seen and name != config.data.name and not c.allow_seen_classes:
     raise UserError(
         f'config.eval.data is {name!r}, of whose {c.split} classes '
@@ -79,6 +84,21 @@ def tested_store(config, trained_classes, splits=None):
         'these scores would mean little; set config.eval.allow_seen_classes '
         'to have them nevertheless')
   return store
+
+
+def as_trained(store, data):
+  """Returns a store whose images are normalised as the training images were.
+
+  Raises:
+    UserError: images of another shape.
+  """
+  shape = tuple(data['image_shape'])
+  if store.images.shape[1:] != shape:
+    raise UserError(
+        f'config.eval.data is {store.name!r}, whose images are '
+        f'{store.images.shape[1:]}: this run is trained on {shape}')
+  return store._replace(mean=np.array(data['mean'], np.float32),
+                        std=np.array(data['std'], np.float32))
 
 
 def test(config, path, algorithm, state, splits, untrained=None):
@@ -116,9 +136,12 @@ def test(config, path, algorithm, state, splits, untrained=None):
       strict=True))
   by_shots = measured(algorithm, state.variables, scored)
   if untrained is not None:
-    first = c.heads[0]
+    # Pixels have no layers to adapt: a head on features, or no baselines.
+    first = next((head for head in c.heads if head in heads.HEADS), None)
     for label, features in (('untrained', algorithm),
                             ('raw_pixels', evaluate.pixels(algorithm))):
+      if first is None:
+        break
       for shots, found in measured(features, untrained,
                                    {label: scored[first]}).items():
         by_shots[shots].update(found)
@@ -151,7 +174,8 @@ def test(config, path, algorithm, state, splits, untrained=None):
 def choose_C(config, algorithm, variables, store):
   """Measures config.eval.choose_C on validation tasks.
 
-  The tasks are config.validation's with the test's ways and shots.
+  The tasks are config.validation's with the test's ways, first shots, and
+  copies of the support.
 
   Returns:
     'C', the best one, and 'validation_by_C', accuracy by C.
@@ -159,7 +183,8 @@ def choose_C(config, algorithm, variables, store):
   c = config.eval
   protocol = validation_protocol(config)._replace(
       ways=c.ways, shots=c.shots, queries=c.queries,
-      normalise_features=c.normalise_features)
+      normalise_features=c.normalise_features,
+      support_copies=c.support_copies, augmentation=dict(config.augment))
   episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
                  field='eval')
   fixed = head_options(config, 'logistic')
@@ -183,6 +208,7 @@ def evaluate_run(config, checkpoint, path):
     The contents of test.json.
   """
   validate(config)
+  path = _folder(path)
   parallel.split_cpu(config.parallel.cpu_devices)
   model = trained.load(checkpoint, config)
   splits = {}
@@ -190,13 +216,11 @@ def evaluate_run(config, checkpoint, path):
     splits['validation'] = stores.load(
         config.data.name, 'validation', config.data.dir,
         config.data.manual_dir)
-  splits['test'] = tested_store(config, model.data['classes'], splits)
-  check_images(splits['test'], model)
+  splits['test'] = tested_store(config, model.data, splits)
   untrained = None
   if config.eval.baselines:
     untrained = trained.initial_state(
         config, model.algorithm, model.data['image_shape']).variables
-  path = epath.Path(path)
   workdir.make(path)
   result = test(config, path, model.algorithm, model, splits, untrained)
   if config.log.progress:
@@ -205,13 +229,13 @@ def evaluate_run(config, checkpoint, path):
   return result
 
 
-def check_images(store, model):
-  """Raises UserError unless a store's images fit the trained backbone."""
-  shape = tuple(model.data['image_shape'])
-  if store.images.shape[1:] != shape:
-    raise UserError(
-        f'config.eval.data is {store.name!r}, whose images are '
-        f'{store.images.shape[1:]}: this run was trained on {shape}')
+def _folder(path):
+  """Returns a folder for results, which is not that of a run."""
+  path = epath.Path(path)
+  if (path / workdir.CONFIG).exists():
+    raise UserError(f'{path} is the workdir of a run, whose own results stay: '
+                    'choose another --workdir')
+  return path
 
 
 def write_features(config, checkpoint, path):
@@ -221,11 +245,12 @@ def write_features(config, checkpoint, path):
   [I] of the images; unit length where config.eval.normalise_features.
   """
   validate(config)
+  path = _folder(path)
   model = trained.load(checkpoint, config)
   c = config.eval
-  store = stores.load(c.data or config.data.name, c.split, config.data.dir,
-                      config.data.manual_dir)
-  check_images(store, model)
+  store = as_trained(stores.load(
+      c.data or config.data.name, c.split, config.data.dir,
+      config.data.manual_dir), model.data)
   features = evaluate.split_features(
       model.algorithm, model.variables, store, c.normalise_features,
       c.batch_size)
@@ -234,7 +259,6 @@ def write_features(config, checkpoint, path):
            labels=np.repeat(np.arange(store.num_classes, dtype=np.int32),
                             np.diff(store.offsets)),
            names=np.array(stores.image_names(store, config.data.dir)))
-  path = epath.Path(path)
   workdir.make(path)
   workdir.write(path / 'features.npz', packed.getvalue())
   if config.log.progress:

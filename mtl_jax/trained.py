@@ -88,8 +88,12 @@ def load(path, config=None):
   validate(config)
   data = read_data(path)
   algorithm = algorithm_of(config, len(data['classes']))
-  like = jax.eval_shape(
-      lambda: initial_state(config, algorithm, data['image_shape']))
+  # A device of this machine: the run may have had another kind.
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+      jax.eval_shape(
+          lambda: initial_state(config, algorithm, data['image_shape'])))
   state = checkpoint.restore_best(path, like)
   mean, std = (np.array(data[name], np.float32) for name in ('mean', 'std'))
 

@@ -32,8 +32,8 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_what_it_says(finished):
   path, result = finished
   assert {p.name for p in path.iterdir()} >= {
-      'config.json', 'env.json', 'metrics.jsonl', 'checkpoints', 'best',
-      'test.json', 'tasks.npz', 'curves.png'}
+      'config.json', 'data.json', 'env.json', 'metrics.jsonl', 'checkpoints',
+      'best', 'test.json', 'tasks.npz', 'curves.png'}
   test = json.loads((path / 'test.json').read_text())
   assert (test['num_tasks'], test['ways'], test['shots'], test['queries']) == (
       10, 5, 2, 3)
@@ -282,9 +282,9 @@ whole = mtl.example_losses
 make = mtl.build
 def build(*args, **kwargs):
   algorithm = make(*args, **kwargs)
-  def loss(variables, key, episode, step):
-    value, aux = algorithm.loss(variables, key, episode, step)
-    bad = jnp.where(step == 6, jnp.nan, 1.)
+  def loss(variables, key, episode, tasks_seen):
+    value, aux = algorithm.loss(variables, key, episode, tasks_seen)
+    bad = jnp.where(tasks_seen == 12, jnp.nan, 1.)  # step 6 of two tasks
     total, count = aux.metrics['loss']
     return value * bad, aux._replace(
         metrics={**aux.metrics, 'loss': (total * bad, count)})

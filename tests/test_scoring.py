@@ -147,10 +147,16 @@ def test_classes_seen_in_another_data_set_are_refused(run):
   config = config_of(run, eval__data='glyphs')
   seen = stores.load('glyphs/tiny', 'test').class_names[:2]
   config.eval.data, config.data.name = 'glyphs/tiny', 'glyphs'
+  data = {'image_shape': [28, 28, 1], 'mean': [0.5], 'std': [2.]}
   with pytest.raises(UserError, match='2 were trained on'):
-    scoring.tested_store(config, (*seen, 'another'))
+    scoring.tested_store(config, {**data, 'classes': [*seen, 'another']})
   config.eval.allow_seen_classes = True
-  assert scoring.tested_store(config, seen).split == 'test'
+  found = scoring.tested_store(config, {**data, 'classes': seen})
+  assert found.split == 'test'
+  # Wrong: the constants of the data set that is tested.
+  assert found.mean == 0.5 and found.std == 2.
+  with pytest.raises(UserError, match='this run is trained on'):
+    scoring.tested_store(config, {**data, 'image_shape': [84, 84, 3]})
 
 
 def test_features_are_those_of_the_backbone(run, tmp_path):

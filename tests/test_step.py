@@ -89,9 +89,9 @@ def test_pixels_from_the_host_are_the_same_episodes(reference, devices, how):
   store = stores.load(config.data.name, 'train')
   compiled, start, arrays, key = make(config, devices, how)
   assert arrays.images is None
-  batches = feed.batches(
+  batches = feed.make(
       store, episodes.stream_key(0, episodes.Stream.TRAIN), config,
-      META_BATCH, range(3), compiled.divide)
+      META_BATCH, compiled.divide)(range(3))
   other, other_history = run(compiled, start, arrays, key, batches)
   assert_same(state.variables, other.variables)
   assert_same(history, other_history)
@@ -104,7 +104,7 @@ def test_a_failure_of_the_feeding_thread_reaches_the_run():
   def full(pixels):
     raise MemoryError(f'no room for {pixels.nbytes} bytes')
   with pytest.raises(MemoryError, match='no room'):
-    list(feed.batches(store, jax.random.key(0), config, 2, range(5), full))
+    list(feed.make(store, jax.random.key(0), config, 2, full)(range(5)))
 
 
 @pytest.mark.parametrize('devices', [1, 2])

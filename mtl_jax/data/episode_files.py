@@ -10,9 +10,9 @@ where the data set has no file names.
 """
 
 import json
-import pathlib
 
 import numpy as np
+from etils import epath
 
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError, first_line
@@ -51,7 +51,7 @@ def read(path, store, protocols, directory=None):
     UserError: unreadable, of another data set, or without such tasks.
   """
   try:
-    content = json.loads(pathlib.Path(path).read_text())
+    content = json.loads(epath.Path(path).read_text())
     found = (content['data'], content['split'])
     tests = {(t['ways'], t['shots'], t['queries']): t['tasks']
              for t in content['tests']}
@@ -76,10 +76,14 @@ def read(path, store, protocols, directory=None):
           f'config.eval.read_episodes: {path} has tasks of (ways, shots, '
           f'queries) {", ".join(map(str, tests))}, not of {wanted}')
     try:
+      for task in tests[wanted]:
+        for c in task:
+          if (len(task), len(c['support']), len(c['query'])) != wanted:
+            raise ValueError(f'{len(task)} ways, {len(c["support"])} shots, '
+                             f'{len(c["query"])} queries')
       ids.append(np.array([
           [[numbers[c['class'], name] for name in c['support'] + c['query']]
-           for c in task] for task in tests[wanted]], np.int32).reshape(
-               -1, p.ways, p.shots + p.queries))
+           for c in task] for task in tests[wanted]], np.int32))
     except (KeyError, TypeError, ValueError) as error:
       raise UserError(f'config.eval.read_episodes: {path} has an image or '
                       f'class that {store.name} has not, or a task of '

@@ -17,21 +17,24 @@ from mtl_jax.train import step as steps
 AHEAD = 2  # steps that wait, ready, for the device
 
 
-def batches(store, key, config, meta_batch, numbers, divide):
-  """Yields the pixels of the steps `numbers`, [T, N, K + Q, h, w, c].
+def make(store, key, config, meta_batch, divide):
+  """Returns numbers -> iterator of the pixels of those steps.
 
-  A thread gathers and lays out the next ones meanwhile.
+  [T, N, K + Q, h, w, c] each; a thread gathers and lays out the next ones
+  meanwhile.
 
   Args:
     store: the training store.
     key: of the run's training stream, as the step gets it.
     config: read for `train`.
     meta_batch: T.
-    numbers: iterable of step numbers.
     divide: lays an array out over the devices (parallel.Compiled.divide).
   """
   # The ids are a few hundred numbers: no reason to wait for an accelerator.
-  host = jax.local_devices(backend='cpu')[0]
+  try:
+    host = jax.local_devices(backend='cpu')[0]
+  except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+    host = jax.local_devices()[0]
   key, offsets = jax.device_put((key, store.offsets), host)
 
   @jax.jit
@@ -45,11 +48,14 @@ def batches(store, key, config, meta_batch, numbers, divide):
       ids = np.asarray(image_ids(np.int32(step)))
     return divide(store.images[ids])
 
-  waiting = collections.deque()
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    for step in numbers:
-      waiting.append(pool.submit(gather, step))
-      if len(waiting) > AHEAD:
+  def batches(numbers):
+    waiting = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      for step in numbers:
+        waiting.append(pool.submit(gather, step))
+        if len(waiting) > AHEAD:
+          yield waiting.popleft().result()
+      while waiting:
         yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+
+  return batches

@@ -78,8 +78,8 @@ def make_run(config):
     c = config[split]
     episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
                    field=split)
-  splits['test'] = scoring.tested_store(config, splits['train'].class_names,
-                                        splits)
+  splits['test'] = scoring.tested_store(
+      config, trained.describe_data(splits['train']), splits)
   meta_batch = parallel.meta_batch(config)
   mesh = parallel.mesh(config.parallel.devices, meta_batch)
   at_once = config.parallel.tasks_at_once
@@ -104,6 +104,7 @@ def train(config, path, run, state):
   arrays, key = compiled.put((
       stores.arrays(run.splits['train'], config.data.store),
       episodes.stream_key(config.seed, episodes.Stream.TRAIN)))
+  pixels = training_pixels(config, run, compiled.divide)
   validation = make_validation(config, run)
   first = int(state.step) // per_epoch
   log = metrics.Log(path, config, int(state.step), c.max_epochs * per_epoch)
@@ -115,8 +116,7 @@ def train(config, path, run, state):
         break
       numbers = range(epoch * per_epoch, (epoch + 1) * per_epoch)
       state = train_epoch(
-          compiled, state, arrays, key, training_pixels(
-              config, run, numbers, compiled.divide), numbers, log,
+          compiled, state, arrays, key, pixels(numbers), numbers, log,
           config.log.every_steps, run.meta_batch)
       start = time.monotonic()
       score = evaluate.summary(validation(state.variables))
@@ -135,13 +135,12 @@ def train(config, path, run, state):
     log.close()
 
 
-def training_pixels(config, run, numbers, divide):
-  """Yields the pixels of the steps `numbers`, None where the device has all."""
+def training_pixels(config, run, divide):
+  """Returns numbers of steps -> their pixels, None where the device has all."""
   if config.data.store == 'device':
-    return (None for _ in numbers)
+    return lambda numbers: (None for _ in numbers)
   key = episodes.stream_key(config.seed, episodes.Stream.TRAIN)
-  return feed.batches(run.splits['train'], key, config, run.meta_batch,
-                      numbers, divide)
+  return feed.make(run.splits['train'], key, config, run.meta_batch, divide)
 
 
 def train_epoch(compiled, state, arrays, key, batches, numbers, log, every,

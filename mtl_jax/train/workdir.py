@@ -11,8 +11,8 @@ import platform
 import jax
 import ml_collections
 
-from mtl_jax.config import to_json
-from mtl_jax.errors import UserError
+from mtl_jax.config import base_config, to_json
+from mtl_jax.errors import UserError, first_line
 
 CONFIG = 'config.json'
 DATA = 'data.json'
@@ -40,6 +40,24 @@ def read_config(path):
                     'an empty --workdir') from error
 
 
+def saved_config(path):
+  """Returns the config of a run; fields that came later have their defaults.
+
+  Raises:
+    UserError: as `read_config`.
+  """
+  saved = read_config(path)
+  config = base_config()
+  for section in ('model', 'method'):  # these have fields of their own
+    config[section] = saved[section]
+  try:
+    config.update(saved)
+  except (KeyError, TypeError) as error:
+    raise UserError(f'{path / CONFIG} has fields that this version has not '
+                    f'({first_line(error)})') from error
+  return config
+
+
 def _tuples(value):
   """Returns JSON's value with tuples for lists, as configs have them."""
   if isinstance(value, dict):
@@ -64,7 +82,7 @@ def check(path, config, free=()):
       raise UserError(f'{path} holds other files and no run: choose an empty '
                       'or a new --workdir')
     return
-  old = _identity(read_config(path), free)
+  old = _identity(saved_config(path), free)
   new = _identity(config, free)
   for field in sorted(set(old) | set(new)):
     if old.get(field) != new.get(field):
