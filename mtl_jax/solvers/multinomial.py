@@ -42,9 +42,8 @@ range * variance). Integrating twice, J falls all the way to
 which is the Newton length s / q once steps are small. So every step descends,
 without a line search or a constant, however large the features are.
 
-Stop. A round ends with one step from logits that are computed afresh; with
-|E| <= tolerance there it has converged: the logits of the examples are right
-to about that. (The gradient is no measure: with large
+Stop. A round that starts with |E| <= tolerance has converged: the logits of
+the examples are right to about that. (The gradient is no measure: with large
 features tiny changes of A move the logits.)
 """
 
@@ -96,20 +95,14 @@ def fit(gram, onehot, C, *, tolerance=1e-4, max_steps=200):
 
   def one_round(state):
     dual, intercepts, num_steps, _ = state
+    # Logits from scratch: rounding errors of the last round end here.
     logits = dual @ gram + intercepts[:, None]
-    preconditioner = _preconditioner(
-      jax.nn.softmax(logits, 0), onehot, gram, C)
-    advance = lambda dual, logits, most: _advance(
-      dual, logits, gram, onehot, C, tolerance, preconditioner, most)
-    end = advance(dual, logits, _STEPS_PER_ROUND)
-    # Steps keep A 1 = 0 up to rounding and so never mend what rounding did;
-    # nor do they see that of the logits. One step from both afresh says
-    # whether this is the optimum.
+    end = _round(dual, logits, gram, onehot, C, tolerance)
+    converged = (end.num_steps == 1) & (end.size <= tolerance)
+    intercepts = end.logits.mean(1)
+    # Steps keep A 1 = 0 up to rounding and so never mend what rounding did.
     dual = end.dual - end.dual.mean(1, keepdims=True)
-    logits = dual @ gram + end.logits.mean(1, keepdims=True)
-    last = advance(dual, logits, 1)
-    return (last.dual, last.logits.mean(1), num_steps + end.num_steps + 1,
-            last.size <= tolerance)
+    return dual, intercepts, num_steps + end.num_steps, converged
 
   start = jnp.zeros_like(onehot)
   dual, intercepts, _, _ = jax.lax.while_loop(
@@ -118,9 +111,10 @@ def fit(gram, onehot, C, *, tolerance=1e-4, max_steps=200):
   return dual, intercepts - intercepts.mean()
 
 
-def _advance(dual, logits, gram, onehot, C, tolerance, preconditioner, most):
-  """Takes up to `most` steps with one preconditioner."""
-  weights, shift = preconditioner
+def _round(dual, logits, gram, onehot, C, tolerance):
+  """Takes up to _STEPS_PER_ROUND steps with one preconditioner."""
+  probabilities, gap = _probabilities(logits, onehot)
+  weights, shift = _preconditioner(probabilities, onehot, gram, C)
   tiny = jnp.finfo(gram.dtype).tiny
 
   def step(s):
@@ -154,9 +148,9 @@ def _advance(dual, logits, gram, onehot, C, tolerance, preconditioner, most):
     )
 
   def goes_on(s):
-    return (s.num_steps < most) & (s.size > tolerance)
+    return (s.num_steps < _STEPS_PER_ROUND) & (s.size > tolerance)
 
-  residual = C * _probabilities(logits, onehot)[1] - dual
+  residual = C * gap - dual
   zero = jnp.zeros_like(dual)
   one = jnp.ones((), gram.dtype)
   start = _Search(
