@@ -81,9 +81,8 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
     if any(name in heads.HEADS for name, _ in scored.values()):
       # Pixels stay on the host: each is looked at once, and a device has the
       # training split to hold.
-      features = jnp.concatenate([
-          batch_features(variables, store.images[used[ids]])[:count]
-          for ids, count in _chunks(len(used), batch_size)])
+      features = jnp.concatenate(list(_in_batches(
+          batch_features, variables, store, used, batch_size)))
     return [measure(variables, features) for measure in measures]
 
   return run
@@ -93,9 +92,15 @@ def split_features(algorithm, variables, store, normalise_features,
                    batch_size):
   """Returns the features of all images of a store: float32 [I, D]."""
   batch_features = _feature_function(algorithm, store, normalise_features)
-  return np.concatenate([
-      np.asarray(batch_features(variables, store.images[ids]))[:count]
-      for ids, count in _chunks(len(store.images), batch_size)])
+  ids = np.arange(len(store.images))
+  return np.concatenate([np.asarray(part) for part in _in_batches(
+      batch_features, variables, store, ids, batch_size)])
+
+
+def _in_batches(batch_features, variables, store, ids, batch_size):
+  """Yields the features of the images `ids`, a batch at a time."""
+  for rows, count in _chunks(len(ids), batch_size):
+    yield batch_features(variables, store.images[ids[rows]])[:count]
 
 
 def _feature_function(algorithm, store, normalise_features):

@@ -163,12 +163,10 @@ def image_names(store, directory=None):
   """
   made = builder(store.name, directory)
   if 'file_name' in made.info.features:
-    source = _records(made, store.split)
-    found = [(record['label'], record['file_name'])
-             for ids in _chunks(len(source))
-             for record in source.__getitems__(list(ids))]
+    found = [(record['label'], record['file_name'].decode())
+             for record in _each(_records(made, store.split))]
     order = np.argsort([label for label, _ in found], kind='stable')
-    names = [found[i][1].decode() for i in order]
+    names = [found[i][1] for i in order]
     if all(names):
       return names
   sizes = np.diff(store.offsets)
@@ -183,15 +181,19 @@ def _records(made, split):
       split=split, decoders={'image': tfds.decode.SkipDecoding()})
 
 
+def _each(source):
+  """Yields all records, in their order."""
+  for ids in _chunks(len(source)):
+    yield from source.__getitems__(list(ids))
+
+
 def _pixels(made, split):
   """Returns images [I, h, w, c] and labels [I] of a split, by class."""
   source = _records(made, split)
   kept = [made.data_path / f'{split}.{part}.npy'
           for part in ('pixels', 'labels')]
   if not kept[1].exists():  # written last: the pixels are complete
-    labels = np.concatenate([
-        [record['label'] for record in source.__getitems__(list(ids))]
-        for ids in _chunks(len(source))])
+    labels = np.array([record['label'] for record in _each(source)])
     order = np.argsort(labels, kind='stable')
     shape = (len(source),) + made.info.features['image'].shape
     try:
