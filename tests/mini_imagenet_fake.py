@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
+from mtl_jax.data import __main__ as data_main
 from mtl_jax.data.builders import mini_imagenet
 
 NUM_CLASSES, IMAGES = (3, 2, 2), 4
@@ -166,3 +167,16 @@ def _python2(value):
           + _python2((0,)) + _python2('b') + b'tR(' + _python2(1)
           + _python2(value.shape) + dtype + b'I00\n'
           + _python2(value.tobytes()) + b'tb')
+
+
+def use(monkeypatch, data_dir):
+  """Shrinks the data set for one test, which builds it in `data_dir`."""
+  shrink(monkeypatch.setattr)
+  monkeypatch.setenv('MTL_JAX_DATA', str(data_dir))
+  monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)
+
+
+def build(folder, *options):
+  """Runs the command that builds from a folder; returns its exit code."""
+  return data_main.main(['build', 'mini_imagenet',
+                         f'--manual_dir={folder}', *options])

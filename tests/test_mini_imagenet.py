@@ -38,14 +38,7 @@ CLASSES = {split: wnids[:count] for (split, wnids), count in zip(
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-  fake.shrink(monkeypatch.setattr)
-  monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'data'))
-  monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)
-
-
-def build(folder, *options):
-  return data_main.main(['build', 'mini_imagenet',
-                         f'--manual_dir={folder}', *options])
+  fake.use(monkeypatch, tmp_path / 'data')
 
 
 def pixels():
@@ -108,7 +101,7 @@ LAYOUTS = {
 def test_every_layout_gives_the_same_store(case, tmp_path, capsys):
   write, text = LAYOUTS[case]
   write(tmp_path / 'files')
-  assert build(tmp_path / 'files') == 0
+  assert fake.build(tmp_path / 'files') == 0
   printed = capsys.readouterr()
   assert text in printed.out and str(tmp_path / 'files') in printed.out
   assert 'not 84x84' not in printed.out and not printed.err
@@ -135,7 +128,7 @@ def test_the_first_complete_layout_wins(tmp_path, capsys):
   (tmp_path / 'train.csv').write_text('half a layout')
   (tmp_path / 'omniglot').mkdir()
   (tmp_path / 'omniglot/images_background.zip').write_bytes(b'other')
-  assert build(tmp_path) == 0
+  assert fake.build(tmp_path) == 0
   assert 'layout a' in capsys.readouterr().out
 
 
@@ -144,7 +137,7 @@ def test_other_sizes_are_resized_with_a_notice(tmp_path, capsys):
                  np.ones((20, 30, 1), np.uint8))
   content = fake.jpeg(wide, (300, 200))
   fake.write_zips(tmp_path / 'files', train2=content)
-  assert build(tmp_path / 'files') == 0
+  assert fake.build(tmp_path / 'files') == 0
   line, = [line for line in capsys.readouterr().out.splitlines()
            if 'not 84x84' in line]
   name = fake.ordered('train')[2][1]
@@ -160,7 +153,7 @@ def test_other_sizes_are_resized_with_a_notice(tmp_path, capsys):
 def test_grey_images_are_converted_with_a_notice(mode, tmp_path, capsys):
   content = fake.jpeg(fake.arrays('test')[0][1], mode=mode)
   fake.write_zips(tmp_path / 'files', test1=content)
-  assert build(tmp_path / 'files') == 0
+  assert fake.build(tmp_path / 'files') == 0
   line, = [line for line in capsys.readouterr().out.splitlines()
            if 'not RGB' in line]
   name = fake.ordered('test')[1][1]
@@ -175,11 +168,11 @@ def test_bgr(tmp_path, capsys, monkeypatch):
   def swap(content):
     return content | {'image_data': content['image_data'][..., ::-1].copy()}
   fake.write_cache(tmp_path / 'bgr', split='train', change=swap)
-  assert build(tmp_path / 'bgr') == 0
+  assert fake.build(tmp_path / 'bgr') == 0
   assert 'Warning: the channel means' in capsys.readouterr().out
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'second'))
   monkeypatch.setattr(mini_imagenet_images, 'MIN_FOR_ORDER', 3)
-  assert build(tmp_path / 'bgr') == 2
+  assert fake.build(tmp_path / 'bgr') == 2
   line, = capsys.readouterr().err.splitlines()
   means = fake.arrays('train')[0].mean((0, 1, 2))[::-1]
   for text in ('train split', 'mini-imagenet-cache-train.pkl', 'is BGR',
@@ -187,16 +180,16 @@ def test_bgr(tmp_path, capsys, monkeypatch):
     assert text in line
   fake.write_cache(tmp_path / 'rbg', split='test', change=lambda content: (
       content | {'image_data': content['image_data'][..., [0, 2, 1]]}))
-  assert build(tmp_path / 'rbg') == 2
+  assert fake.build(tmp_path / 'rbg') == 2
   assert 'test split' in (line := capsys.readouterr().err)
   assert 'other colours' in line
   assert not (tmp_path / 'second').exists()
-  assert build(tmp_path / 'bgr', '--channel_order=rgb') == 0
+  assert fake.build(tmp_path / 'bgr', '--channel_order=rgb') == 0
   np.testing.assert_array_equal(
       store.load('mini_imagenet', 'train').images,
       fake.arrays('train')[0][..., ::-1])
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'third'))
-  assert build(tmp_path / 'bgr', '--channel_order=bgr') == 0
+  assert fake.build(tmp_path / 'bgr', '--channel_order=bgr') == 0
   np.testing.assert_array_equal(
       store.load('mini_imagenet', 'train').images, fake.arrays('train')[0])
 

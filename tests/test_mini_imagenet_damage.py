@@ -23,14 +23,7 @@ FIRST = fake.ordered('train')[0][1]
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch, tmp_path):
-  fake.shrink(monkeypatch.setattr)
-  monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'data'))
-  monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)
-
-
-def build(folder, *options):
-  return data_main.main(['build', 'mini_imagenet',
-                         f'--manual_dir={folder}', *options])
+  fake.use(monkeypatch, tmp_path / 'data')
 
 
 def edit(folder, name, change):
@@ -260,7 +253,7 @@ def test_damaged_files_get_one_line_and_no_folder(case, tmp_path, capfd):
   write, named = DAMAGES[case]
   write(tmp_path / 'files')
   before = command.snapshot(tmp_path)
-  assert build(tmp_path / 'files') == 2
+  assert fake.build(tmp_path / 'files') == 2
   printed = capfd.readouterr()
   line, = printed.err.splitlines()
   for text in named + ('files',):
