@@ -81,17 +81,26 @@ def predict(method, *, query_x, query_y, test_query_x, test_support_x,
     support = (_task_points('support', *arrays[5:], support_mask)
                if bilevel else None)
     query, support, labelled = _prepare(query, support, arrays[3])
-    values, smallest, largest = _predict(
+    solved = from_kernels(
         method, kernel(labelled), kernel(arrays[2], labelled), query, support,
         arrays[4], (inner_time, inner_l2), (test_time, test_l2), train_time)
-    smallest, largest = float(smallest), float(largest)
-    size = query.mask.size * float(jnp.finfo(values.dtype).eps)
-  if train_time == math.inf and not smallest > size * largest:
+    return Predictions(solved.values, condition(
+        float(solved.smallest), float(solved.largest), query.mask.size,
+        solved.values.dtype, train_time))
+
+
+def condition(smallest, largest, size, dtype, train_time=math.inf):
+  """Returns the condition number of Phi [size, size] from its eigenvalues.
+
+  UserError: Phi is singular in `dtype` and train_time is inf.
+  """
+  singular = not smallest > size * float(jnp.finfo(dtype).eps) * largest
+  if train_time == math.inf and singular:
     raise UserError(
-        f'Phi is singular in {values.dtype}: its eigenvalues run from '
+        f'Phi is singular in {dtype}: its eigenvalues run from '
         f'{smallest:.1e} to {largest:.1e}; take repeated query points out, '
         "use dtype='float64' or a finite train_time")
-  return Predictions(values, largest / smallest if smallest > 0 else math.inf)
+  return largest / smallest if smallest > 0 else math.inf
 
 
 def anil_predictions(**arguments):
@@ -109,7 +118,16 @@ def mtl_predictions(**arguments):
   return predict('mtl', **arguments).values
 
 
-class _Points(NamedTuple):
+class Solved(NamedTuple):
+  """Predictions [m, k] and what they are made of."""
+
+  values: jax.Array
+  head: jax.Array  # [m, k], what adaptation alone predicts, without training
+  smallest: jax.Array  # and largest eigenvalue of Phi
+  largest: jax.Array
+
+
+class Points(NamedTuple):
   """Points of T tasks: x [T, n, ..], y [T, n, k], mask [T, n]."""
 
   x: jax.Array
@@ -127,7 +145,7 @@ def _task_points(name, x, y, mask):
   mask = np.ones(y.shape[:2], bool) if mask is None else np.asarray(mask, bool)
   if mask.shape != y.shape[:2]:
     raise UserError(f'{name}_mask: shape {mask.shape}, not {y.shape[:2]}')
-  return _Points(x, y, mask)
+  return Points(x, y, mask)
 
 
 def _check_strength(name, time, l2):
@@ -158,11 +176,20 @@ def _prepare(query, support, test_support_x):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(method, train, test, query, support, test_support_y,
-             inner, test_strength, train_time):
-  """Returns predictions and the extreme eigenvalues of Phi.
+def from_kernels(method, train, test, query, support, test_support_y, inner,
+                 test_strength, train_time):
+  """Returns Solved from kernels that are there; may be traced.
 
-  train: kernels between the labelled inputs; test: from the test query's.
+  Args:
+    method: 'anil', 'maml' or 'mtl'.
+    train: Kernels between the labelled inputs: the queries of all tasks, their
+      supports unless the method is 'mtl', the support of the test task.
+    test: Kernels from the test query's inputs to those.
+    query, support: Points of the training tasks; support None for 'mtl'.
+    test_support_y: [s, k].
+    inner: (inner_time, inner_l2), one of them None.
+    test_strength: (test_time, test_l2).
+    train_time: as in predict.
   """
   m = -len(test_support_y)
   adapted = (lambda k: k.ntk) if method == 'maml' else (lambda k: k.nngp)
@@ -185,8 +212,8 @@ def _predict(method, train, test, query, support, test_support_y,
   phi = jnp.where(mask[:, None] & mask, phi, fill * jnp.diag(~mask))
   targets = jnp.where(mask[:, None], targets, 0)
   dual, smallest, largest = _train(phi, targets, train_time)
-  values = test_transfer @ test_support_y + rows @ dual
-  return values, smallest, largest
+  head = test_transfer @ test_support_y
+  return Solved(head + rows @ dual, head, smallest, largest)
 
 
 def _mtl_system(train, test, query):

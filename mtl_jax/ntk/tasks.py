@@ -1,0 +1,160 @@
+"""Few-shot tasks for the closed forms: drawn at random, or of real images."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.data import store
+from mtl_jax.errors import UserError, check_choice
+from mtl_jax.ntk.precision import precision
+
+MEAN_IMAGES = 2_000  # training images, evenly spaced, that give the mean image
+RANDOM = 'random'
+
+
+class Tasks(NamedTuple):
+  """T training tasks and one test task; inputs of unit length, float64."""
+
+  query_x: np.ndarray  # [T, n, d]
+  query_y: np.ndarray  # [T, n, k]
+  support_x: np.ndarray  # [T, s, d]
+  support_y: np.ndarray  # [T, s, k]
+  test_query_x: np.ndarray  # [m, d]
+  test_query_y: np.ndarray  # [m, k]
+  test_support_x: np.ndarray  # [s, d]
+  test_support_y: np.ndarray  # [s, k]
+
+
+class Source(NamedTuple):
+  """Where tasks come from; `draw(number)` returns Tasks, always the same."""
+
+  draw: object
+  text: str  # what is drawn, for a reader
+
+
+def regression(*, tasks, queries, support, dims, outputs, shared, seed):
+  """Returns a Source of linear teachers on the unit sphere.
+
+  Inputs are uniform on the sphere in `dims` dimensions. Task i has targets
+  y = W_i^T x with W_i = sqrt(shared) W + sqrt(1 - shared) V_i, all entries of
+  W and V_i standard normal: targets have variance 1, and two tasks the
+  correlation `shared`. The test task is one more of the same kind.
+
+  Raises:
+    UserError: a size below 1, or `shared` outside of [0, 1].
+  """
+  _check_sizes(tasks=tasks, queries=queries, support=support, dims=dims,
+               outputs=outputs)
+  if not 0 <= shared <= 1:
+    raise UserError(f'--shared: {shared} is not between 0 and 1')
+
+  def draw(number):
+    rng = np.random.default_rng([seed, number])
+    x = _unit(rng.normal(size=(tasks + 1, queries + support, dims)))
+    common = rng.normal(size=(dims, outputs))
+    own = rng.normal(size=(tasks + 1, dims, outputs))
+    y = x @ (np.sqrt(shared) * common + np.sqrt(1 - shared) * own)
+    return _split(x, y, queries)
+
+  return Source(draw, (
+      f'linear teachers on the unit sphere, {dims} dimensions, {outputs} '
+      f'outputs, correlation {shared:g} between tasks; {tasks} training tasks '
+      f'of {queries} query and {support} support points'))
+
+
+def images(name, *, tasks, ways, shots, queries, seed):
+  """Returns a Source of classification tasks of a data set's images.
+
+  Training tasks are of the training split, the test task of the test split.
+  No class is in two tasks of a draw. The mean training image is subtracted
+  (the cosine of raw pixels is near 1 for any two images), then each image is
+  flattened and scaled to unit length. Targets are one-hot.
+
+  Args:
+    name: of a data set, as in `mtl_jax.data.store`.
+    tasks: T.
+    ways: N, classes a task.
+    shots: support images a class.
+    queries: query images a class.
+    seed: of the draws.
+
+  Raises:
+    UserError: unknown data set, or too few classes or images for a draw.
+  """
+  check_choice('--dataset', name.split('/')[0], (RANDOM, *store.DATASETS))
+  _check_sizes(tasks=tasks, ways=ways, shots=shots, queries=queries)
+  splits = {split: store.load(name, split) for split in ('train', 'test')}
+  for split, number in (('train', tasks * ways), ('test', ways)):
+    found = splits[split]
+    if number > found.num_classes:
+      raise UserError(
+          f'--ways: {number} different classes are needed, the {split} split '
+          f'of {name} has {found.num_classes}: take fewer ways or tasks')
+    smallest = int(np.diff(found.offsets).min())
+    if shots + queries > smallest:
+      raise UserError(
+          f'--shots, --queries: {shots} + {queries} images a class, and '
+          f'{name} has {smallest} in a class of its {split} split')
+  train = splits['train'].images
+  every = max(1, len(train) // MEAN_IMAGES)
+  mean = np.mean(train[::every], axis=0, dtype=np.float64).ravel()
+
+  def of_split(rng, split, number):
+    found = splits[split]
+    classes = rng.permutation(found.num_classes)[:number * ways]
+    rows = np.array([
+        rng.choice(np.arange(*found.offsets[c:c + 2]), queries + shots, False)
+        for c in classes])
+    pixels = found.images[np.sort(rows.ravel())].astype(np.float64)
+    order = np.argsort(np.argsort(rows.ravel()))
+    x = _unit(pixels.reshape(rows.size, -1)[order] - mean)
+    x = x.reshape(number, ways, queries + shots, -1)
+    y = np.broadcast_to(np.eye(ways)[:, None], (*x.shape[:3], ways))
+    query_first = lambda a: np.concatenate(
+        [a[:, :, :queries].reshape(number, ways * queries, -1),
+         a[:, :, queries:].reshape(number, ways * shots, -1)], 1)
+    return query_first(x), query_first(y)
+
+  def draw(number):
+    rng = np.random.default_rng([seed, number])
+    parts = [of_split(rng, 'train', tasks), of_split(rng, 'test', 1)]
+    x, y = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return _split(_in_their_span(x), y, ways * queries)
+
+  return Source(draw, (
+      f'{ways}-way {shots}-shot tasks of {name}, {queries} queries a class, '
+      'pixels less the mean training image, unit length, one-hot targets; '
+      f'{tasks} training tasks of training classes, unseen tasks of test '
+      'classes'))
+
+
+def _split(x, y, queries):
+  """Returns Tasks of points [T + 1, n + s, ..], the test task last."""
+  return Tasks(
+      x[:-1, :queries], y[:-1, :queries], x[:-1, queries:], y[:-1, queries:],
+      x[-1, :queries], y[-1, :queries], x[-1, queries:], y[-1, queries:])
+
+
+def _unit(x):
+  length = np.linalg.norm(x, axis=-1, keepdims=True)
+  return x / np.where(length > 0, length, 1)
+
+
+def _in_their_span(x):
+  """Returns points with the same inner products and no more axes than points.
+
+  Kernels see inner products alone, and images have many pixels.
+  """
+  flat = x.reshape(-1, x.shape[-1])
+  if flat.shape[1] <= flat.shape[0]:
+    return x
+  with precision('float64'):
+    few = np.asarray(jnp.linalg.qr(jnp.asarray(flat.T), mode='r')).T
+  return few.reshape(*x.shape[:-1], -1)
+
+
+def _check_sizes(**sizes):
+  for name, size in sizes.items():
+    if size < 1:
+      raise UserError(f'--{name}: {size}; use 1 or more')

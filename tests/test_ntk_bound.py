@@ -1,0 +1,214 @@
+"""The bound between ANIL's and MTL's predictions, as measured and judged."""
+
+import json
+
+import numpy as np
+import pytest
+from etils import epath
+
+from mtl_jax import ntk
+from mtl_jax.ntk import __main__ as cli
+from mtl_jax.ntk import bound, bound_verdict, report, tasks
+from mtl_jax.ntk.precision import precision
+
+GRID = bound.Options(times=(0., 0.01, 0.03, 0.1, 1.), depths=(1, 2, 4, 8, 16),
+                     draws=4, tasks=4, queries=6, support=5)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+  return epath.Path(tmp_path_factory.mktemp('bound'))
+
+
+def result_of(folders, control):
+  return bound.run(GRID._replace(control=control), folders / control)
+
+
+def checks(result):
+  return {name: one['holds'] for name, one in result['checks'].items()}
+
+
+def test_the_bound_is_confirmed_on_random_tasks(folders):
+  """The paper's claim; and what a reader gets is all there."""
+  result = result_of(folders, 'none')
+  assert checks(result) == dict.fromkeys(
+      ('bounded', 'depth', 'jointly', 'signal'), True)
+  assert result['holds'] and 'is confirmed' in bound.summary(result)
+  assert result['C']['value'] == np.max(result['ratio'])
+  assert len(bound.table(result)[1]) == 25
+  for name, caption in bound.figures(result, folders / 'none'):
+    assert (folders / 'none' / name).read_bytes()[1:4] == b'PNG' and caption
+  assert json.loads((folders / 'none' / 'bound.json').read_text())['holds']
+  assert '| 0.03 | 16 |' in (folders / 'none' / 'bound.md').read_text()
+
+
+@pytest.mark.parametrize('control', ['independent_heads', 'union'])
+def test_the_bound_is_not_confirmed_for_a_wrong_mtl(folders, control):
+  """A verdict that cannot be negative says nothing."""
+  result = result_of(folders, control)
+  assert not result['holds'] and not checks(result)['signal']
+  assert 'NOT confirmed' in bound.summary(result)
+  if control == 'independent_heads':  # nothing of the body is shared
+    np.testing.assert_allclose(result['relative'], 1, rtol=1e-9)
+
+
+def numbers(drawn):
+  drawn = drawn._asdict()
+  drawn.pop('test_query_y')
+  return drawn
+
+
+def test_gaps_are_those_of_the_predictors(folders):
+  """The grid is computed with shared kernels: an index could be wrong."""
+  result_of(folders, 'none')
+  cells = json.loads((folders / 'none/cells/draw_0001.json').read_text())
+  drawn = bound.make_source(GRID).draw(1)
+  for depth, time in ((2, 0.1), (2, 0.)):
+    same = {**numbers(drawn), 'depth': depth, 'test_time': GRID.test_time,
+            'dtype': 'float64'}
+    anil = ntk.predict('anil', inner_time=time, **same)
+    mtl = ntk.predict('mtl', **same)
+    cell = cells[str(depth)][str(time)]
+    np.testing.assert_allclose(
+        cell['gap'], np.linalg.norm(
+            np.asarray(anil.values) - np.asarray(mtl.values)), rtol=1e-8)
+    np.testing.assert_allclose(cell['anil_condition'], anil.condition)
+    np.testing.assert_allclose(cell['mtl_condition'], mtl.condition)
+
+
+def test_union_control_is_mtl_on_query_and_support():
+  """Against the predictor with both sets as its query."""
+  drawn = bound.make_source(GRID).draw(0)
+  with precision('float64'):
+    gap = bound.predictions(drawn, 2, GRID.times[:1], 1., 'union')
+  both = {f'query_{part}': np.concatenate(
+      [getattr(drawn, f'query_{part}'), getattr(drawn, f'support_{part}')], 1)
+      for part in 'xy'}
+  expected = ntk.mtl_predictions(
+      **{**numbers(drawn), **both}, depth=2, test_time=1., dtype='float64')
+  np.testing.assert_allclose(np.asarray(gap.mtl), expected, atol=1e-10)
+
+
+def test_independent_heads_share_no_gradient_in_the_body():
+  """What the control takes out, on wide networks with drawn read-outs."""
+  rng = np.random.default_rng(0)
+  m, d = 20_000, 4
+  x, z = (tasks._unit(rng.normal(size=(3, d))) for _ in range(2))
+  weights, v, w = rng.normal(size=(m, d)), *rng.normal(size=(2, m))
+  on = lambda x: (x @ weights.T > 0) * np.sqrt(2 / m)
+  # <df/dW, dg/dW> of f = v . relu(W x) sqrt(2 / m), g with w in place of v
+  product = lambda v, w: (on(x) * v) @ (on(z) * w).T * (x @ z.T)
+  shared = np.asarray(ntk.fully_connected(x, z, depth=1).body)
+  np.testing.assert_allclose(product(v, v), shared, atol=0.03)
+  np.testing.assert_allclose(product(v, w), 0, atol=0.03)
+
+
+def test_a_stopped_run_goes_on_from_its_cells(folders, tmp_path):
+  """What is stored is used and not computed again; the rest is."""
+  whole = result_of(folders, 'none')
+  folder = epath.Path(tmp_path)
+  for file in (folders / 'none').iterdir():
+    if file.is_dir():
+      (folder / 'cells').mkdir()
+      for cell in file.iterdir():
+        (folder / 'cells' / cell.name).write_text(cell.read_text())
+    else:
+      (folder / file.name).write_bytes(file.read_bytes())
+  file = folder / 'cells' / 'draw_0002.json'
+  cells = json.loads(file.read_text())
+  cells['8']['0.1']['gap'] += 4.
+  del cells['2']['0.0'], cells['16']
+  file.write_text(json.dumps(cells))
+  resumed = bound.run(GRID, folder)
+  expected = np.array(whole['gap'])
+  expected[3, 3] += 1.  # mean over four draws
+  np.testing.assert_allclose(resumed['gap'], expected, rtol=1e-9)
+  with pytest.raises(bound.UserError, match='--out: .* holds --test_time=1.0'):
+    bound.run(GRID._replace(test_time=2.), folder)
+  file.write_text('{')
+  with pytest.raises(bound.UserError, match='draw_0002.json is damaged'):
+    bound.run(GRID, folder)
+
+
+def synthetic(law, noise=0.05, draws=20):
+  """Returns cells whose gap follows `law`(time, depth) up to noise."""
+  rng = np.random.default_rng(0)
+  rest = dict.fromkeys(
+      ('anil_error', 'mtl_error', 'anil_condition', 'mtl_condition'), 1.)
+  rest |= {'anil_accuracy': None, 'mtl_accuracy': None, 'trained': 1.}
+  return [{str(depth): {str(t): {
+      **rest, 'gap': law(t, depth) * np.exp(noise * rng.normal())}
+      for t in GRID.times} for depth in GRID.depths} for _ in range(draws)]
+
+
+@pytest.mark.parametrize('law, failing', [
+    (lambda t, depth: 3 * (t + 1 / depth), set()),
+    (lambda t, depth: t + depth ** -0.5, {'bounded', 'depth', 'jointly'}),
+    (lambda t, depth: t ** 0.5 + 1 / depth, {'bounded', 'jointly'}),
+    (lambda t, depth: 1., {'bounded', 'depth', 'jointly', 'signal'})])
+def test_verdict_finds_a_law_that_breaks_the_bound(law, failing):
+  """Wrong in depth, wrong in time, or a gap that does not fall at all."""
+  found = bound_verdict.judge(GRID, synthetic(law))
+  assert {name for name, good in checks(found).items() if not good} == failing
+  if not failing:
+    assert found['C']['low'] < 3.2 and found['C']['value'] > 3
+    assert found['slopes_in_depth'][0][-1]['low'] < -1 < (
+        found['slopes_in_depth'][0][-1]['high'])
+
+
+def test_draws_are_tasks_of_their_own_and_come_again():
+  """Inputs of unit length; a resumed run must see the same tasks."""
+  source = bound.make_source(GRID)
+  first, again, other = (source.draw(i) for i in (0, 0, 1))
+  np.testing.assert_array_equal(first.query_x, again.query_x)
+  assert np.abs(first.query_x - other.query_x).max() > 0.1
+  np.testing.assert_allclose(np.linalg.norm(first.support_x, axis=-1), 1)
+
+
+def test_points_in_their_span_have_the_same_inner_products():
+  """Images are turned into few coordinates before any kernel sees them."""
+  x = np.random.default_rng(0).normal(size=(2, 3, 50))
+  few = tasks._in_their_span(x)
+  assert few.shape == (2, 3, 6)
+  products = lambda x: np.einsum('aid,bjd->aibj', x, x)
+  np.testing.assert_allclose(products(few), products(x), atol=1e-12)
+
+
+@pytest.mark.parametrize('flags, message', [
+    (['bound', '--times=0.1,1'], '--times: 0 and two larger'),
+    (['bound', '--times=a'], "--times: invalid float,.. value: 'a'"),
+    (['bound', '--depths=1,2,3'], '--depths: three or more'),
+    (['bound', '--control=no'], "--control is 'no': allowed are none"),
+    (['bound', '--dataset=no'], "--dataset is 'no': allowed are random"),
+    (['bound', '--shared=2'], '--shared: 2.0 is not between 0 and 1'),
+    (['bound', '--draws=1'], '--draws: 1; intervals need'),
+    (['bound', '--nothing=1'], 'unrecognized arguments: --nothing=1'),
+    (['report', '--checks=x'], "--checks is 'x': allowed are bound"),
+    (['nothing'], "the command is 'nothing': allowed are bound")])
+def test_command_line_says_what_is_wrong(flags, message, capsys, tmp_path):
+  """One line and exit code 2, with nothing made."""
+  if flags != ['nothing']:
+    flags = [*flags, f'--out={tmp_path / "made"}']
+  assert cli.main(flags) == 2
+  error = capsys.readouterr().err
+  assert error.startswith('mtl_jax.ntk: error: ' + message)
+  assert error.count('\n') == 1
+  assert not (tmp_path / 'made').exists()
+
+
+def test_report_is_one_page_and_leaves_out_what_is_not_there(
+    folders, tmp_path, monkeypatch):
+  """Figures within the page; a missing data set is said, not an error."""
+  result_of(folders, 'none')
+  monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path))
+  monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)
+  parts = [report.Part('Random', 'bound', 'none', GRID._asdict()),
+           report.Part('Images', 'bound', 'b', {'dataset': 'omniglot'})]
+  monkeypatch.setattr(report, 'parts', lambda options: parts)
+  found = report.run(report.Options(checks=('bound',)), folders)
+  page = (folders / 'report.html').read_text()
+  assert page.count('<img ') == 4 == page.count('data:image/png;base64')
+  assert 'http' not in page.replace('https://github.com/brendenlake', '')
+  assert 'verdict: the bound is confirmed' in page
+  assert found['Images'].startswith('left out: ')
+  assert 'Images: left out' in report.summary(found)
