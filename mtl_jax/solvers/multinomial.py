@@ -44,7 +44,10 @@ without a line search or a constant, however large the features are.
 
 Stop. A round that starts with |E| <= tolerance has converged: the logits of
 the examples are right to about that. (The gradient is no measure: with large
-features tiny changes of A move the logits.)
+features tiny changes of A move the logits.) Later in a round H is stale and E
+may be too small. Where no h_i has shrunk below r times what H holds, r <= 1,
+(K^-1 + H)^-1 and with it <R, E> has grown at most by 1 / r: a round that ends
+with |E| <= r * tolerance has converged too, and saves a factorisation.
 """
 
 from typing import NamedTuple
@@ -53,6 +56,7 @@ import jax
 import jax.numpy as jnp
 
 _STEPS_PER_ROUND = 10
+_MARGIN = 0.5  # of the tolerance, at which a round with stale H ends
 _SMALLEST_CURVATURE = 1e-12  # relative to C; keeps 1 / h finite
 
 
@@ -97,8 +101,10 @@ def fit(gram, onehot, C, *, tolerance=1e-4, max_steps=200):
     dual, intercepts, num_steps, _ = state
     # Logits from scratch: rounding errors of the last round end here.
     logits = dual @ gram + intercepts[:, None]
-    end = _round(dual, logits, gram, onehot, C, tolerance)
-    converged = (end.num_steps == 1) & (end.size <= tolerance)
+    end, h = _round(dual, logits, gram, onehot, C, tolerance)
+    shrunk = jnp.min(_curvatures(end.logits, onehot, C) / h)
+    fresh = jnp.where(end.num_steps == 1, 1.0, jnp.minimum(shrunk, 1.0))
+    converged = end.size <= fresh * tolerance
     intercepts = end.logits.mean(1)
     # Steps keep A 1 = 0 up to rounding and so never mend what rounding did.
     dual = end.dual - end.dual.mean(1, keepdims=True)
@@ -112,9 +118,9 @@ def fit(gram, onehot, C, *, tolerance=1e-4, max_steps=200):
 
 
 def _round(dual, logits, gram, onehot, C, tolerance):
-  """Takes up to _STEPS_PER_ROUND steps with one preconditioner."""
-  probabilities, gap = _probabilities(logits, onehot)
-  weights, shift = _preconditioner(probabilities, onehot, gram, C)
+  """Returns the end of up to _STEPS_PER_ROUND steps with one H, and its h."""
+  h = _curvatures(logits, onehot, C)
+  weights, shift = _preconditioner(h, gram)
   tiny = jnp.finfo(gram.dtype).tiny
 
   def step(s):
@@ -148,15 +154,16 @@ def _round(dual, logits, gram, onehot, C, tolerance):
     )
 
   def goes_on(s):
-    return (s.num_steps < _STEPS_PER_ROUND) & (s.size > tolerance)
+    enough = jnp.where(s.num_steps == 1, tolerance, _MARGIN * tolerance)
+    return (s.num_steps < _STEPS_PER_ROUND) & (s.size > enough)
 
-  residual = C * gap - dual
+  residual = C * _probabilities(logits, onehot)[1] - dual
   zero = jnp.zeros_like(dual)
   one = jnp.ones((), gram.dtype)
   start = _Search(
     dual, logits, residual, zero, one, zero, zero, 0, jnp.inf * one
   )
-  return jax.lax.while_loop(goes_on, step, start)
+  return jax.lax.while_loop(goes_on, step, start), h
 
 
 def _probabilities(logits, onehot):
@@ -170,15 +177,18 @@ def _probabilities(logits, onehot):
   return probabilities, onehot * others.sum(0) - others
 
 
-def _preconditioner(probabilities, onehot, gram, C):
-  """Returns M [S, S] and m [S]: Z = R M and beta = R m (see the module)."""
-  num_ways, size = onehot.shape
-  others = probabilities * (1 - onehot)
+def _curvatures(logits, onehot, C):
+  """Returns h [S] of the module's docstring."""
+  others = jax.nn.softmax(logits, 0) * (1 - onehot)
   missing = others.sum(0)
   spread = missing * (2 - missing) - jnp.sum(others**2, 0)  # 1 - |p|^2
-  h = C * jnp.maximum(spread / (num_ways - 1), _SMALLEST_CURVATURE)
+  return C * jnp.maximum(spread / (len(onehot) - 1), _SMALLEST_CURVATURE)
+
+
+def _preconditioner(h, gram):
+  """Returns M [S, S] and m [S]: Z = R M and beta = R m (see the module)."""
   root = jnp.sqrt(h)
-  eye = jnp.eye(size, dtype=gram.dtype)
+  eye = jnp.eye(len(h), dtype=gram.dtype)
   # G = H^-1/2 (I + H^1/2 K H^1/2)^-1 H^1/2, with a little more of I where the
   # rounding of K would outweigh it: the step only has to be nearly right.
   scaled = root[:, None] * gram * root
