@@ -42,13 +42,11 @@ def fit(features, labels, num_ways, *, C=3.0, tolerance=1e-4, max_steps=200):
     raise UserError(
       f'config.heads.logistic.C: {C} is not positive; the published value is 3')
   features = _at_least_float32(features)
-  mean = features.mean(0)
-  centred = features - mean
   onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
 
   with jax.default_matmul_precision('highest'):
-    weights, bias = _optimum(centred, onehot, C, tolerance, max_steps)
-    return {'weights': weights, 'bias': bias - mean @ weights}
+    weights, bias = _optimum(features, onehot, C, tolerance, max_steps)
+    return {'weights': weights, 'bias': bias - features.mean(0) @ weights}
 
 
 def logits(params, features):
@@ -75,7 +73,7 @@ def diagnostics(params, features, labels, *, C=3.0, **unused):
   with jax.default_matmul_precision('highest'):
     bias = params['bias'] + mean @ weights
     by_weights, by_bias = _gradient(
-      (weights, bias - bias.mean()), features - mean, onehot, C
+      (weights, bias - bias.mean()), features, onehot, C
     )
   scale = jnp.max(jnp.abs(weights))
   residual = jnp.max(jnp.abs(by_weights))
@@ -86,32 +84,37 @@ def diagnostics(params, features, labels, *, C=3.0, **unused):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _optimum(centred, onehot, C, tolerance, max_steps):
-  """Returns weights [D, N] and bias [N] for features with mean zero."""
-  gram = _gram(centred)
+def _optimum(features, onehot, C, tolerance, max_steps):
+  """Returns weights [D, N], and the bias [N] for features less their mean."""
+  gram = _gram(features)
   gram = gram - gram.mean(0)  # centred again: what rounding left
   dual, bias = multinomial.fit(
     gram, onehot, C, tolerance=tolerance, max_steps=max_steps
   )
-  # Without the barrier the CPU's compiler transposes `centred` instead.
-  return jax.lax.optimization_barrier(dual @ centred).T, bias
+  # Rows of dual sum to zero, so the features need not be centred for it.
+  # Without the barrier the CPU's compiler transposes them instead.
+  return jax.lax.optimization_barrier(dual @ features).T, bias
 
 
-def _gram(centred):
-  """Returns centred @ centred.T, task after task on a CPU.
+def _gram(features):
+  """Returns the Gram matrix of centred features, task after task on a CPU.
 
   There a batched product first writes out all transposed tasks, which leaves
   the cache and takes twice as long.
   """
-  product = lambda x: x @ x.T
+  def product(features):
+    centred = features - features.mean(0)
+    return centred @ centred.T
+
   return jax.lax.platform_dependent(
-    centred, cpu=jax.custom_batching.sequential_vmap(product), default=product
+    features, cpu=jax.custom_batching.sequential_vmap(product),
+    default=product
   )
 
 
-def _optimum_forward(centred, onehot, C, tolerance, max_steps):
-  params = _optimum(centred, onehot, C, tolerance, max_steps)
-  return params, (params, centred, onehot, C)
+def _optimum_forward(features, onehot, C, tolerance, max_steps):
+  params = _optimum(features, onehot, C, tolerance, max_steps)
+  return params, (params, features, onehot, C)
 
 
 def _optimum_backward(tolerance, max_steps, saved, cotangent):
@@ -133,13 +136,14 @@ def _optimum_backward(tolerance, max_steps, saved, cotangent):
 _optimum.defvjp(_optimum_forward, _optimum_backward)
 
 
-def _gradient(params, centred, onehot, C):
+def _gradient(params, features, onehot, C):
   """Returns the objective's gradient; zero only where the bias sums to zero.
 
   Adding one number to all intercepts changes no probability; the mean makes
   the optimum unique and the Hessian positive definite.
   """
   weights, bias = params
+  centred = features - features.mean(0)
   wrong = C * (jax.nn.softmax(centred @ weights + bias) - onehot.T)
   return weights + centred.T @ wrong, wrong.sum(0) + bias.mean()
 
