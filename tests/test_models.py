@@ -14,11 +14,17 @@ from mtl_jax.models import layers
 
 # Per model: small options, features D and parameters at images (h, w, c).
 SMALL = {'conv4': {'width': 8},
+         'mlp': {'width': 8, 'depth': 2},
+         'r2d2_net': {'widths': (8, 8, 8, 8), 'drop_rate': 0.},
          'resnet12': {'widths': (8, 8, 8, 8), 'drop_rate': 0.}}
 DIM = {'conv4': lambda h, w: 8 * (h // 16) * (w // 16),
-       'resnet12': lambda *_: 8}
-COUNT = {'conv4': lambda c: 9 * 8 * (c + 3 * 8) + 4 * 2 * 8,
-         'resnet12': lambda c: 8 * (10 * c + 11 * 9 * 8 + 3 * 8 + 16 * 2)}
+       'mlp': lambda *_: 8, 'resnet12': lambda *_: 8,
+       'r2d2_net': lambda h, w: 16 * (h // 8 - 1) * (w // 8 - 1)}
+COUNT = {'conv4': lambda h, w, c: 9 * 8 * (c + 3 * 8) + 4 * 2 * 8,
+         'mlp': lambda h, w, c: 8 * (h * w * c + 8),
+         'r2d2_net': lambda h, w, c: 9 * 8 * (c + 3 * 8) + 4 * 2 * 8,
+         'resnet12': lambda h, w, c: 8 * (10 * c + 11 * 9 * 8 + 3 * 8
+                                          + 16 * 2)}
 IMAGES = ((28, 28, 1), (32, 32, 3), (84, 84, 3))
 every_model = pytest.mark.parametrize('name', models.MODELS)
 
@@ -58,7 +64,15 @@ def test_shapes_and_parameter_count(name, image):
       jax.random.key(0), images, train=False))
   assert features.shape == (3, DIM[name](*image[:2]))
   assert features.dtype == jnp.float32
-  assert num_params(variables['params']) == COUNT[name](image[2])
+  assert num_params(variables['params']) == COUNT[name](*image)
+
+
+@pytest.mark.parametrize('side, dim', [(84, 72576), (32, 8064), (28, 3584)])
+def test_r2d2_net_has_the_published_numbers_of_features(side, dim):
+  model = models.create('r2d2_net')
+  features, _ = jax.eval_shape(lambda: model.init_with_output(
+      jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
+  assert features.shape == (1, dim)
 
 
 def test_default_conv4_has_the_published_sizes():
@@ -82,8 +96,8 @@ def test_training_returns_the_statistics_of_the_batch_itself(name):
   # Wrong: statistics mixed with stored ones; the step would decay twice.
   model, variables = build(name)
   features, mutated = train(model, variables, batch(6))
-  stored = {**variables, 'batch_stats': jax.tree.map(
-      lambda s: 3. * s + 1., variables['batch_stats'])}
+  stored = {name: part if name == 'params' else jax.tree.map(
+      lambda s: 3. * s + 1., part) for name, part in variables.items()}
   again, mutated_again = train(model, stored, batch(6))
   jax.tree.map(np.testing.assert_array_equal, mutated, mutated_again)
   np.testing.assert_array_equal(features, again)
@@ -102,7 +116,7 @@ def test_initialising_in_either_mode_gives_unit_statistics(name):
   model, variables = build(name)
   other = jax.jit(lambda: model.init(
       jax.random.key(0), batch(2), train=True))()
-  for stats in (variables['batch_stats'], other['batch_stats']):
+  for stats in (v.get('batch_stats', {}) for v in (variables, other)):
     for path, leaf in jax.tree.leaves_with_path(stats):
       assert np.all(leaf == ('var' in str(path[-1])))
 
@@ -168,6 +182,7 @@ def test_global_pool_is_the_mean_of_the_flat_map():
     ('conv4', {'depth': 3}, ('model.depth is unknown', 'width, pool, dtype')),
     ('conv4', {'width': 0}, ('model.width is 0', 'at least 1')),
     ('conv4', {'width': True}, ('model.width is True',)),
+    ('mlp', {'depth': 0}, ('model.depth is 0', 'at least 1')),
     ('conv4', {'pool': 'max'}, ("model.pool is 'max'", 'flat, global')),
     ('conv4', {'dtype': 'float16'}, ("is 'float16'", 'float32, bfloat16')),
 ])

@@ -44,14 +44,15 @@ class Conv4(nn.Module):
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, images, *, train, tasks_seen=0):
-    """Returns features [B, D]; `train` as in BatchNorm's contract."""
+  def __call__(self, images, *, train, own_statistics=None, tasks_seen=0):
+    """Returns features [B, D]; the keywords as in `models`."""
     del tasks_seen  # nothing changes in the course of training
+    own = train if own_statistics is None else own_statistics
     layers.check_images(images, SMALLEST, 'conv4')
     x = images
     for i in range(BLOCKS):
       x = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(x)
-      x = layers.BatchNorm(name=f'norm_{i}')(x, train)
+      x = layers.BatchNorm(name=f'norm_{i}')(x, own)
       # Pooling and ReLU commute; this order touches a quarter of the values.
       x = nn.relu(layers.max_pool(x))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

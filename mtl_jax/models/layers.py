@@ -1,12 +1,12 @@
 """Layers that backbones are made of.
 
-BatchNorm's contract in this library: one episode is one batch. In training a
-layer normalises with the statistics of its batch and writes exactly those
-to the collection 'batch_stats' ('mean' and 'var', float32, [c]); it never
-averages over time. The training step does: it merges the T tasks of a step
-into the running statistics at once (decay 0.9^T), which depends neither on
-the order of the tasks nor on the number of devices. Outside training the
-stored statistics are read.
+BatchNorm's contract in this library: one episode is one batch. In training,
+and where a method wants a task's own statistics (`own`), a layer normalises
+with the statistics of its batch and writes exactly those to the collection
+'batch_stats' ('mean' and 'var', float32, [c]); it never averages over time.
+The training step does: it merges the T tasks of a step into the running
+statistics at once (decay 0.9^T), which depends neither on the order of the
+tasks nor on the number of devices. Otherwise the stored statistics are read.
 
 Convolution and pooling compute what Flax's layers compute. They are stated
 differently because XLA's own gradients of both are slow on a CPU;
@@ -237,7 +237,7 @@ class BatchNorm(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(self, x, own):
     """Returns x [.., c] normalised by its own or the stored statistics."""
     shape = x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
@@ -246,7 +246,7 @@ class BatchNorm(nn.Module):
         self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32),
         self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32))
     values = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if train:
+    if own:
       mean, var = batch_statistics(values)
       if not self.is_initializing():
         stored[0].value, stored[1].value = mean, var
@@ -270,6 +270,14 @@ def check_images(images, smallest, model):
     raise UserError(
         f'images are {images.shape[1]}x{images.shape[2]}: config.model.name '
         f'{model!r} needs at least {smallest}x{smallest}')
+
+
+def check_rate(field, value):
+  """Raises UserError unless config.model.<field> is a number in [0, 1)."""
+  if (isinstance(value, bool) or not isinstance(value, float | int)
+      or not 0 <= value < 1):
+    raise UserError(f'config.model.{field} is {value!r}: must be at least 0 '
+                    'and below 1')
 
 
 def check_count(field, value, model):

@@ -25,16 +25,16 @@ class Block(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x, train):
+  def __call__(self, x, own):
     """Returns [B, h // 2, w // 2, width] of x [B, h, w, c]."""
     y = x
     for i in range(3):
       y = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(y)
-      y = layers.BatchNorm(name=f'norm_{i}')(y, train)
+      y = layers.BatchNorm(name=f'norm_{i}')(y, own)
       if i < 2:
         y = nn.leaky_relu(y, SLOPE)
     short = layers.Conv1x1(self.width, self.dtype, name='short_conv')(x)
-    y = y + layers.BatchNorm(name='short_norm')(short, train)
+    y = y + layers.BatchNorm(name='short_norm')(short, own)
     # Pooling and LeakyReLU commute; this order touches fewer values.
     return nn.leaky_relu(layers.max_pool(y), SLOPE)
 
@@ -78,28 +78,26 @@ class Resnet12(nn.Module):
       layers.check_count('widths', width, 'resnet12')
     layers.check_count('drop_block', self.drop_block, 'resnet12')
     layers.check_count('ramp_tasks', self.ramp_tasks, 'resnet12')
-    rate = self.drop_rate
-    if (isinstance(rate, bool) or not isinstance(rate, float | int)
-        or not 0 <= rate < 1):
-      raise UserError(f'config.model.drop_rate is {rate!r}: must be at least '
-                      '0 and below 1')
+    layers.check_rate('drop_rate', self.drop_rate)
     check_choice('config.model.pool', self.pool, POOLS)
     check_choice('config.model.dtype', self.dtype, layers.DTYPES)
     super().__post_init__()
 
   @nn.compact
-  def __call__(self, images, *, train, tasks_seen=0):
+  def __call__(self, images, *, train, own_statistics=None, tasks_seen=0):
     """Returns features [B, D].
 
     Args:
       images: [B, h, w, c], of one episode in training.
-      train: as in BatchNorm's contract; also whether values are dropped.
+      train: whether values are dropped.
+      own_statistics: as in `models`.
       tasks_seen: [] int32 or int, training tasks before this step.
     """
     layers.check_images(images, SMALLEST, 'resnet12')
+    own = train if own_statistics is None else own_statistics
     x = images
     for i, width in enumerate(self.widths):
-      x = Block(width, self.dtype, name=f'block_{i}')(x, train)
+      x = Block(width, self.dtype, name=f'block_{i}')(x, own)
       if not train or not self.drop_rate:
         continue
       key = self.make_rng('dropout')
