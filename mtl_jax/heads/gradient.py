@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax.errors import UserError
+from mtl_jax.solvers import inner_loop
 
 OPTIONS = {'steps': 5, 'rate': 0.1, 'bias': True}  # what a config may set
 
@@ -39,18 +40,16 @@ def fit(
     raise UserError(
       f'config.heads.gradient.rate: {rate} is not positive; 0.1 is usual')
   features = _at_least_float32(features)
-  rates = jnp.broadcast_to(jnp.asarray(rate, features.dtype), (steps,))
 
-  def step(params, rate):
-    slope = jax.grad(_loss)(params, features, labels)
-    return {
-      'weights': params['weights'] - rate * slope['weights'],
-      'bias': params['bias'] - rate * slope['bias'] * bias,
-    }, None
+  def loss(params, _):
+    kept = params['bias'] if bias else jax.lax.stop_gradient(params['bias'])
+    return _loss({**params, 'bias': kept}, features, labels), None
 
   start = _start(features, num_ways, bias, initial)
   with jax.default_matmul_precision('highest'):
-    return jax.lax.scan(step, start, rates)[0]
+    return inner_loop.descend(
+      loss, start, inner_loop.rate(jnp.asarray(rate, features.dtype)),
+      steps=steps, unroll=False)[0]
 
 
 def logits(params, features):

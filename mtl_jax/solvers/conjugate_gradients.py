@@ -1,0 +1,68 @@
+"""Conjugate gradients that notice where a matrix is not positive.
+
+jax's own solver goes on through directions of negative curvature, where the
+quadratic that it minimises has no minimum; Hessians of networks away from an
+optimum have them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax.solvers import inner_loop
+
+
+class Solution(NamedTuple):
+  """x, and how the iteration ended.
+
+  residual: |b - A x| / |b|.
+  negative: [] bool, whether it was stopped by p^T A p <= 0.
+  steps: steps that were taken.
+  """
+
+  x: jax.Array
+  residual: jax.Array
+  negative: jax.Array
+  steps: jax.Array
+
+
+def solve(product, b, *, steps, tolerance=1e-10, unroll=True):
+  """Solves A x = b for symmetric A (Hestenes & Stiefel, 1952), from x = 0.
+
+  Stops where |r|^2 <= tolerance |b|^2 and before a direction of non-positive
+  curvature: what was found in the positive ones stays, and b itself where
+  the first direction is one already (then x is the first-order answer).
+
+  Args:
+    product: v [n] -> A v.
+    b: [n]; a tree is ravelled by the caller.
+    steps: most steps.
+    tolerance: of the squared residual, relative.
+    unroll: as in inner_loop.descend.
+
+  Returns:
+    Solution. Not meant to be differentiated.
+  """
+  squares = jnp.vdot(b, b)
+
+  def step(carry, _):
+    x, r, p, rr, negative, count = carry
+    Ap = product(p)
+    curvature = jnp.vdot(p, Ap)
+    going = ~negative & (rr > tolerance * squares)
+    negative = negative | (going & (curvature <= 0))
+    going = going & ~negative
+    alpha = jnp.where(going, rr / jnp.where(going, curvature, 1.), 0.)
+    x, r = x + alpha * p, r - alpha * Ap
+    new = jnp.where(going, jnp.vdot(r, r), rr)
+    beta = jnp.where(going, new / jnp.where(rr > 0, rr, 1.), 0.)
+    p = jnp.where(going, r + beta * p, p)
+    return (x, r, p, new, negative, count + going), None
+
+  start = (jnp.zeros_like(b), b, b, squares, jnp.bool(False), jnp.int32(0))
+  (x, _, _, rr, negative, count), _ = inner_loop.loop(
+      step, start, jnp.arange(steps), unroll)
+  x = jnp.where(negative & (count == 0), b, x)
+  return Solution(x, jnp.sqrt(rr / jnp.maximum(squares, jnp.finfo(
+      b.dtype).tiny)), negative, count)
