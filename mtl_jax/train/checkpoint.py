@@ -58,21 +58,21 @@ def restore_best(workdir, like):
   Raises:
     UserError: as `restore`; also where there is none.
   """
-  best = manager(workdir, 'best')
-  state = restore(best, like)
+  # A manager makes its folder; a run that is only read stays as it is.
+  folder = workdir / FOLDERS['best']
+  state = restore(manager(workdir, 'best'), like) if folder.exists() else None
   if state is None:
-    raise UserError(f'{best.directory} holds no checkpoint to test: restore '
-                    f'it, or train first with --workdir={workdir}')
+    raise UserError(f'{folder} holds no checkpoint to test: restore it, or '
+                    f'train first with --workdir={workdir}')
   return state
 
 
-def restore(manager, like, step=None):
-  """Loads a step, by default the newest.
+def restore(manager, like):
+  """Loads the newest step.
 
   Args:
     manager: from `manager`.
     like: a state, or its shapes (jax.eval_shape): structure of the result.
-    step: which; None is the newest.
 
   Returns:
     The state, or None where nothing has been saved.
@@ -80,7 +80,7 @@ def restore(manager, like, step=None):
   Raises:
     UserError: the files are damaged or of another structure.
   """
-  step = manager.latest_step() if step is None else step
+  step = manager.latest_step()
   if step is None:
     return None
   shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -122,7 +122,7 @@ def _one_voice():
 def _remove_unfinished(directory, tries=20):
   """Removes what a failed save left; its threads may write a moment longer.
 
-  What stays all the same does no harm: Orbax removes it at the next start.
+  What stays all the same does no harm: it has no checkpoint's name.
   """
   for _ in range(tries):
     left = list(directory.glob('*.orbax-checkpoint-tmp*'))
