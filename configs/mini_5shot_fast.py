@@ -25,15 +25,15 @@ def get_config(method='mtl'):
   if method == 'mtl':
     c.train.ways, c.train.shots, c.train.queries = 64, 1, 1
     c.method.normalise_train_features = False
-  c.source = 'ours, see the head of the config file'
-  c.train.meta_batch = 1
-  c.train.epoch_tasks = 1500  # five passes over the images
-  c.train.max_epochs = 5
-  c.train.stop_patience = 0
-  c.optimizer.name = 'sgd'
-  c.optimizer.learning_rate = 0.1
-  c.optimizer.nesterov = True
-  c.optimizer.weight_decay = 5e-4
-  c.optimizer.schedule = 'cosine'
-  c.optimizer.cosine_epochs = 5
+    c.source = 'ours, see the head of the config file'
+    c.train.meta_batch = 1
+    c.train.epoch_tasks = 1500  # five passes over the images
+    c.train.max_epochs = 5
+    c.train.stop_patience = 0
+    c.optimizer.name = 'sgd'
+    c.optimizer.learning_rate = 0.1
+    c.optimizer.nesterov = True
+    c.optimizer.weight_decay = 5e-4
+    c.optimizer.schedule = 'cosine'
+    c.optimizer.decay_epochs = 5
   return c

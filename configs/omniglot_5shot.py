@@ -13,10 +13,6 @@ def get_config(method='mtl'):
   c = base_config()
   c.data.name = 'omniglot'
   set_method(c, method, benchmark='omniglot', shots=5)
-  c.train.epoch_tasks = 100
-  c.train.max_epochs = 6
-  c.optimizer.schedule = 'cosine'
-  c.optimizer.cosine_epochs = 6
   c.validation.tasks = 400
   c.eval.tasks = 1000
   c.eval.baselines = True

@@ -12,11 +12,12 @@ def get_config(method='mtl'):
   c = base_config()
   c.data.name = 'glyphs'
   set_method(c, method, benchmark='glyphs', shots=5)
-  c.train.epoch_tasks = 800
-  c.train.max_epochs = 3
-  c.optimizer.learning_rate = 3e-3
-  c.optimizer.schedule = 'cosine'
-  c.optimizer.cosine_epochs = 3
+  if method == 'mtl':
+    c.train.epoch_tasks = 800
+    c.train.max_epochs = 3
+    c.optimizer.learning_rate = 3e-3
+    c.optimizer.schedule = 'cosine'
+    c.optimizer.decay_epochs = 3
   c.validation.tasks = 200
   c.eval.tasks = 1000
   c.eval.baselines = True

@@ -68,11 +68,12 @@ def base_config():
   c.optimizer.nesterov = False
   # radam, adam: decoupled (times the rate); sgd: added to the gradient.
   c.optimizer.weight_decay = 0.
-  # constant, step, cosine, or plateau (of the validation accuracy).
+  c.optimizer.clip = 0.  # each number of the gradient to +- this; 0: not
+  # constant, step, cosine, linear, or plateau (of the validation accuracy).
   c.optimizer.schedule = 'plateau'
   c.optimizer.step_epochs = ()  # step: from these epochs on ...
   c.optimizer.step_scales = ()  # ... the rate is learning_rate times these
-  c.optimizer.cosine_epochs = 100  # cosine: epochs until the rate is zero
+  c.optimizer.decay_epochs = 100  # cosine, linear: until the rate is zero
   c.optimizer.warmup_epochs = 0  # cosine: linear warm-up, part of the above
   c.optimizer.plateau_factor = 0.1
   c.optimizer.plateau_patience = 4  # epochs without gain that are forgiven
@@ -116,8 +117,8 @@ def base_config():
   # Scores of the untrained backbone and of raw pixels beside the run's.
   c.eval.baselines = False
   c.eval.batch_size = 250  # images of a forward pass
-  # Tasks whose heads are fitted together; on a CPU about 100 stay in cache.
-  c.eval.tasks_at_once = 100
+  # Tasks whose heads are fitted together; on a CPU about 200 stay in cache.
+  c.eval.tasks_at_once = 200
 
   # Options of each head: see mtl_jax/heads/*.py.
   c.heads = ConfigDict({name: dict(module.OPTIONS)
@@ -136,6 +137,10 @@ def base_config():
   # Tasks of a device in one pass; gradients of several passes are averaged,
   # with the same result and less memory. 0: all.
   c.parallel.tasks_at_once = 0
+  # Whether those passes are compiled one behind the other. A loop compiles
+  # faster and is what an accelerator wants; a CPU runs convolutions in a loop
+  # several times as long.
+  c.parallel.unroll_passes = False
 
   c.log = ConfigDict()
   c.log.every_steps = 50  # how often losses are fetched from the device
@@ -158,7 +163,7 @@ def set_method(config, name, *, benchmark, shots):
   config.method.name = name
   published = METHODS[name].published(benchmark, shots)
   config.update_from_flattened_dict(published.overrides)
-  config.source = published.source
+  config.source = ('ours; nearest: ' * published.ours) + published.source
 
 
 def method_options(config):

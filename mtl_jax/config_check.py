@@ -38,15 +38,19 @@ _RANGES = {
     **{f'optimizer.{k}': _Range(0, high=1) for k in (
         'beta1', 'beta2', 'momentum')},
     **{f'optimizer.{k}': _POSITIVE for k in (
-        'learning_rate', 'epsilon', 'cosine_epochs')},
+        'learning_rate', 'epsilon', 'decay_epochs')},
     **{f'optimizer.{k}': _Range(0) for k in (
-        'weight_decay', 'warmup_epochs', 'plateau_patience',
+        'weight_decay', 'warmup_epochs', 'clip', 'plateau_patience',
         'plateau_threshold')},
     'optimizer.plateau_factor': _Range(0, above=True, high=1),
     **{f'augment.{k}': _Range(0) for k in (
         'padding', 'brightness', 'contrast', 'saturation')},
     'seed': _Range(0, high=2**32), 'eval.seed': _Range(0, high=2**32),
     'train.queries': _Range(0), 'train.stop_patience': _Range(0),
+    'heads.centroid.scale': _POSITIVE, 'heads.gradient.steps': _COUNT,
+    'heads.gradient.rate': _POSITIVE, 'heads.logistic.C': _POSITIVE,
+    'heads.ridge.regulariser': _POSITIVE, 'heads.svm.C': _POSITIVE,
+    'heads.svm.ridge': _Range(0),
     'tune_all.steps': _Range(0), 'tune_all.learning_rate': _POSITIVE,
     'tune_all.tasks_at_once': _COUNT,
     'eval.support_copies': _Range(0), 'eval.batch_size': _COUNT,
@@ -112,10 +116,12 @@ def _check_eval(config):
   for section, used in (('validation', (config.validation.head,)),
                         ('eval', config.eval.heads)):
     ways = config[section].ways
-    if evaluate.OWN in used and ways != config.train.ways:
+    fixed = not METHODS[config.method.name].any_ways
+    if fixed and evaluate.OWN in used and ways != config.train.ways:
       raise UserError(
-          f'config.{section}.ways is {ways}: a method adapts by itself '
-          f'({evaluate.OWN!r}) to config.train.ways, {config.train.ways}')
+          f'config.{section}.ways is {ways}: {config.method.name} adapts by '
+          f'itself ({evaluate.OWN!r}) to config.train.ways, '
+          f'{config.train.ways}')
   if config.parallel.tasks_per_device and not config.parallel.devices:
     raise UserError('config.parallel.devices is 0: state their number with '
                     'config.parallel.tasks_per_device, they make the '
@@ -128,10 +134,10 @@ def _check_schedule(c):
     raise UserError(
         f'config.optimizer.step_epochs is {tuple(epochs)} and step_scales '
         f'{tuple(scales)}: rising epochs and as many scales are needed')
-  if c.warmup_epochs >= c.cosine_epochs:
+  if c.warmup_epochs >= c.decay_epochs:
     raise UserError(
         f'config.optimizer.warmup_epochs is {c.warmup_epochs}: must be below '
-        f'cosine_epochs, {c.cosine_epochs}')
+        f'decay_epochs, {c.decay_epochs}')
 
 
 def _check_fields(base, config, path, free):

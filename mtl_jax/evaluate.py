@@ -6,12 +6,15 @@ Methods that adapt more than the head go through their own `adapt`, task by
 task.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from mtl_jax import heads, tune_all
 from mtl_jax.data import augment, episodes
@@ -159,12 +162,21 @@ def _make_measure(algorithm, store, protocol, scored, image_ids, rows,
                     images(query_ids[tasks]))
       yield jnp.mean(jnp.argmax(logits, -1) == query_y, -1)[:count]
 
+  # A task's network holds its images and gradients: one task on each device.
+  devices = jax.local_devices()[:len(rows)]
+  mesh = Mesh(np.array(devices), ('task',))
+
   @jax.jit
-  def own_hits(variables, key, support, query):
-    support, query = (augment.normalise(x, store.mean, store.std)
+  @functools.partial(
+      jax.shard_map, mesh=mesh,
+      in_specs=(P(), P('task'), P('task'), P('task')), out_specs=P('task'),
+      check_vma=False)
+  def own_hits(variables, keys, support, query):
+    support, query = (augment.normalise(x[0], store.mean, store.std)
                       for x in (support, query))
     return hits(algorithm.predict(
-        algorithm.adapt(variables, key, support, support_y), query))
+        algorithm.adapt(variables, keys[0], support, support_y,
+                        protocol.ways), query))[None]
 
   def measure(variables, features):
     found = {label: [] for label in scored}
@@ -178,11 +190,12 @@ def _make_measure(algorithm, store, protocol, scored, image_ids, rows,
       if name == tune_all.NAME:
         found[label] = list(tune_all_hits(variables, options))
       elif name == OWN:
-        # Adaptation of a network holds a task's images: one at a time.
+        everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
         found[label] = [
-            own_hits(variables, keys[task], store.images[support_ids[task]],
-                     store.images[query_ids[task]])[None]
-            for task in range(len(rows))]
+            np.asarray(own_hits(
+                everywhere, keys[tasks], store.images[support_ids[tasks]],
+                store.images[query_ids[tasks]]))[:count]
+            for tasks, count in _chunks(len(rows), len(devices))]
     return {label: np.concatenate(values, dtype=np.float64)
             for label, values in found.items()}
 

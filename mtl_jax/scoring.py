@@ -136,14 +136,14 @@ def test(config, path, algorithm, state, splits, untrained=None):
       strict=True))
   by_shots = measured(algorithm, state.variables, scored)
   if untrained is not None:
-    # Pixels have no layers to adapt: a head on features, or no baselines.
-    first = next((head for head in c.heads if head in heads.HEADS), None)
-    for label, features in (('untrained', algorithm),
-                            ('raw_pixels', evaluate.pixels(algorithm))):
-      if first is None:
-        break
+    # Pixels have no layers to adapt: a head on them.
+    head = next((head for head in c.heads if head in heads.HEADS), 'logistic')
+    for label, features, how in (
+        ('untrained', algorithm, scored[c.heads[0]]),
+        ('raw_pixels', evaluate.pixels(algorithm),
+         (head, head_options(config, head)))):
       for shots, found in measured(features, untrained,
-                                   {label: scored[first]}).items():
+                                   {label: how}).items():
         by_shots[shots].update(found)
   scores = {label if shots == c.shots else f'{label} {shots}-shot': values
             for shots, found in by_shots.items()

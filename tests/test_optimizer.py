@@ -91,9 +91,9 @@ def test_adam_decay_is_decoupled():
     ({'schedule': 'step', 'step_epochs': (20, 40, 50),
       'step_scales': (.06, .012, .0024)},
      {0: 1., 199: 1., 200: .06, 399: .06, 400: .012, 500: .0024, 600: .0024}),
-    ({'schedule': 'cosine', 'cosine_epochs': 10, 'warmup_epochs': 0},
+    ({'schedule': 'cosine', 'decay_epochs': 10, 'warmup_epochs': 0},
      {0: 1., 50: .5, 100: 0., 150: 0.}),
-    ({'schedule': 'cosine', 'cosine_epochs': 12, 'warmup_epochs': 2},
+    ({'schedule': 'cosine', 'decay_epochs': 12, 'warmup_epochs': 2},
      {0: 0., 10: .5, 20: 1., 70: .5, 120: 0.}),
     ({'schedule': 'plateau'}, {0: 1., 999: 1.}),
 ])

@@ -12,18 +12,15 @@ and a task's head is the gather of its N rows (M D numbers, whatever the
 number of tasks). An unseen task gets a new head, fitted on frozen features.
 """
 
-import jax
 import jax.numpy as jnp
 import ml_collections
-import optax
 
-from mtl_jax.algorithms.base import Algorithm, Aux, Published
+from mtl_jax.algorithms import network
+from mtl_jax.algorithms.base import Algorithm, Published
 from mtl_jax.data import episodes
 from mtl_jax.errors import UserError, check_choice
-from mtl_jax.heads import linear, logistic
+from mtl_jax.heads import linear
 from mtl_jax.models import layers
-
-LOSSES = ('cross_entropy', 'squared')
 
 
 def options():
@@ -64,6 +61,8 @@ _GLYPHS = {
 _OMNIGLOT = _GLYPHS | {
     'train.ways': 160, 'train.shots': 1, 'train.queries': 0,
     'train.meta_batch': 1, 'optimizer.learning_rate': 6e-3,
+    'train.epoch_tasks': 100, 'train.max_epochs': 6,
+    'optimizer.schedule': 'cosine', 'optimizer.decay_epochs': 6,
 }
 
 
@@ -88,68 +87,36 @@ def published(benchmark, shots):
   if benchmark == 'omniglot':
     overrides.update(_OMNIGLOT)
   where = 'AI-secure/multi-task-learning, README "Running" and train.py'
-  if ours:
-    where = f'ours, after mini-ImageNet 5-shot of {where}'
   return Published(overrides, where, ours)
 
 
 def build(backbone, num_classes, ways, *, loss, head_init,
           normalise_train_features, test_C, batch_norm):
   """Returns MTL over a backbone; see `options` for the keywords."""
-  check_choice('config.method.loss', loss, LOSSES)
+  check_choice('config.method.loss', loss, network.LOSSES)
   check_choice('config.method.head_init', head_init, linear.INITS)
   check_choice('config.method.batch_norm', batch_norm, ('running',))
   if test_C <= 0:
     raise UserError(f'config.method.test_C is {test_C}: must be above 0')
 
   def init(key, images):
-    body_key, rows_key = jax.random.split(key)
-    variables = backbone.init(body_key, images, train=False)
-    dim = jax.eval_shape(
-        lambda: backbone.apply(variables, images, train=False)).shape[-1]
-    rows = linear.init(rows_key, num_classes, dim, ways, how=head_init)
-    return {'params': {'backbone': variables['params'], 'rows': rows},
-            'batch_stats': variables.get('batch_stats', {})}
-
-  def body(variables):
-    return {'params': variables['params']['backbone'],
-            'batch_stats': variables['batch_stats']}
+    variables, dim, rows_key = network.init(backbone, key, images)
+    variables['params']['rows'] = linear.init(rows_key, num_classes, dim,
+                                              ways, how=head_init)
+    return variables
 
   def task_loss(variables, key, episode, tasks_seen):
     images, targets = episodes.joined(episode)
-    features, mutated = backbone.apply(
-        body(variables), images, train=True, tasks_seen=tasks_seen,
-        mutable=['batch_stats'], rngs={'dropout': key})
+    features, statistics = network.forward(
+        backbone, variables['params'], variables['batch_stats'], images,
+        network.Mode(True, key, tasks_seen))
     if normalise_train_features:
       features = layers.unit_norm(features)
     logits = linear.logits(variables['params']['rows'], episode.class_ids,
                            features)
-    values = example_losses(loss, logits, targets)
-    count = jnp.float32(targets.size)
-    hits = jnp.sum(jnp.argmax(logits, axis=-1) == targets)
-    metrics = {'loss': (jnp.sum(values), count),
-               'accuracy': (hits.astype(jnp.float32), count)}
-    return jnp.mean(values), Aux(mutated.get('batch_stats', {}), metrics)
+    values = network.example_losses(loss, logits, targets)
+    return jnp.mean(values), network.aux(statistics, values, logits, targets)
 
-  def features(variables, images):
-    return backbone.apply(body(variables), images, train=False)
-
-  def adapt(variables, key, support_x, support_y):
-    del key  # convex: nothing random
-    support = layers.unit_norm(features(variables, support_x))
-    return variables, logistic.fit(support, support_y, ways, C=test_C)
-
-  def predict(adapted, query_x):
-    variables, head = adapted
-    return logistic.logits(
-        head, layers.unit_norm(features(variables, query_x)))
-
-  return Algorithm(init, task_loss, features, adapt, predict)
-
-
-def example_losses(name, logits, targets):
-  """Returns the loss of each example, [B], from logits [B, N]."""
-  if name == 'squared':
-    errors = logits - jax.nn.one_hot(targets, logits.shape[-1])
-    return 0.5 * jnp.sum(errors ** 2, axis=-1)
-  return optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+  features = network.features_function(backbone)
+  return Algorithm(init, task_loss, features,
+                   *network.new_head(features, test_C))

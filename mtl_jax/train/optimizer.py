@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 OPTIMIZERS = ('radam', 'adam', 'sgd')
-SCHEDULES = ('constant', 'step', 'cosine', 'plateau')
+SCHEDULES = ('constant', 'step', 'cosine', 'linear', 'plateau')
 
 
 @chex.dataclass(frozen=True)
@@ -50,12 +50,13 @@ def update_plateau(plateau, score, c):
 
 def build(c):
   """Returns the optax transformation of config.optimizer, without a rate."""
+  clip = optax.clip(c.clip) if c.clip else optax.identity()
   if c.name == 'sgd':
     # The decay goes through the momentum, as in torch and the papers.
-    return optax.chain(optax.add_decayed_weights(c.weight_decay),
+    return optax.chain(clip, optax.add_decayed_weights(c.weight_decay),
                        optax.trace(decay=c.momentum, nesterov=c.nesterov))
   scale = {'adam': optax.scale_by_adam, 'radam': optax.scale_by_radam}[c.name]
-  return optax.chain(scale(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
+  return optax.chain(clip, scale(b1=c.beta1, b2=c.beta2, eps=c.epsilon),
                      optax.add_decayed_weights(c.weight_decay))
 
 
@@ -68,8 +69,11 @@ def schedule(c, steps_per_epoch):
       boundaries[epoch * steps_per_epoch] = scale / last
       last = scale
     return optax.piecewise_constant_schedule(c.learning_rate, boundaries)
+  if c.schedule == 'linear':
+    return optax.linear_schedule(c.learning_rate, 0.,
+                                 c.decay_epochs * steps_per_epoch)
   if c.schedule == 'cosine':
     return optax.warmup_cosine_decay_schedule(
         0. if c.warmup_epochs else c.learning_rate, c.learning_rate,
-        c.warmup_epochs * steps_per_epoch, c.cosine_epochs * steps_per_epoch)
+        c.warmup_epochs * steps_per_epoch, c.decay_epochs * steps_per_epoch)
   return optax.constant_schedule(c.learning_rate)

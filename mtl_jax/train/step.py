@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax.data import augment, episodes
+from mtl_jax.solvers import inner_loop
 from mtl_jax.train import optimizer as optimizers
 
 AXIS = 'tasks'
@@ -104,7 +105,7 @@ def make_step(algorithm, optimizer, config, meta_batch):
     algorithm: the method, see algorithms/base.py.
     optimizer: optax transformation without a rate (train/optimizer.py).
     config: read for `train`, `augment`, `optimizer` and
-      `parallel.tasks_at_once`.
+      `parallel`.
     meta_batch: T, tasks of all devices; the axis' length must divide it.
 
   The step's `arrays` is the training store's arrays, `key` the key of the
@@ -131,12 +132,13 @@ def make_step(algorithm, optimizer, config, meta_batch):
             draw_episode(arrays, pixels, key, config),
             state.step * meta_batch)
 
-      losses, aux = jax.vmap(task_loss)(tasks)
+      losses, aux = each_task(task_loss, tasks)
       return jnp.mean(losses), aux
 
     grads, aux = accumulate(
         jax.grad(mean_loss, has_aux=True), state.variables['params'],
-        (keys, pixels), config.parallel.tasks_at_once)
+        (keys, pixels), config.parallel.tasks_at_once,
+        config.parallel.unroll_passes)
     grads, batch_stats = jax.lax.pmean((grads, aux.batch_stats), AXIS)
     metrics = jax.lax.psum(aux.metrics, AXIS)
 
@@ -158,7 +160,19 @@ def make_step(algorithm, optimizer, config, meta_batch):
   return step
 
 
-def accumulate(grad_fn, params, tasks, tasks_at_once):
+def each_task(function, tasks):
+  """Maps over tasks; without vmap where there is one.
+
+  A mapped convolution with a kernel for each task becomes a grouped one, slow
+  also where there is one group.
+  """
+  if len(jax.tree.leaves(tasks)[0]) > 1:
+    return jax.vmap(function)(tasks)
+  one = function(jax.tree.map(lambda x: x[0], tasks))
+  return jax.tree.map(lambda x: jnp.asarray(x)[None], one)
+
+
+def accumulate(grad_fn, params, tasks, tasks_at_once, unroll=False):
   """Averages gradients over tasks, a chunk at a time.
 
   Args:
@@ -166,6 +180,7 @@ def accumulate(grad_fn, params, tasks, tasks_at_once):
     params: what is differentiated.
     tasks: tree of arrays [T, ..], what makes each task.
     tasks_at_once: t; memory grows with it, the result does not. 0 is all.
+    unroll: whether the chunks are compiled one behind the other.
 
   Returns:
     The mean gradient, and Aux with statistics averaged and metrics summed
@@ -188,6 +203,6 @@ def accumulate(grad_fn, params, tasks, tasks_at_once):
       jax.eval_shape(reduced, jax.tree.map(lambda x: x[0], chunks)))
   add = lambda total, tasks: (
       jax.tree.map(jnp.add, total, reduced(tasks)), None)
-  (grads, aux), _ = jax.lax.scan(add, zeros, chunks)
+  (grads, aux), _ = inner_loop.loop(add, zeros, chunks, unroll)
   mean = lambda tree: jax.tree.map(lambda x: x / num_chunks, tree)
   return mean(grads), aux._replace(batch_stats=mean(aux.batch_stats))

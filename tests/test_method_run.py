@@ -1,0 +1,88 @@
+"""A method that adapts its layers, through the whole of a run."""
+
+import importlib.util
+import json
+
+import command
+import jax
+import numpy as np
+import pytest
+from etils import epath
+
+from mtl_jax import evaluate, report, scoring, trained
+from mtl_jax.config_check import validate
+from mtl_jax.data import augment, episodes
+from mtl_jax.data import store as stores
+from mtl_jax.errors import UserError
+from mtl_jax.train import loop
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """Returns (workdir, config, what the run returned) of a short MAML run."""
+  spec = importlib.util.spec_from_file_location('quick', command.CONFIG)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config('maml')
+  config.update_from_flattened_dict({
+      k.removeprefix('config.'): v for k, v in command.TINY.items()
+      if 'method' not in k})
+  config.update_from_flattened_dict({
+      'method.inner_steps': 1, 'method.test_steps': 2, 'method.unroll': False,
+      'eval.heads': ('own', 'logistic'), 'eval.baselines': True,
+      'train.max_epochs': 1, 'log.progress': False})
+  path = epath.Path(tmp_path_factory.mktemp('maml') / 'run')
+  return path, config, loop.train_and_evaluate(config, path)
+
+
+def test_the_score_is_that_of_the_methods_own_adaptation(run):
+  path, config, result = run
+  assert set(result['scores']) == {'own', 'logistic', 'untrained',
+                                   'raw_pixels'}
+  model = trained.load(path)
+  store = stores.load(config.data.name, 'test')
+  key = episodes.stream_key(config.eval.seed, episodes.Stream.TEST)
+  expected = []
+  own = jax.jit(lambda support, query: model.algorithm.predict(
+      model.algorithm.adapt(model.variables, key, support,
+                            episodes.labels(5, 2), 5), query))
+  for task in episodes.task_keys(key, 0, config.eval.tasks):
+    _, ids = episodes.sample(task, jax.numpy.asarray(store.offsets), ways=5,
+                             images_per_class=5)
+    images = np.asarray(augment.normalise(store.images[np.asarray(ids)],
+                                          store.mean, store.std))
+    logits = own(images[:, :2].reshape(-1, 28, 28, 1),
+                 images[:, 2:].reshape(-1, 28, 28, 1))
+    expected.append(np.mean(np.argmax(logits, -1) == np.repeat(range(5), 3)))
+  found = np.load(path / 'tasks.npz')['own']
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_score_says_which_statistics_it_rests_on(run):
+  path, _, result = run
+  assert json.loads((path / 'test.json').read_text())[
+      'batch_norm'] == 'transductive'
+  assert 'BatchNorm: transductive' in report.scores(result)
+
+
+def test_the_untrained_start_adapts_in_the_same_way(run):
+  """Wrong: a logistic head on features for the one and own for the other."""
+  path, config, _ = run
+  model = trained.load(path)
+  start = trained.initial_state(config, model.algorithm,
+                                model.data['image_shape']).variables
+  found = evaluate.meta_test(
+      model.algorithm, start, stores.load(config.data.name, 'test'),
+      scoring.test_protocols(config)[0], {'untrained': ('own', {})})
+  np.testing.assert_array_equal(found['untrained'],
+                                np.load(path / 'tasks.npz')['untrained'])
+
+
+def test_other_ways_are_refused_for_its_head_alone(run):
+  path, config, _ = run
+  config = config.copy_and_resolve_references()
+  config.eval.ways = 4
+  with pytest.raises(UserError, match='maml adapts by itself'):
+    validate(config)
+  config.eval.heads = ('logistic',)
+  validate(config)

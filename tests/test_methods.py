@@ -1,0 +1,297 @@
+"""The methods' gradients against independent answers, in float64.
+
+With a convolutional backbone and BatchNorm, and by hand: a gradient that
+misses a path trains, and scores a little less.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT
+from small_backbone import Small, directional, distance, dot, start, task
+
+from mtl_jax.algorithms import METHODS, minibatch_prox
+from mtl_jax.errors import UserError
+
+KEY = jax.random.key(5)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  with jax.enable_x64(True):
+    yield
+
+
+def build(name, smooth=False, **changes):
+  options = dict(METHODS[name].options())
+  options |= {'unroll': False} if 'unroll' in options else {}
+  options |= changes
+  return METHODS[name].build(Small(smooth=smooth), 6, 3, **options)
+
+
+def loss_of(algorithm, variables, episode):
+  """Returns jitted params -> loss."""
+  return jax.jit(lambda params: algorithm.loss(
+      {**variables, 'params': params}, KEY, episode, 0)[0])
+
+
+# What a loss is differentiated through, method by method.
+DIFFERENTIATED = {
+    'mtl': {}, 'whole_class': {}, 'protonet': {'learned_scale': True},
+    'anil': {'inner_steps': 2, 'learned_rate': True, 'inner_l2': 0.3},
+    'anil-running': {'inner_steps': 2, 'batch_norm': 'running'},
+    'maml': {'inner_steps': 2, 'inner_rate': 0.3},
+    'maml-remat': {'inner_steps': 2, 'remat': True, 'unroll': False,
+                   'inner_l2': 0.5, 'learned_rate': 'per_parameter',
+                   'batch_norm': 'support'},
+    'maml-each': {'inner_steps': 1, 'batch_norm': 'each_query',
+                  'learned_rate': 'shared', 'loss': 'squared'},
+    'meta_sgd': {}, 'r2d2': {'scale': 3.},
+    'r2d2-drawn': {'scale': 3., 'max_shots': 3},
+    'metaoptnet': {}, 'metaoptnet-ridge': {'head': 'ridge',
+                                           'label_smoothing': 0.1},
+}
+
+
+@pytest.mark.parametrize('case', DIFFERENTIATED)
+def test_gradient_equals_central_differences(case):
+  algorithm, episode = build(case.split('-')[0], **DIFFERENTIATED[case]), task()
+  variables = start(algorithm, episode)
+  loss = loss_of(algorithm, variables, episode)
+  gradient = jax.jit(jax.grad(loss))(variables['params'])
+  difference, v = directional(loss, variables['params'])
+  np.testing.assert_allclose(dot(gradient, v), difference, rtol=1e-5)
+  # Every part is trained: a part without a gradient would be a constant.
+  for name, part in gradient.items():
+    assert optax.tree.norm(part) > 0, name
+
+
+def hand_loss(params, features, support, query, steps, rate, order,
+              smooth=False):
+  """MAML's loss with its steps written out, through plain Flax calls."""
+  def cross_entropy(p, images, labels):
+    found, _ = Small(smooth=smooth).apply(
+        {'params': p['backbone'], 'batch_stats': features}, images,
+        train=True, mutable=['batch_stats'])
+    logits = found @ p['head']['weights'] + p['head']['bias']
+    logp = logits - jax.scipy.special.logsumexp(logits, -1, keepdims=True)
+    return -jnp.mean(logp[jnp.arange(len(labels)), labels])
+
+  fast = params
+  for _ in range(steps):
+    slope = jax.grad(cross_entropy)(fast, *support)
+    if order == 1:
+      slope = jax.lax.stop_gradient(slope)
+    fast = jax.tree.map(lambda p, g: p - rate * g, fast, slope)
+  return cross_entropy(fast, *query)
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_maml_equals_its_steps_written_out(order):
+  algorithm = build('maml', inner_steps=2, inner_rate=0.3,
+                    first_order=order == 1)
+  episode = task()
+  variables = start(algorithm, episode)
+  ours = jax.jit(jax.grad(loss_of(algorithm, variables, episode)))(
+      variables['params'])
+  by_hand = jax.jit(jax.grad(hand_loss), static_argnums=(4, 6))(
+      variables['params'], variables['batch_stats'],
+      (episode.support_x, episode.support_y),
+      (episode.query_x, episode.query_y), 2, 0.3, order)
+  assert distance(ours, by_hand) < 1e-9
+
+
+def test_first_order_is_second_order_without_the_hessian_term():
+  """g2 = g1 - rate H g1 for one step; H by differences of the gradient."""
+  episode, rate = task(), 0.3
+  one, two = (build('maml', inner_steps=1, inner_rate=rate, first_order=first)
+              for first in (True, False))
+  variables = start(two, episode)
+  params = variables['params']
+  g1, g2 = (jax.jit(jax.grad(loss_of(a, variables, episode)))(params)
+            for a in (one, two))
+  adapted = lambda p: one.adapt({**variables, 'params': p}, KEY,
+                                episode.support_x, episode.support_y, 3).params
+  # One step of MAML is p - rate * slope(p): slope from what adapting moves.
+  single = build('maml', test_steps=1, inner_rate=rate)
+  adapted = jax.jit(lambda p: single.adapt(
+      {**variables, 'params': p}, KEY, episode.support_x, episode.support_y,
+      3).params)
+  slope = lambda p: jax.tree.map(lambda a, b: (a - b) / rate, p, adapted(p))
+  s = 1e-4 / float(optax.tree.norm(g1))
+  moved = lambda sign: slope(jax.tree.map(lambda p, g: p + sign * s * g,
+                                          params, g1))
+  hessian_g1 = jax.tree.map(lambda a, b: (a - b) / (2 * s), moved(1),
+                            moved(-1))
+  expected = jax.tree.map(lambda g, h: g - rate * h, g1, hessian_g1)
+  assert distance(g2, expected) < 1e-5
+  assert distance(g1, g2) > 0.01, 'the case has no Hessian term to miss'
+
+
+def test_anil_is_maml_whose_body_is_frozen_in_the_inner_loop():
+  episode = task()
+  anil = build('anil', inner_steps=2, inner_rate=0.3,
+               batch_norm='transductive')
+  maml = build('maml', inner_steps=2, inner_rate=0.3, adapts='last')
+  variables = start(anil, episode)
+  for shift in (0., 0.1):
+    params = jax.tree.map(lambda p, shift=shift: p + shift,
+                          variables['params'])
+    values = [jax.jit(jax.value_and_grad(loss_of(a, variables, episode)))(
+        params) for a in (anil, maml)]
+    np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-10)
+    assert distance(values[0][1], values[1][1]) < 1e-9
+
+
+def test_imaml_goes_to_the_unrolled_gradient_as_the_inner_problem_converges():
+  episode, l2, rate = task(), 10., 0.03
+  variables, gaps = None, []
+  for steps in (2, 60):
+    implicit = build('imaml', smooth=True, l2=l2, inner_steps=steps,
+                     inner_rate=rate, cg_steps=60)
+    unrolled = build('maml', smooth=True, inner_l2=l2, inner_steps=steps,
+                     inner_rate=rate)
+    variables = variables or start(implicit, episode)
+    loss = lambda params, a=implicit, v=variables: a.loss(
+        {**v, 'params': params}, KEY, episode, 0)
+    ours, aux = jax.jit(jax.grad(loss, has_aux=True))(variables['params'])
+    theirs = jax.jit(jax.grad(loss_of(unrolled, variables, episode)))(
+        variables['params'])
+    gaps.append(distance(ours, theirs))
+    assert float(aux.metrics['residual'][0]) < 1e-4
+    assert not float(aux.metrics['negative_curvature'][0])
+  assert gaps[-1] < 1e-4
+  assert gaps[0] > 0.05, 'the first was no test'
+
+
+def test_imaml_public_code_pulls_back_once_and_damps():
+  """A = 2 I + H / (lambda + 10), by a dense solve with jax's own Hessian."""
+  episode = task(shots=1, queries=1)
+  algorithm = build('imaml', public_code=True, l2=2., damping=1.,
+                    curvature_damping=10., inner_steps=3, inner_rate=0.1,
+                    cg_steps=400, unroll=False)
+  variables = start(algorithm, episode)
+  theta, stats = variables['params'], variables['batch_stats']
+
+  def slope_of(images, labels):
+    return jax.grad(lambda p: hand_loss(p, stats, None, (images, labels), 0,
+                                        0., 1))
+  support = slope_of(episode.support_x, episode.support_y)
+  phi = theta
+  for _ in range(3):
+    phi = jax.tree.map(lambda p, g: p - 0.1 * g, phi, support(phi))
+  phi = jax.tree.map(lambda p, t: p - 0.1 * 2. * (p - t), phi, theta)
+  flat, unravel = jax.flatten_util.ravel_pytree(phi)
+  ravel = lambda tree: jax.flatten_util.ravel_pytree(tree)[0]
+  hessian = jax.jit(jax.jacrev(lambda f: ravel(support(unravel(f)))))(flat)
+  g = ravel(slope_of(episode.query_x, episode.query_y)(phi))
+  matrix = 2. * np.eye(len(g)) + np.asarray(hessian) / 12.
+  expected = unravel(jnp.asarray(np.linalg.solve(matrix, g)))
+  ours = jax.jit(jax.grad(loss_of(algorithm, variables, episode)))(theta)
+  assert distance(ours, expected) < 1e-4
+
+
+def test_imaml_says_so_where_curvature_is_not_positive():
+  """A tiny lambda makes I + H / lambda indefinite away from the optimum."""
+  episode = task()
+  algorithm = build('imaml', l2=1e-3, inner_steps=1, inner_rate=0.1,
+                    cg_steps=20, unroll=False)
+  variables = start(algorithm, episode)
+  gradient, aux = jax.jit(jax.grad(lambda params: algorithm.loss(
+      {**variables, 'params': params}, KEY, episode, 0), has_aux=True))(
+          variables['params'])
+  assert float(aux.metrics['negative_curvature'][0]) == 1.
+  assert np.isfinite(optax.tree.norm(gradient))
+
+
+def test_minibatch_prox_ends_where_its_condition_of_optimality_holds():
+  """grad L(w_t; D) + lambda (w_t - w) = 0; the gradient is w - w_t."""
+  episode, l2 = task(), 3.
+  algorithm = build('minibatch_prox', smooth=True, l2=l2, inner_steps=2000,
+                    inner_rate=5e-4, inner_batch=100)
+  variables = start(algorithm, episode)
+  w = variables['params']
+  gradient = jax.jit(jax.grad(loss_of(algorithm, variables, episode)))(w)
+  w_t = jax.tree.map(lambda w, g: w - g, w, gradient)
+  images = jnp.concatenate([episode.support_x, episode.query_x])
+  labels = jnp.concatenate([episode.support_y, episode.query_y])
+  slope = jax.grad(hand_loss)(w_t, variables['batch_stats'], None,
+                              (images, labels), 0, 0., 1, True)
+  pull = jax.tree.map(lambda a, b: l2 * (a - b), w, w_t)
+  # Adam without momentum ends by going to and fro, about a rate wide.
+  assert distance(slope, pull) < 0.1
+  doubled = jax.tree.map(lambda p: 2 * p, pull)
+  assert distance(slope, doubled) > 0.4, 'another lambda would pass as well'
+
+
+def test_inner_batches_walk_through_whole_shuffles():
+  rows = np.asarray(minibatch_prox.batches(KEY, 10, 4, 5)).ravel()
+  assert rows.shape == (20,)
+  assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
+
+
+def test_other_query_images_matter_only_where_batch_norm_says_so():
+  episode = task(queries=3)
+  other = episode.query_x.at[1:].add(2.)
+  for how, matters in (('running', False), ('support', False),
+                       ('each_query', False), ('transductive', True),
+                       ('episode', True)):
+    algorithm = build('anil', batch_norm=how)
+    variables = start(algorithm, episode)
+    predict = jax.jit(lambda query, a=algorithm, v=variables: a.predict(
+        a.adapt(v, KEY, episode.support_x, episode.support_y, 3), query)[0])
+    gap = np.abs(predict(episode.query_x) - predict(other)).max()
+    assert (gap > 1e-6) == matters, how
+
+
+def test_drawn_shots_equal_ridge_on_those_images_alone():
+  from mtl_jax.heads import ridge
+  episode = task(shots=1, queries=4)
+  algorithm = build('r2d2', max_shots=3, scale=2., shift=0.1)
+  variables = start(algorithm, episode)
+  value, aux = jax.jit(algorithm.loss)(variables, KEY, episode, 0)
+  images = jnp.concatenate([episode.support_x, episode.query_x])
+  features, _ = Small().apply(
+      {'params': variables['params']['backbone'],
+       'batch_stats': variables['batch_stats']}, images, train=True,
+      mutable=['batch_stats'])
+  support, query = features[:3].reshape(3, 1, -1), features[3:].reshape(
+      3, 4, -1)
+  by_class = jnp.concatenate([support, query], 1)
+  adjust, found = variables['params']['adjust'], []
+  for shots in (1, 2, 3):
+    flat = lambda x: x.reshape(-1, x.shape[-1])
+    head = ridge.fit(flat(by_class[:, :shots]),
+                     jnp.repeat(jnp.arange(3), shots), 3, regulariser=50.,
+                     target=1., bias=True, average=True)
+    logits = adjust['shift'] + adjust['scale'] * ridge.logits(
+        head, flat(by_class[:, shots:]))
+    found.append(float(jnp.mean(
+        optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.repeat(jnp.arange(3), 5 - shots)))))
+  shots = 5 - int(aux.metrics['accuracy'][1]) // 3
+  np.testing.assert_allclose(value, found[shots - 1], rtol=1e-6)
+
+
+@pytest.mark.parametrize('name, changes, words', [
+    ('maml', {'inner_steps': 0}, 'inner_steps is 0: must be at least 1'),
+    ('maml', {'adapts': 'head'}, "adapts is 'head'"),
+    ('anil', {'inner_rate': 0.}, 'inner_rate is 0.0: must be above 0'),
+    ('imaml', {'l2': 0.}, 'l2 is 0.0: must be above 0'),
+    ('minibatch_prox', {'inner_batch': 0}, 'inner_batch is 0'),
+    ('metaoptnet', {'head': 'logistic'}, "head is 'logistic'"),
+    ('r2d2', {'batch_norm': 'support'}, "batch_norm is 'support'"),
+    ('protonet', {'distance': 'l1'}, "distance is 'l1'"),
+    ('whole_class', {'test_C': -1.}, 'test_C is -1.0'),
+])
+def test_wrong_options_are_named(name, changes, words):
+  with pytest.raises(UserError, match=words):
+    build(name, **changes)
+
+
+def test_the_document_shows_the_method_that_is_kept():
+  code = (ROOT / 'mtl_jax/algorithms/meta_sgd.py').read_text()
+  assert f'```python\n{code}```' in (ROOT / 'docs/methods.md').read_text()
+  assert code.count('\n') < 60
