@@ -16,7 +16,7 @@ from mtl_jax.solvers import inner_loop
 class Solution(NamedTuple):
   """x, and how the iteration ended.
 
-  residual: |b - A x| / |b|.
+  residual: |b - A x| / |b|; 1 where no step was taken.
   negative: [] bool, whether it was stopped by p^T A p <= 0.
   steps: steps that were taken.
   """
