@@ -222,8 +222,8 @@ def _keep(source, order, labels, shape, kept):
     images = np.lib.format.open_memmap(beside[0], 'w+', np.uint8, shape)
     # A full disk is an error here, and would be a signal in a write below.
     if hasattr(os, 'posix_fallocate'):  # not on macOS
-      with beside[0].open('r+b') as file:
-        os.posix_fallocate(file.fileno(), 0, beside[0].stat().st_size)
+      with open(beside[0], 'r+b') as file:
+        os.posix_fallocate(file.fileno(), 0, os.path.getsize(beside[0]))
     _decode(source, order, images)
     images.flush()
     with beside[1].open('wb') as file:
