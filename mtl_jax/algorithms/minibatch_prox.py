@@ -20,6 +20,9 @@ from mtl_jax.errors import UserError, check_choice
 from mtl_jax.solvers import inner_loop
 
 
+UNROLLED = 16  # more steps take too long to compile one behind the other
+
+
 def options():
   """Returns Meta-MinibatchProx's own fields with their defaults."""
   c = ml_collections.ConfigDict()
@@ -36,7 +39,7 @@ def options():
   # In training each inner batch's; at test time each query image passes with
   # the support, as published without transduction.
   c.batch_norm = 'each_query'
-  c.unroll = True  # compile inner steps one behind the other, in training
+  c.unroll = True  # compile inner steps one behind the other, up to 16
   return c
 
 
@@ -108,7 +111,7 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
     end, statistics = inner(
         fixed, jax.random.fold_in(key, 1), images, labels, inner_steps,
         min(inner_batch, len(labels)), network.Mode(True, key, tasks_seen),
-        unroll)
+        unroll and inner_steps <= UNROLLED)
     distance = sum(jax.tree.leaves(jax.tree.map(
         lambda w, w_t: 0.5 * jnp.sum((w - w_t) ** 2), variables['params'],
         end)))
@@ -123,7 +126,8 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
   def adapt(variables, key, support_x, support_y, num_ways):
     del num_ways  # the head has as many as in training
     end, _ = inner(variables, key, support_x, support_y, test_steps,
-                   len(support_y), network.TEST, False)
+                   len(support_y), network.TEST,
+                   unroll and test_steps <= UNROLLED)
     return network.Adapted(end, variables['batch_stats'], support_x)
 
   return base.Algorithm(

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import cho_factor, cho_solve
 
 from mtl_jax.errors import UserError, check_choice
+from mtl_jax.ntk import flow
 from mtl_jax.ntk.kernels import Kernels, fully_connected
 from mtl_jax.ntk.precision import as_floats, precision
 
@@ -48,12 +48,12 @@ def predict(method, *, query_x, query_y, test_query_x, test_support_x,
     support_y: [T, s, k].
     depth: of the fully connected ReLU network; not needed with `kernel`.
     inner_time: rate times time of adaptation in training, lambda tau; inf
-      for adaptation to convergence.
+      for adaptation to convergence; flow.Steps for gradient steps.
     test_time: the same on the test task.
     inner_l2: in place of inner_time: adaptation to convergence with half
       this much times the squared distance to the initial parameters.
     test_l2: in place of test_time.
-    train_time: time of the outer gradient flow.
+    train_time: time of the outer gradient flow, or flow.Steps.
     query_mask: [T, n], False for points that only fill up; None for none.
     support_mask: [T, s], the same.
     kernel: (x, z=None) -> Kernels, in place of `depth`.
@@ -151,7 +151,7 @@ def _task_points(name, x, y, mask):
 def _check_strength(name, time, l2):
   if (time is None) == (l2 is None):
     raise UserError(f'{name}_time, {name}_l2: give one of the two')
-  if time is not None and not time >= 0:
+  if not (time is None or isinstance(time, flow.Steps) or time >= 0):
     raise UserError(f'{name}_time: {time} is negative')
   if l2 is not None and not l2 > 0:
     raise UserError(f'{name}_l2: {l2} is not positive')
@@ -193,7 +193,7 @@ def from_kernels(method, train, test, query, support, test_support_y, inner,
   """
   m = -len(test_support_y)
   adapted = (lambda k: k.ntk) if method == 'maml' else (lambda k: k.nngp)
-  test_transfer = _transfer(adapted(test)[:, m:], adapted(train)[m:, m:],
+  test_transfer = flow.transfer(adapted(test)[:, m:], adapted(train)[m:, m:],
                             *test_strength)
   test = Kernels(*(jnp.concatenate([of_query, of_support[m:]])[:, :m]
                    for of_query, of_support in zip(test, train, strict=True)))
@@ -211,7 +211,7 @@ def from_kernels(method, train, test, query, support, test_support_y, inner,
   fill = jnp.sum(jnp.diagonal(phi) * mask) / jnp.maximum(jnp.sum(mask), 1)
   phi = jnp.where(mask[:, None] & mask, phi, fill * jnp.diag(~mask))
   targets = jnp.where(mask[:, None], targets, 0)
-  dual, smallest, largest = _train(phi, targets, train_time)
+  dual, smallest, largest = flow.train(phi, targets, train_time)
   head = test_transfer @ test_support_y
   return Solved(head + rows @ dual, head, smallest, largest)
 
@@ -239,7 +239,7 @@ def _bilevel_system(adapted, train, test, query, support, inner):
   cross = own_task(kernel[:tasks * n, tasks * n:], n, s)
   own = own_task(kernel[tasks * n:, tasks * n:], s, s)
   seen = support.mask
-  transfer = jax.vmap(lambda cross, own: _transfer(cross, own, *inner))(
+  transfer = jax.vmap(lambda cross, own: flow.transfer(cross, own, *inner))(
       jnp.where(seen[:, None], cross, 0),
       jnp.where(seen[:, None] & seen[:, :, None], own, 0))
   half = _without_support(train.ntk, transfer)
@@ -259,42 +259,3 @@ def _without_support(rows, transfer):
   queries = rows[:tasks * n].reshape(tasks, n, -1)
   supports = rows[tasks * n:].reshape(tasks, s, -1)
   return (queries - transfer @ supports).reshape(tasks * n, -1)
-
-
-def _transfer(cross, own, time, l2):
-  """Returns A [n, s]: what a residual on the support adds on the query.
-
-  cross [n, s] and own [s, s] are kernels of the parameters that adapt. A
-  singular `own` is no trouble: its null space is not moved along.
-  """
-  if l2 is not None:
-    factor = cho_factor(own + l2 * jnp.eye(len(own), dtype=own.dtype))
-    return cho_solve(factor, cross.T).T
-  values, vectors = jnp.linalg.eigh(own)
-  return (cross @ vectors * _growth(values, time)) @ vectors.T
-
-
-def _train(phi, targets, time):
-  """Returns the dual coefficients and the extreme eigenvalues of Phi."""
-  def to_convergence():
-    values = jnp.linalg.eigvalsh(phi)
-    return cho_solve(cho_factor(phi), targets), values[0], values[-1]
-
-  def for_a_time():
-    values, vectors = jnp.linalg.eigh(phi)
-    dual = vectors @ (_growth(values, time)[:, None] * (vectors.T @ targets))
-    return dual, values[0], values[-1]
-
-  return jax.lax.cond(jnp.isinf(time), to_convergence, for_a_time)
-
-
-def _growth(values, time):
-  """Returns (1 - exp(-time values)) / values, `time` at 0.
-
-  Values that are 0 up to rounding count as 0, at infinite time with growth 0.
-  """
-  cut = len(values) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-  real = values > cut
-  values = jnp.where(real, values, 1)
-  still = jnp.where(jnp.isinf(time), 0, time)
-  return jnp.where(real, -jnp.expm1(-time * values) / values, still)
