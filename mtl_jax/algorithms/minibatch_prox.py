@@ -19,7 +19,6 @@ from mtl_jax.data import episodes
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.solvers import inner_loop
 
-
 UNROLLED = 16  # more steps take too long to compile one behind the other
 
 
