@@ -278,7 +278,6 @@ import sys
 import jax.numpy as jnp
 from mtl_jax import main
 from mtl_jax.algorithms import mtl
-whole = mtl.example_losses
 make = mtl.build
 def build(*args, **kwargs):
   algorithm = make(*args, **kwargs)
