@@ -31,7 +31,7 @@ figures = finite_width_figures.draw
 
 
 class Options(NamedTuple):
-  """What is measured; times are the theory's, lambda tau and the like.
+  """What is measured; times are the theory's: rates times numbers of steps.
 
   Fields:
     widths: numbers m
@@ -44,11 +44,11 @@ class Options(NamedTuple):
     test_points: points of the test task to predict
     dims: dimensions of the inputs, which are on the unit sphere
     outputs: k, classes a task; targets are one-hot
-    train_time: rate times number of the training steps
+    train_time: of training
     train_steps: number of training steps
-    inner_time: the same for the inner loop
+    inner_time: of the inner loop, lambda tau
     inner_steps: number of inner steps
-    test_time: the same for adaptation to the test task
+    test_time: of adaptation to the test task
     test_steps: number of steps of adaptation
     seed: of tasks and initial values
   """
@@ -207,10 +207,9 @@ def _judge(o, closed, draws):
                 'mean': gaps.mean(1).tolist(),
                 'error': (gaps.std(1, ddof=1)
                           / np.sqrt(gaps.shape[1])).tolist()}}
-  holds = all(low <= EXPECTED <= high
-              for found in depths.values() for low, high in (
-                  found['slopes'][name]['interval']
-                  for name in ('anil', 'mtl')))
+  intervals = [found['slopes'][name]['interval']
+               for found in depths.values() for name in ('anil', 'mtl')]
+  holds = all(low <= EXPECTED <= high for low, high in intervals)
   return {'depths': depths, 'verdict': holds}
 
 
