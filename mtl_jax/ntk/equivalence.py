@@ -246,8 +246,7 @@ def summary(result):
   lines += ['', 'Verdict: with the outer loss equal to the inner objective '
             'the two gradients '
             + ('agree' if result['verdict'] else 'do NOT agree')
-            + ' within the limits;', 'in the cases below the line they are '
-            'different gradients.']
+            + ' within the limits']
   return '\n'.join(lines)
 
 

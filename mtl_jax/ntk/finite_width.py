@@ -35,7 +35,7 @@ class Options(NamedTuple):
 
   Fields:
     widths: numbers m
-    long: whether to go on to widths 2048 and 4096; hours on two cores
+    long: whether to go on to widths 2048 and 4096; about an hour on two cores
     depths: numbers L of hidden layers
     draws: of the initial values, 10 or more
     tasks: T, training tasks
@@ -106,8 +106,7 @@ def run(options, folder):
     while len(values) < o.draws:
       values.append(_draw(o, tasks, depth, width, len(values)))
       workdir.write(file, json.dumps(found))
-  result = _judge(o, closed, found['draws'])
-  result = {'options': o._asdict(), **result,
+  result = {'options': o._asdict(), **_judge(o, closed, found['draws']),
             'seconds': time.monotonic() - started}
   result = json.loads(json.dumps(result))
   workdir.write(folder / f'{NAME}.json', json.dumps(result, indent=1))
