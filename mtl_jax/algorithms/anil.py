@@ -52,11 +52,9 @@ def published(benchmark, shots):
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
       'optimizer.schedule': 'constant', 'method.inner_rate': rate,
   } | base.OWN_TEST
-  if benchmark in base.SMALL:
-    overrides |= SMALL
-  return base.Published(
-      overrides, 'learn2learn, examples/vision/anil_fc100.py and '
-      'lightning/Makefile (no selection)', ours)
+  return base.settings(
+      benchmark, overrides, SMALL, 'learn2learn, examples/vision/anil_fc100.py '
+      'and lightning/Makefile (no selection)', ours)
 
 
 def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,

@@ -68,6 +68,13 @@ SMALL_ALL_LAYERS = SMALL_TRAINING | {
 OWN_TEST = {'validation.head': 'own', 'eval.heads': ('own',)}
 
 
+def settings(benchmark, overrides, small, source, ours):
+  """Returns Published; on a benchmark of SMALL with `small` on top, as ours."""
+  if benchmark in SMALL:
+    overrides, ours = {**overrides, **small}, True
+  return Published(overrides, source, ours)
+
+
 class Method(NamedTuple):
   """An entry of METHODS.
 

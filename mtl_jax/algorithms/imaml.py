@@ -63,12 +63,9 @@ def published(benchmark, shots):
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
       'optimizer.epsilon': 1e-3, 'optimizer.schedule': 'constant',
   } | base.OWN_TEST
-  ours = benchmark != 'omniglot'
-  if benchmark in base.SMALL:
-    overrides, ours = overrides | SMALL, True
-  return base.Published(
-      overrides, 'aravindr93/imaml_dev README (Omniglot), lambda 2 and 5 steps '
-      'of conjugate gradients', ours)
+  return base.settings(
+      benchmark, overrides, SMALL, 'aravindr93/imaml_dev README (Omniglot), '
+      'lambda 2 and 5 steps of conjugate gradients', benchmark != 'omniglot')
 
 
 def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,

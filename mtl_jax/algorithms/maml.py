@@ -73,12 +73,10 @@ def published(benchmark, shots):
       'method.inner_rate': rate, 'method.inner_steps': steps,
       'method.test_steps': 10,
   } | base.OWN_TEST
-  if benchmark in base.SMALL:
-    overrides |= SMALL
   where = 'cbfinn/maml main.py (4 convolutions of 32 channels, no selection)'
   if benchmark == 'cifar_fs':
     where = 'ArnoutDevos/maml-cifar-fs, after ' + where
-  return base.Published(overrides, where, ours)
+  return base.settings(benchmark, overrides, SMALL, where, ours)
 
 
 def build(backbone, num_classes, ways, *, adapts, inner_steps, test_steps,

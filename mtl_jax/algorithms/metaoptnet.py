@@ -51,10 +51,8 @@ def published(benchmark, shots):
       'optimizer.step_scales': (0.06, 0.012, 0.0024),
       'method.label_smoothing': 0.1 if benchmark == 'mini_imagenet' else 0.,
   } | base.OWN_TEST
-  if benchmark in base.SMALL:
-    overrides |= SMALL
-  return base.Published(overrides, 'kjunelee/MetaOptNet train.py and README',
-                        ours)
+  return base.settings(benchmark, overrides, SMALL,
+                       'kjunelee/MetaOptNet train.py and README', ours)
 
 
 def build(backbone, num_classes, ways, *, head, C, svm_ridge, regulariser,

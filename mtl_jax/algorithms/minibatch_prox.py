@@ -65,11 +65,10 @@ def published(benchmark, shots):
       'method.l2': 10. if tiered else 0.1,
   } | base.OWN_TEST
   ours = benchmark not in ('mini_imagenet', 'tiered_imagenet')
-  if benchmark in base.SMALL:
-    overrides |= SMALL
-  return base.Published(
-      overrides, 'the paper and its supplement; panzhous.github.io '
-      'MetaMinibatchProx README (4 convolutions of 32 channels)', ours)
+  return base.settings(
+      benchmark, overrides, SMALL, 'the paper and its supplement; '
+      'panzhous.github.io MetaMinibatchProx README (4 convolutions of 32 '
+      'channels)', ours)
 
 
 def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,

@@ -43,9 +43,7 @@ def published(benchmark, shots):
   } | base.OWN_TEST
   where = ('jakesnell/prototypical-networks run_train.py' if omniglot else
            'cyvius96/prototypical-network-pytorch train.py')
-  if benchmark in base.SMALL:
-    overrides, ours = overrides | SMALL, True
-  return base.Published(overrides, where, ours)
+  return base.settings(benchmark, overrides, SMALL, where, ours)
 
 
 def build(backbone, num_classes, ways, *, distance, scale, learned_scale,

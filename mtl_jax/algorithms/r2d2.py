@@ -55,10 +55,9 @@ def published(benchmark, shots):
       'optimizer.step_scales': tuple(0.5 ** i for i in range(1, 60)),
       'method.scale': scale, 'method.max_shots': 9,
   } | base.OWN_TEST
-  if benchmark in base.SMALL:
-    overrides, ours = overrides | SMALL, True
-  return base.Published(
-      overrides, 'bertinetto/r2d2 scripts/train (backbone: r2d2_net)', ours)
+  return base.settings(
+      benchmark, overrides, SMALL,
+      'bertinetto/r2d2 scripts/train (backbone: r2d2_net)', ours)
 
 
 def build(backbone, num_classes, ways, *, regulariser, scale, shift,

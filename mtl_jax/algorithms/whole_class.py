@@ -52,12 +52,9 @@ def published(benchmark, shots):
       'validation.head': 'logistic', 'eval.heads': ('logistic',),
       'heads.logistic.C': 1.,
   }
-  ours = benchmark in base.SMALL
-  if ours:
-    overrides |= SMALL
-  return base.Published(
-      overrides, 'WangYueFt/rfs train_supervised.py (balanced batches are '
-      'ours)', ours)
+  return base.settings(
+      benchmark, overrides, SMALL, 'WangYueFt/rfs train_supervised.py '
+      '(balanced batches are ours)', False)
 
 
 def build(backbone, num_classes, ways, *, test_C, batch_norm):

@@ -272,6 +272,16 @@ def check_images(images, smallest, model):
         f'{model!r} needs at least {smallest}x{smallest}')
 
 
+def check_widths(widths, published, model):
+  """Returns config.model.widths as a tuple; raises UserError for other ones."""
+  if not isinstance(widths, tuple | list) or len(widths) != len(published):
+    raise UserError(f'config.model.widths is {widths!r}: {model} needs '
+                    f'{len(published)} of them, such as {published}')
+  for width in widths:
+    check_count('widths', width, model)
+  return tuple(widths)
+
+
 def check_rate(field, value):
   """Raises UserError unless config.model.<field> is a number in [0, 1)."""
   if (isinstance(value, bool) or not isinstance(value, float | int)

@@ -8,7 +8,7 @@ at one, where the PyTorch of the time drew it from U(0, 1).
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.errors import check_choice
 from mtl_jax.models import drop, layers
 
 WIDTHS = (96, 192, 384, 512)
@@ -40,13 +40,7 @@ class R2d2Net(nn.Module):
   dtype: str = 'float32'
 
   def __post_init__(self):
-    if (not isinstance(self.widths, tuple | list)
-        or len(self.widths) != len(WIDTHS)):
-      raise UserError(f'config.model.widths is {self.widths!r}: r2d2_net '
-                      f'needs {len(WIDTHS)} of them, such as {WIDTHS}')
-    self.widths = tuple(self.widths)
-    for width in self.widths:
-      layers.check_count('widths', width, 'r2d2_net')
+    self.widths = layers.check_widths(self.widths, WIDTHS, 'r2d2_net')
     layers.check_rate('drop_rate', self.drop_rate)
     check_choice('config.model.dtype', self.dtype, layers.DTYPES)
     super().__post_init__()

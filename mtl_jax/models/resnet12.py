@@ -9,7 +9,7 @@ weights.
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.errors import check_choice
 from mtl_jax.models import drop, layers
 
 POOLS = ('global', 'flat')
@@ -69,13 +69,7 @@ class Resnet12(nn.Module):
   dtype: str = 'float32'
 
   def __post_init__(self):
-    if (not isinstance(self.widths, tuple | list)
-        or len(self.widths) != len(WIDTHS)):
-      raise UserError(f'config.model.widths is {self.widths!r}: resnet12 '
-                      f'needs {len(WIDTHS)} of them, such as {WIDTHS}')
-    self.widths = tuple(self.widths)
-    for width in self.widths:
-      layers.check_count('widths', width, 'resnet12')
+    self.widths = layers.check_widths(self.widths, WIDTHS, 'resnet12')
     layers.check_count('drop_block', self.drop_block, 'resnet12')
     layers.check_count('ramp_tasks', self.ramp_tasks, 'resnet12')
     layers.check_rate('drop_rate', self.drop_rate)
