@@ -87,13 +87,13 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
   def inner(variables, loss, steps, l2):
     """Returns (phi, statistics at theta)."""
     theta = variables['params']
-    phi, statistics = inner_loop.descend(
+    phi, statistics = network.descend(
         loss, theta, rate, steps=steps, l2=0. if public_code else l2,
         first_order=True, unroll=unroll)
     if public_code:
       phi = jax.tree.map(lambda p, t: p - inner_rate * l2 * (p - t), phi,
                          theta)
-    return phi, jax.tree.map(lambda s: s[0], statistics)
+    return phi, statistics
 
   def solve(loss, phi, g):
     """Solves A x = g at phi; returns (x, Solution)."""
@@ -116,24 +116,17 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
                                 episode.support_y, batch_norm, mode)
     phi, statistics = inner(fixed, loss, inner_steps, l2)
 
-    def query_loss(phi):
-      logits = network.adapted_logits(
-          backbone, phi, fixed['batch_stats'], episode.support_x,
-          episode.query_x, batch_norm, mode.at(inner_steps))
-      values = network.example_losses('cross_entropy', logits,
-                                      episode.query_y)
-      return jnp.mean(values), (values, logits)
-
-    (value, (values, logits)), g = jax.value_and_grad(
-        query_loss, has_aux=True)(phi)
+    query_loss = lambda phi: network.query_loss(
+        backbone, phi, fixed['batch_stats'], episode, batch_norm,
+        mode.at(inner_steps))
+    (value, scored), g = jax.value_and_grad(query_loss, has_aux=True)(phi)
     x, found = solve(loss, phi, g)
     # The value of the query's loss with the implicit gradient.
     zero = jax.tree.map(lambda p, same: p - same, variables['params'],
                         fixed['params'])
     linear = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, x, zero)))
     return (value + linear,
-            network.aux(statistics, values, logits, episode.query_y,
-                        residual=found.residual,
+            network.aux(statistics, *scored, residual=found.residual,
                         negative_curvature=found.negative))
 
   def adapt(variables, key, support_x, support_y, num_ways):

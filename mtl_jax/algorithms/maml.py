@@ -104,24 +104,22 @@ def build(backbone, num_classes, ways, *, adapts, inner_steps, test_steps,
   def inner(variables, support_x, support_y, steps, mode):
     """Returns (parameters after the inner loop, statistics before it)."""
     params = variables['params']
-    end, statistics = inner_loop.descend(
+    end, statistics = network.descend(
         network.support_loss(backbone, variables, support_x, support_y,
                              batch_norm, mode, loss),
         part(params), inner_loop.rate(params.get('rate', inner_rate)),
         steps=steps, l2=inner_l2, first_order=first_order, remat=remat,
         unroll=unroll)
-    return {**params, **end}, jax.tree.map(lambda s: s[0], statistics)
+    return {**params, **end}, statistics
 
   def task_loss(variables, key, episode, tasks_seen):
     mode = network.Mode(True, key, tasks_seen)
     params, statistics = inner(variables, episode.support_x,
                                episode.support_y, inner_steps, mode)
-    logits = network.adapted_logits(
-        backbone, params, variables['batch_stats'], episode.support_x,
-        episode.query_x, batch_norm, mode.at(inner_steps))
-    values = network.example_losses(loss, logits, episode.query_y)
-    return jnp.mean(values), network.aux(statistics, values, logits,
-                                         episode.query_y)
+    value, scored = network.query_loss(
+        backbone, params, variables['batch_stats'], episode, batch_norm,
+        mode.at(inner_steps), loss)
+    return value, network.aux(statistics, *scored)
 
   def adapt(variables, key, support_x, support_y, num_ways):
     del key, num_ways  # nothing random; the head has as many as in training

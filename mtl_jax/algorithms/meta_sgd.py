@@ -35,22 +35,20 @@ def build(backbone, num_classes, ways, *, inner_rate, batch_norm):
 
   def adapted(variables, support_x, support_y, mode):
     start = {k: variables['params'][k] for k in ('backbone', 'head')}
-    end, statistics = inner_loop.descend(
+    end, statistics = network.descend(
         network.support_loss(backbone, variables, support_x, support_y,
                              batch_norm, mode),
         start, inner_loop.rate(variables['params']['rates']), steps=1)
     return (network.Adapted(end, variables['batch_stats'], support_x),
-            jax.tree.map(lambda s: s[0], statistics))
+            statistics)
 
   def loss(variables, key, episode, tasks_seen):
     mode = network.Mode(True, key, tasks_seen)
     end, statistics = adapted(variables, episode.support_x,
                               episode.support_y, mode)
-    logits = network.adapted_logits(backbone, *end, episode.query_x,
-                                    batch_norm, mode)
-    values = network.example_losses('cross_entropy', logits, episode.query_y)
-    return jnp.mean(values), network.aux(statistics, values, logits,
-                                         episode.query_y)
+    value, scored = network.query_loss(
+        backbone, end.params, end.batch_stats, episode, batch_norm, mode)
+    return value, network.aux(statistics, *scored)
 
   def adapt(variables, key, support_x, support_y, num_ways):
     return adapted(variables, support_x, support_y, network.TEST)[0]

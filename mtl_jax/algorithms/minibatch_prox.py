@@ -17,7 +17,6 @@ import optax
 from mtl_jax.algorithms import base, maml, network
 from mtl_jax.data import episodes
 from mtl_jax.errors import UserError, check_choice
-from mtl_jax.solvers import inner_loop
 
 UNROLLED = 16  # more steps take too long to compile one behind the other
 
@@ -98,10 +97,9 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
       return value, statistics
 
     adam = optax.adam(inner_rate, b1=0.)
-    end, statistics = inner_loop.descend(
+    return network.descend(
         loss, start, adam, steps=steps, l2=0. if public_code else l2,
         first_order=True, unroll=unroll)
-    return end, jax.tree.map(lambda s: s[0], statistics)
 
   def task_loss(variables, key, episode, tasks_seen):
     images, labels = episodes.joined(episode)

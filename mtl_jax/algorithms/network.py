@@ -26,6 +26,7 @@ import optax
 from mtl_jax.algorithms.base import Aux
 from mtl_jax.heads import gradient, logistic
 from mtl_jax.models import layers
+from mtl_jax.solvers import inner_loop
 
 LOSSES = ('cross_entropy', 'squared')
 BATCH_NORM = ('running', 'support', 'each_query', 'transductive', 'episode')
@@ -150,19 +151,15 @@ def example_losses(name, logits, targets, smoothing=0.):
   return optax.softmax_cross_entropy(logits, wanted)
 
 
-def scores(values, logits, targets, **means):
-  """Returns the metrics of a task; `means` are numbers [] to average."""
+def aux(batch_stats, values, logits, targets, **means):
+  """Returns Aux of a task; `means` are further numbers [] to average."""
   count = jnp.float32(targets.size)
   hits = jnp.sum(jnp.argmax(logits, axis=-1) == targets)
-  return {'loss': (jnp.sum(values), count),
-          'accuracy': (hits.astype(jnp.float32), count),
-          **{name: (jnp.float32(value), jnp.float32(1))
-             for name, value in means.items()}}
-
-
-def aux(batch_stats, *args, **means):
-  """Returns Aux of a task: see `scores`."""
-  return Aux(batch_stats, scores(*args, **means))
+  return Aux(batch_stats, {
+      'loss': (jnp.sum(values), count),
+      'accuracy': (hits.astype(jnp.float32), count),
+      **{name: (jnp.float32(value), jnp.float32(1))
+         for name, value in means.items()}})
 
 
 # --- Methods that adapt a backbone and its linear head. ---
@@ -207,6 +204,21 @@ def adapted_logits(backbone, params, batch_stats, support_x, query_x, how,
   """Returns the logits of the query images [Q, N]."""
   return gradient.logits(params['head'], query_pass(
       backbone, params, batch_stats, support_x, query_x, how, mode))
+
+
+def descend(loss, start, optimizer, **options):
+  """Returns (end of inner_loop.descend, BatchNorm statistics at its start)."""
+  end, statistics = inner_loop.descend(loss, start, optimizer, **options)
+  return end, jax.tree.map(lambda s: s[0], statistics)
+
+
+def query_loss(backbone, params, batch_stats, episode, how, mode,
+               loss='cross_entropy'):
+  """Returns (mean loss on the query, (losses [Q], logits, labels))."""
+  logits = adapted_logits(backbone, params, batch_stats, episode.support_x,
+                          episode.query_x, how, mode)
+  values = example_losses(loss, logits, episode.query_y)
+  return jnp.mean(values), (values, logits, episode.query_y)
 
 
 def predict_adapted(backbone, how):
