@@ -42,6 +42,28 @@ def test_a_second_start_maps_what_the_first_one_decoded(data, monkeypatch):
   assert first.class_names == second.class_names
 
 
+def test_a_build_that_another_start_ends_meanwhile_is_read(data, monkeypatch):
+  directory, folder = data
+  make, away = stores.builder, folder.with_name('away')
+  folder.rename(away)
+
+  def slow(*args, **options):
+    made = make(*args, **options)
+    if away.exists():
+      away.rename(folder)  # between the look and the read
+    return made
+  monkeypatch.setattr(stores, 'builder', slow)
+  assert len(stores.load(DATA, 'test', directory).images)
+
+
+def test_a_folder_without_records_is_named(data):
+  directory, folder = data
+  shutil.rmtree(folder)
+  folder.mkdir()
+  with pytest.raises(UserError, match=f'{folder}.*delete this folder'):
+    stores.load(DATA, 'test', directory)
+
+
 def test_a_start_that_fails_while_decoding_leaves_nothing(data, monkeypatch):
   directory, folder = data
   (folder / 'test.pixels.npy.77.tmp').write_bytes(b'killed')

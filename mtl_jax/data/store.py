@@ -99,7 +99,12 @@ def prepare(name, directory=None, manual_dir=None, **options):
   before anything is written. TFDS builds beside the final folder and renames,
   so that a build that was killed leaves nothing that looks whole.
   """
-  made = builder(name, directory, manual_dir, **options)
+  def current():
+    # A builder knows only the splits that it found when it was made: another
+    # process may have renamed its build into place since.
+    return builder(name, directory, manual_dir, **options)
+
+  made = current()
   if not made.data_path.exists():
     tfds.display_progress_bar(sys.stderr.isatty())
     if hasattr(made, 'check_source'):
@@ -109,13 +114,13 @@ def prepare(name, directory=None, manual_dir=None, **options):
       with building.alone(made.data_path), contextlib.redirect_stdout(
           io.StringIO()):
         if made.data_path.exists():  # another process has built it
-          return builder(name, directory, manual_dir, **options)
+          return current()
         made.download_and_prepare(file_format='array_record')
     except (OSError, RuntimeError) as error:
       raise UserError(f'{made.data_path} cannot be written '
                       f'({first_line(error)}): set config.data.dir or '
                       f'${DIR_VARIABLE} to a folder with room') from error
-  return made
+  return made if made.info.splits else current()
 
 
 def load(name, split, directory=None, manual_dir=None):
@@ -141,7 +146,7 @@ def load(name, split, directory=None, manual_dir=None):
   made = prepare(name, directory, manual_dir)
   try:
     images, labels = _pixels(made, split)
-  except (OSError, ValueError, RuntimeError) as error:
+  except (OSError, KeyError, ValueError, RuntimeError) as error:
     raise UserError(f'{made.data_path}: the {split} split cannot be read '
                     f'({first_line(error)}): delete this folder, it is '
                     'built again at the next start') from error
