@@ -1,10 +1,11 @@
 """The command line as a user runs it, on data and networks of test size."""
 
+import json
 import os
 import subprocess
 import sys
 
-from conftest import ROOT
+from conftest import FAST_COMPILES, ROOT
 
 TINY = {
     'config.data.name': 'glyphs/tiny', 'config.model.width': 8,
@@ -29,11 +30,44 @@ def arguments(workdir, config=CONFIG, **changes):
 
 def run(flags, program=('-m', 'mtl_jax.main'), env=None, **options):
   """Runs the program on one device, from the root; returns the process."""
-  env = {**os.environ, 'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT), **(env or {})}
+  env = {**os.environ, 'XLA_FLAGS': FAST_COMPILES, 'PYTHONPATH': str(ROOT),
+         **(env or {})}
   streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | options
   return subprocess.run(
       [sys.executable, *program, *flags], cwd=ROOT, env=env, text=True,
       timeout=300, **streams)
+
+
+def run_each(many):
+  """Runs the program with each list of flags; returns the processes' results.
+
+  One process imports the libraries and forks before jax starts anything, as
+  imports take longer than what a wrong flag gets.
+  """
+  found = run([json.dumps(flags) for flags in many], ('-c', FORKS))
+  assert found.returncode == 0, found.stderr
+  return [subprocess.CompletedProcess(flags, *result) for flags, result in zip(
+      many, json.loads(found.stdout), strict=True)]
+
+
+FORKS = """
+import json, os, sys, tempfile
+from mtl_jax import main
+results = []
+for flags in sys.argv[1:]:
+  outputs = [tempfile.TemporaryFile('w+') for _ in range(2)]
+  child = os.fork()
+  if not child:
+    for number, output in enumerate(outputs, 1):
+      os.dup2(output.fileno(), number)
+    sys.argv[1:] = json.loads(flags)
+    sys.exit(main.main())
+  status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  for output in outputs:
+    output.seek(0)
+  results.append([status, *(output.read() for output in outputs)])
+print(json.dumps(results))
+"""
 
 
 def snapshot(folder):

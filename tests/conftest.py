@@ -5,9 +5,13 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parent.parent
 
+# Small networks take longer to compile than to run.
+FAST_COMPILES = '--xla_backend_optimization_level=0'
+
 # Before jax is imported.
-os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                           + ' --xla_force_host_platform_device_count=8')
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''), FAST_COMPILES,
+    '--xla_force_host_platform_device_count=8'])
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')

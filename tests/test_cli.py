@@ -128,12 +128,21 @@ def assert_one_line(result, *named):
     assert text in lines[0]
 
 
+@pytest.fixture(scope='module')
+def bad_fields(tmp_path_factory):
+  """Returns case -> (workdir, result)."""
+  paths = [tmp_path_factory.mktemp('bad') / 'run' for _ in BAD_FIELDS]
+  results = command.run_each([
+      command.arguments(path, **fields) for path, (fields, _) in zip(
+          paths, BAD_FIELDS.values(), strict=True)])
+  return dict(zip(BAD_FIELDS, zip(paths, results, strict=True), strict=True))
+
+
 @pytest.mark.parametrize('case', BAD_FIELDS)
-def test_a_bad_field_gets_one_line_and_no_folder(case, tmp_path):
-  fields, named = BAD_FIELDS[case]
-  result = command.run(command.arguments(tmp_path / 'run', **fields))
-  assert_one_line(result, *named)
-  assert not (tmp_path / 'run').exists()
+def test_a_bad_field_gets_one_line_and_no_folder(case, bad_fields):
+  path, result = bad_fields[case]
+  assert_one_line(result, *BAD_FIELDS[case][1])
+  assert not path.exists()
 
 
 def test_a_bad_config_file_gets_one_line(tmp_path):
@@ -143,13 +152,14 @@ def test_a_bad_config_file_gets_one_line(tmp_path):
   extra.write_text('from mtl_jax.config import base_config\n'
                    'def get_config(method=None):\n  c = base_config()\n'
                    '  c.train.momentum = 0.9\n  return c\n')
-  for config, named in (
-      (tmp_path / 'none.py', ('none.py',)), (broken, ('broken.py', 'line 2')),
-      (extra, ('config.train.momentum', 'meta_batch')),
-      (f'{command.CONFIG}:maaml', ('maaml', 'mtl'))):
-    result = command.run([f'--config={config}',
-                          f'--workdir={tmp_path / "run"}'])
-    assert_one_line(result, *named)
+  named = {
+      tmp_path / 'none.py': ('none.py',), broken: ('broken.py', 'line 2'),
+      extra: ('config.train.momentum', 'meta_batch'),
+      f'{command.CONFIG}:maaml': ('maaml', 'mtl')}
+  for result, names in zip(command.run_each([
+      [f'--config={config}', f'--workdir={tmp_path / "run"}']
+      for config in named]), named.values(), strict=True):
+    assert_one_line(result, *names)
   assert not (tmp_path / 'run').exists()
 
 

@@ -51,6 +51,7 @@ SMALL = base.SMALL_ALL_LAYERS | {
     'method.inner_rate': 0.4, 'method.l2': 0.5, 'optimizer.epsilon': 1e-8,
     # Without damping nearly every task ends at negative curvature.
     'method.damping': 1., 'method.curvature_damping': 10.,
+    'train.epoch_tasks': 400,
 }
 
 

@@ -282,7 +282,8 @@ def figures(result, folder):
                 [cases[name][kind]['mean'] for name in names],
                 0.7 / len(kinds), color=f'C{i}', label=kind.replace('_', ' '))
     axes.grid(alpha=0.3, axis='x')
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc='lower center', ncols=2,
+                bbox_to_anchor=(0.5, 1.))  # no corner is free of bars
   left.set_yticks(range(len(names)), names)
   left.set_xlabel('|bi-level - plain| / |plain|')
   right.set_xlabel('cosine')

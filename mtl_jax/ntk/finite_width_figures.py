@@ -10,7 +10,7 @@ def draw(result, folder):
   widths = np.array(result['options']['widths'])
   depths = result['depths']
   figure = matplotlib.figure.Figure(
-      (4.5 * len(depths), 3.6), layout='constrained')
+      (4.5 * len(depths), 4.2), layout='constrained')
   for axes, (depth, found) in zip(
       np.ravel(figure.subplots(1, len(depths), sharey=True)), depths.items(),
       strict=True):
@@ -24,7 +24,8 @@ def draw(result, folder):
       axes.loglog(widths, values[-1] * np.sqrt(widths[-1] / widths), ':',
                   color=f'C{i}', linewidth=0.8)
     axes.set(title=f'{depth} hidden layers', xlabel='width m')
-    axes.legend(fontsize=8, title='exponent from 256 on', title_fontsize=8)
+    axes.legend(fontsize=8, title='exponent from 256 on', title_fontsize=8,
+                loc='lower center', bbox_to_anchor=(0.5, 1.08), ncols=2)
     axes.grid(alpha=0.3)
   figure.axes[0].set_ylabel('root mean square distance\nto the closed form')
   figure.savefig(folder / 'finite_width_distance.png', dpi=120)
