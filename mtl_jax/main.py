@@ -89,8 +89,6 @@ def parse(argv):
   workdir = FLAGS.workdir or (
       os.path.join('runs', f'{name}_{method}') if FLAGS.mode == 'train'
       else os.path.join(FLAGS.checkpoint, 'evaluate'))
-  if '://' not in workdir:
-    workdir = os.path.abspath(workdir)
   return FLAGS.config, workdir
 
 

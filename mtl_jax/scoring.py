@@ -9,7 +9,6 @@ import io
 import json
 
 import numpy as np
-from etils import epath
 
 from mtl_jax import evaluate, heads, parallel, report, trained, tune_all
 from mtl_jax.config_check import validate
@@ -101,6 +100,20 @@ def as_trained(store, data):
                         std=np.array(data['std'], np.float32))
 
 
+def test_tasks(config, store):
+  """Returns (protocols, their images or None) of a test.
+
+  Raises:
+    UserError: `eval.read_episodes` does not fit.
+  """
+  protocols, file = test_protocols(config), config.eval.read_episodes
+  if not file:
+    return protocols, None
+  image_ids = episode_files.read(file, store, protocols, config.data.dir)
+  return [p._replace(num_tasks=len(ids)) for p, ids in zip(
+      protocols, image_ids, strict=True)], image_ids
+
+
 def test(config, path, algorithm, state, splits, untrained=None):
   """Tests a state; writes the files of this module.
 
@@ -116,19 +129,13 @@ def test(config, path, algorithm, state, splits, untrained=None):
     The contents of test.json.
   """
   c = config.eval
-  protocols = test_protocols(config)
   options = {head: head_options(config, head) for head in c.heads}
   chosen = {}
   if c.choose_C:
     chosen = choose_C(config, algorithm, state.variables, splits['validation'])
     options['logistic']['C'] = chosen['C']
   store = splits['test']
-  image_ids = None
-  if c.read_episodes:
-    image_ids = episode_files.read(c.read_episodes, store, protocols,
-                                   config.data.dir)
-    protocols = [p._replace(num_tasks=len(ids))
-                 for p, ids in zip(protocols, image_ids, strict=True)]
+  protocols, image_ids = test_tasks(config, store)
   scored = {head: (head, options[head]) for head in c.heads}
   measured = lambda algorithm, variables, scored: dict(zip(
       (p.shots for p in protocols), evaluate.make_meta_test(
@@ -231,7 +238,7 @@ def evaluate_run(config, checkpoint, path):
 
 def _folder(path):
   """Returns a folder for results, which is not that of a run."""
-  path = epath.Path(path)
+  path = workdir.at(path)
   if (path / workdir.CONFIG).exists():
     raise UserError(f'{path} is the workdir of a run, whose own results stay: '
                     'choose another --workdir')

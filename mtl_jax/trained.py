@@ -7,14 +7,12 @@ The data set that it was trained on need not be there.
 """
 
 import json
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from mtl_jax import models, saved_config
 from mtl_jax.algorithms import METHODS
@@ -79,8 +77,7 @@ def load(path, config=None):
   Raises:
     UserError: no finished epoch there, or damaged files.
   """
-  # Orbax takes absolute paths only.
-  path = epath.Path(path if '://' in str(path) else os.path.abspath(path))
+  path = workdir.at(path)
   if config is None:
     config = saved_config.get_config(path)
   else:

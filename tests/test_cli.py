@@ -116,6 +116,9 @@ BAD_FIELDS = {
         {'config.parallel.tasks_at_once': 3}, ('tasks_at_once', '2 tasks')),
     'scales without epochs': (
         {'config.optimizer.step_scales': '(.1,)'}, ('step_scales',)),
+    'tasks that are not there': (
+        {'config.eval.read_episodes': 'none.json'},
+        ('eval.read_episodes: none.json', 'write_episodes wrote')),
     'unknown flag': ({'confg': 3}, ('confg',)),
 }
 

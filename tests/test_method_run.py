@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 
 import command
 import jax
@@ -32,7 +33,8 @@ def run(tmp_path_factory):
       'eval.heads': ('own', 'logistic'), 'eval.baselines': True,
       'train.max_epochs': 1, 'log.progress': False})
   path = epath.Path(tmp_path_factory.mktemp('maml') / 'run')
-  return path, config, loop.train_and_evaluate(config, path)
+  # Relative, as a user of the library may name it.
+  return path, config, loop.train_and_evaluate(config, os.path.relpath(path))
 
 
 def test_the_score_is_that_of_the_methods_own_adaptation(run):

@@ -150,7 +150,7 @@ def test_imaml_goes_to_the_unrolled_gradient_as_the_inner_problem_converges():
   variables, gaps = None, []
   for steps in (2, 60):
     implicit = build('imaml', smooth=True, l2=l2, inner_steps=steps,
-                     inner_rate=rate, cg_steps=60)
+                     inner_rate=rate, cg_steps=30)
     unrolled = build('maml', smooth=True, inner_l2=l2, inner_steps=steps,
                      inner_rate=rate)
     variables = variables or start(implicit, episode)
@@ -171,7 +171,7 @@ def test_imaml_public_code_pulls_back_once_and_damps():
   episode = task(shots=1, queries=1)
   algorithm = build('imaml', public_code=True, l2=2., damping=1.,
                     curvature_damping=10., inner_steps=3, inner_rate=0.1,
-                    cg_steps=400, unroll=False)
+                    cg_steps=60, unroll=False)
   variables = start(algorithm, episode)
   theta, stats = variables['params'], variables['batch_stats']
 

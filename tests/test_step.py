@@ -1,6 +1,8 @@
 """The training step: same on 1 and 8 devices, jit and pmap, whole and in
 chunks; compiled once; statistics merged without an order; loss falls."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,16 +188,18 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
   algorithm = METHODS['mtl'].build(backbone, store.num_classes, 5,
                                    **method_options(config))
   start = jax.device_get(compiled.get(state))
+
+  @jax.jit
+  @functools.partial(jax.grad, has_aux=True)
+  def gradient_of(params, loss_key, episode):
+    return algorithm.loss({**start.variables, 'params': params}, loss_key,
+                          episode, 0)
   grads, statistics = [], []
   for task in range(META_BATCH):
     task_key = jax.random.fold_in(jax.random.fold_in(key, 0), task)
-    loss_key = jax.random.fold_in(task_key, steps._LOSS)
-    episode = steps.draw_episode(stores.arrays(store), None, task_key, config)
-
-    def loss(params, episode=episode, loss_key=loss_key):
-      return algorithm.loss({**start.variables, 'params': params}, loss_key,
-                            episode, 0)
-    gradient, aux = jax.grad(loss, has_aux=True)(start.variables['params'])
+    gradient, aux = gradient_of(
+        start.variables['params'], jax.random.fold_in(task_key, steps._LOSS),
+        steps.draw_episode(stores.arrays(store), None, task_key, config))
     grads.append(gradient)
     statistics.append(aux.batch_stats)
   mean = lambda trees: jax.tree.map(lambda *x: sum(x) / len(x), *trees)

@@ -44,8 +44,8 @@ def options():
 SMALL = base.SMALL_ALL_LAYERS | {
     'train.shots': 5, 'train.queries': 5, 'method.inner_rate': 3e-3,
     'method.inner_steps': 6, 'method.inner_batch': 25,
-    'method.test_steps': 8, 'method.batch_norm': 'support',
-    'train.epoch_tasks': 400,
+    'method.test_steps': 6, 'method.batch_norm': 'support',
+    'train.epoch_tasks': 720,
     'optimizer.name': 'sgd', 'optimizer.learning_rate': 1.,
     'optimizer.momentum': 0., 'optimizer.schedule': 'linear',
 }

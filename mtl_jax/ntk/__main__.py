@@ -17,9 +17,9 @@ import sys
 import typing
 
 from absl import logging
-from etils import epath
 
 from mtl_jax.errors import UserError, check_choice
+from mtl_jax.train import workdir
 
 # Small eigenproblems: OpenBLAS's threads wait for each other, and where the
 # machine is busy that costs a hundred times more than they save.
@@ -82,9 +82,7 @@ def parse(command, options, argv):
         help=texts.get(name, '').replace('%', '%%') + _shown(default))
   given = vars(parser.parse_args(argv))
   folder = given.pop('out')
-  if '://' not in folder:
-    folder = os.path.abspath(folder)
-  return options(**given), epath.Path(folder)
+  return options(**given), workdir.at(folder)
 
 
 def _shown(default):

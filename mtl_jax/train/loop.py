@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 
 from mtl_jax import evaluate, parallel, report, scoring, trained
 from mtl_jax.config_check import validate
@@ -40,7 +39,7 @@ def train_and_evaluate(config, path):
   Raises:
     UserError: what a user can mend, in one line.
   """
-  path = epath.Path(path)
+  path = workdir.at(path)
   validate(config)
   parallel.split_cpu(config.parallel.cpu_devices)
   workdir.check(path, config)
@@ -80,6 +79,7 @@ def make_run(config):
                    field=split)
   splits['test'] = scoring.tested_store(
       config, trained.describe_data(splits['train']), splits)
+  scoring.test_tasks(config, splits['test'])  # an error is one before training
   meta_batch = parallel.meta_batch(config)
   mesh = parallel.mesh(config.parallel.devices, meta_batch)
   at_once = config.parallel.tasks_at_once

@@ -6,10 +6,12 @@
 
 import importlib.metadata
 import json
+import os
 import platform
 
 import jax
 import ml_collections
+from etils import epath
 
 from mtl_jax.config import base_config, to_json
 from mtl_jax.errors import UserError, first_line
@@ -21,6 +23,11 @@ _FREE = ('source', 'data.dir', 'data.manual_dir', 'data.store',
          'train.max_epochs', 'parallel.compile', 'parallel.cpu_devices',
          'parallel.devices')
 _FREE_SECTIONS = ('log', 'eval', 'tune_all')
+
+
+def at(path):
+  """Returns the epath of a folder, absolute: Orbax takes no other."""
+  return epath.Path(path if '://' in str(path) else os.path.abspath(path))
 
 
 def read_config(path):
