@@ -99,12 +99,8 @@ def prepare(name, directory=None, manual_dir=None, **options):
   before anything is written. TFDS builds beside the final folder and renames,
   so that a build that was killed leaves nothing that looks whole.
   """
-  def current():
-    # A builder knows only the splits that it found when it was made: another
-    # process may have renamed its build into place since.
-    return builder(name, directory, manual_dir, **options)
-
-  made = current()
+  make = lambda: builder(name, directory, manual_dir, **options)
+  made = make()
   if not made.data_path.exists():
     tfds.display_progress_bar(sys.stderr.isatty())
     if hasattr(made, 'check_source'):
@@ -113,14 +109,15 @@ def prepare(name, directory=None, manual_dir=None, **options):
     try:
       with building.alone(made.data_path), contextlib.redirect_stdout(
           io.StringIO()):
-        if made.data_path.exists():  # another process has built it
-          return current()
-        made.download_and_prepare(file_format='array_record')
+        if not made.data_path.exists():  # or another process has built it
+          made.download_and_prepare(file_format='array_record')
     except (OSError, RuntimeError) as error:
       raise UserError(f'{made.data_path} cannot be written '
                       f'({first_line(error)}): set config.data.dir or '
                       f'${DIR_VARIABLE} to a folder with room') from error
-  return made if made.info.splits else current()
+  # A builder knows only the splits that it found when it was made: another
+  # process may have renamed its build into place since.
+  return made if made.info.splits else make()
 
 
 def load(name, split, directory=None, manual_dir=None):
