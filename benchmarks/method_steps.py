@@ -9,11 +9,9 @@ depend:
   loop        one by one in a compiled loop (tasks_at_once=1)
   unrolled    one by one, compiled one behind the other (unroll_passes)
 
-The last two for methods that adapt all layers to a task: the others have one
-network for all tasks, for which one large batch is always faster. For MAML
-also first order and rematerialised inner steps. Milliseconds are medians;
-memory is what the compiled step asks for beside its arguments, of all devices
-together. CNN-4 with 32 channels, settings of the small benchmarks
+and for MAML first order and rematerialised inner steps. Milliseconds are
+medians; memory is what the compiled step asks for beside its arguments, of all
+devices together. CNN-4 with 32 channels, settings of the small benchmarks
 (4 tasks, 5-way 5-shot), two CPU devices unless --devices says otherwise.
 """
 
@@ -88,8 +86,6 @@ def main():
   print('|---|---|---|---|---|')
   for method in args.methods.split(','):
     choices = dict(CHOICES)
-    if METHODS[method].any_ways or method == 'anil':
-      choices = {'together': choices['together']}
     if method == 'maml':
       choices |= {k: CHOICES['unrolled'] | v for k, v in MAML.items()}
     for choice, changes in choices.items():
