@@ -1,5 +1,6 @@
 # make quickstart   train and test MTL on a data set that needs no download
 # make test         what a change must pass
+# make test-long    what takes hours: runs under load, learning
 # make lint         style
 # make clean        remove what the targets above made
 
@@ -8,7 +9,7 @@ VENV ?= .venv
 # Data sets that are built here; any folder of your own serves as well.
 export MTL_JAX_DATA ?= $(CURDIR)/.data
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-long lint clean
 
 quickstart: $(VENV)/installed
 	$(VENV)/bin/python -m mtl_jax.main --config=configs/quickstart.py \
@@ -17,6 +18,9 @@ quickstart: $(VENV)/installed
 test: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest -n 2 --dist=worksteal
+
+test-long: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest tests/long -v
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .

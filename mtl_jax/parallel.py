@@ -19,13 +19,23 @@ from jax.sharding import PartitionSpec as P
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.train.step import AXIS
 
+# Steps that may wait behind the one that runs. A device must not wait for the
+# host; but the host holds the pixels and the metrics of every step that waits.
+STEPS_AHEAD = 8
+# XLA's CPU client aborts the process when a device waits this long for the
+# others in an all-reduce. Its own limit, 40 s, is less than a step of ResNet-12
+# may take where eight counted devices share two cores.
+_STUCK = '--xla_cpu_collective_call_terminate_timeout_seconds'
+_STUCK_SECONDS = 600
+
 
 class Compiled(NamedTuple):
   """A compiled step with the way its arguments are laid out.
 
   step(state, arrays, key, pixels) -> (state, metrics), on laid-out
     arguments; the state that goes in is donated: its buffers are gone
-    afterwards. `pixels` [T, ..] comes from `divide`, or is None.
+    afterwards. `pixels` [T, ..] comes from `divide`, or is None. On several
+    devices of a CPU it returns when the step has ended, see `compile`.
   put(tree) -> tree laid out for `step`, which may share memory with what it
     was given; get(tree) -> plain arrays again.
   divide(array [T, ..]) -> the same, every device holding its own tasks.
@@ -43,8 +53,10 @@ def split_cpu(count):
   To be called before anything touches a device: in a process that has found
   its devices, and where XLA_FLAGS says how many, it changes nothing.
   """
-  flagged = 'device_count' in os.environ.get('XLA_FLAGS', '')
-  if count and not flagged:
+  flags = os.environ.get('XLA_FLAGS', '')
+  if count and 'device_count' not in flags:
+    if _STUCK not in flags:
+      os.environ['XLA_FLAGS'] = f'{flags} {_STUCK}={_STUCK_SECONDS}'
     with contextlib.suppress(RuntimeError):  # the devices are found
       jax.config.update('jax_num_cpu_devices', count)
 
@@ -83,6 +95,14 @@ def meta_batch(config):
 def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   """Compiles a step over the mesh; returns Compiled.
 
+  A CPU that is counted as several devices runs one step at a time. Its
+  devices share one pool of threads, of as many threads as devices where there
+  are fewer cores, and a thread of it waits in every all-reduce. While one
+  step runs, each device needs one thread, and there are enough. Were several
+  steps dispatched, the threads could all wait: for a place among the 32
+  computations that the client takes, for the step before, in an all-reduce
+  whose last device gets no thread (docs/speed.md).
+
   Args:
     step: pure function of (state, arrays, key, pixels) under AXIS.
     mesh: from `mesh`.
@@ -91,12 +111,16 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   check_choice('config.parallel.compile', how, ('jit', 'pmap'))
   device = mesh.devices.flat[0]
   place = jax.device_put
+  if device.platform == 'cpu' and mesh.size > 1:
+    in_turn = lambda run: lambda *args: jax.block_until_ready(run(*args))
+  else:
+    in_turn = lambda run: run
   if how == 'jit':
     # Gradients are averaged by the step itself; with check_vma the
     # transpose of a replicated argument would sum them a second time.
     mapped = jax.shard_map(step, mesh=mesh, out_specs=P(), check_vma=False,
                            in_specs=(P(), P(), P(), P(AXIS)))
-    return Compiled(jax.jit(mapped, donate_argnums=0),
+    return Compiled(in_turn(jax.jit(mapped, donate_argnums=0)),
                     lambda tree: place(tree, NamedSharding(mesh, P())),
                     lambda tree: place(tree, device),
                     lambda x: place(x, NamedSharding(mesh, P(AXIS))))
@@ -104,7 +128,7 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
                     donate_argnums=0)
   copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
   return Compiled(
-      mapped,
+      in_turn(mapped),
       lambda tree: place(jax.tree.map(copies, tree),
                          NamedSharding(mesh, P(AXIS))),
       lambda tree: place(jax.tree.map(lambda x: x[0], tree), device),

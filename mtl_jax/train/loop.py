@@ -153,6 +153,9 @@ def train_epoch(compiled, state, arrays, key, batches, numbers, log, every,
   for step, pixels in zip(numbers, batches, strict=True):
     laid_out, values = compiled.step(laid_out, arrays, key, pixels)
     pending.append(values)
+    # However rarely losses are fetched, the host runs only so far ahead.
+    if len(pending) > parallel.STEPS_AHEAD:
+      jax.block_until_ready(pending[-1 - parallel.STEPS_AHEAD])
     if len(pending) == every or step == numbers[-1]:
       fetched = metrics.fetch(compiled.get(pending),
                               step + 1 - len(pending))

@@ -1,0 +1,70 @@
+"""Steps in flight: bounded by construction, whatever the log interval is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mtl_jax import parallel
+from mtl_jax.train import loop, metrics
+from mtl_jax.train.step import AXIS
+
+
+def slow_step(state, arrays, key, pixels):
+  """Takes long enough that a step that is not waited for is still running."""
+  del arrays, key, pixels
+  x = jnp.full((300, 300), 1e-3)
+  x = jax.lax.fori_loop(0, 200, lambda _, x: x @ x, x)
+  state = state + jax.lax.psum(x[0, 0] + 1., AXIS)
+  return state, {'loss': (state, jnp.float32(1))}
+
+
+@pytest.mark.parametrize('how', ['jit', 'pmap'])
+def test_counted_devices_run_one_step_at_a_time(how):
+  """Else the threads of XLA's CPU client can all wait for one another."""
+  compiled = parallel.compile(slow_step, parallel.mesh(2, 2), how)
+  state = compiled.put(jnp.float32(0))
+  for _ in range(5):
+    state, values = compiled.step(state, None, None, None)
+    assert all(x.is_ready() for x in jax.tree.leaves((state, values)))
+  assert compiled.get(state) == 10.
+
+
+class Value:
+  """A metric on a device; it counts the steps that nothing has waited for."""
+
+  in_flight = set()
+
+  def __init__(self, step):
+    self.step = step
+    self.in_flight.add(step)
+
+  def block_until_ready(self):
+    # A device runs its steps in order.
+    self.in_flight -= {s for s in self.in_flight if s <= self.step}
+    return self
+
+
+def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
+  most = 0
+
+  def step(state, *_):
+    nonlocal most
+    value = Value(int(state))
+    most = max(most, len(Value.in_flight))
+    return state + 1, value
+
+  def fetch(pending, first_step):
+    jax.block_until_ready(pending)
+    return [{'loss': (np.float32(1), 1)}] * len(pending)
+  monkeypatch.setattr(metrics, 'fetch', fetch)
+  same = lambda tree: tree
+  compiled = parallel.Compiled(step, same, same, same)
+
+  class Log:
+    record = staticmethod(lambda values: None)
+  end = loop.train_epoch(
+      compiled, jnp.int32(0), None, None, [None] * 500, range(500), Log,
+      10 ** 6, 1)
+  assert int(end) == 500
+  assert 1 < most <= parallel.STEPS_AHEAD + 1
