@@ -5,7 +5,7 @@
 Choices of how a device goes through its tasks, of which the gradient does not
 depend:
 
-  together    all tasks in one vmap (parallel.tasks_at_once=0)
+  together    all tasks in one vmap (devices.tasks_at_once=0)
   loop        one by one in a compiled loop (tasks_at_once=1)
   unrolled    one by one, compiled one behind the other (unroll_passes)
 
@@ -25,10 +25,11 @@ import time
 
 import jax
 
-from mtl_jax import parallel, trained
+from mtl_jax import devices
 from mtl_jax.algorithms import METHODS
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
+from mtl_jax.run import build
 from mtl_jax.train import optimizer
 from mtl_jax.train import step as steps
 
@@ -50,11 +51,11 @@ def measure(method, data, devices, changes, repeats):
   c.train.ways, c.train.shots, c.train.queries = 5, 5, 5
   c.update_from_flattened_dict(changes)
   store = stores.load(c.data.name, 'train')
-  algorithm = trained.algorithm_of(c, store.num_classes)
-  state = trained.initial_state(c, algorithm, store.images.shape[1:])
-  compiled = parallel.compile(
+  algorithm = build.algorithm_of(c, store.num_classes)
+  state = build.initial_state(c, algorithm, store.images.shape[1:])
+  compiled = devices.compile(
       steps.make_step(algorithm, optimizer.build(c.optimizer), c, 4),
-      parallel.mesh(devices, 4))
+      devices.mesh(devices, 4))
   arrays, key, state = compiled.put((
       stores.arrays(store, 'device'),
       episodes.stream_key(0, episodes.Stream.TRAIN), state))
@@ -79,7 +80,7 @@ def main():
   parser.add_argument('--repeats', default=7, type=int)
   parser.add_argument('--out', default='', help='a JSON file to go on with')
   args = parser.parse_args()
-  parallel.split_cpu(args.devices)
+  devices.split_cpu(args.devices)
   out = pathlib.Path(args.out) if args.out else None
   done = json.loads(out.read_text()) if out and out.exists() else {}
   print('| method | choice | ms a step | MiB | compilation, s |')

@@ -27,8 +27,8 @@ import time
 
 import numpy as np
 
-from mtl_jax import evaluate
 from mtl_jax.algorithms import METHODS
+from mtl_jax.evaluate import interval
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIGS = {'omniglot': 'omniglot_5shot', 'glyphs': 'quickstart'}
@@ -69,7 +69,7 @@ def row(path):
   scores = test['scores']
   return {
       'accuracy': scores[test['head']], 'untrained': scores['untrained'],
-      'gain': evaluate.difference(tasks[test['head']], tasks['untrained']),
+      'gain': interval.difference(tasks[test['head']], tasks['untrained']),
       'logistic': scores['logistic'], 'raw_pixels': scores['raw_pixels'],
       'step': 1e3 * config['train']['meta_batch'] / statistics.median(rates),
       'meta_batch': config['train']['meta_batch'],

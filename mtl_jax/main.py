@@ -16,9 +16,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from mtl_jax import scoring
 from mtl_jax.errors import UserError, first_line
-from mtl_jax.train import loop
+from mtl_jax.run import loop, saved_config, scoring
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -32,7 +31,7 @@ flags.DEFINE_enum(
 flags.DEFINE_string(
     'checkpoint', None, 'Workdir of the run to evaluate; its config is taken '
     'where --config is not given, and --workdir is CHECKPOINT/evaluate.')
-_SAVED = pathlib.Path(__file__).parent / 'saved_config.py'
+_SAVED = pathlib.Path(saved_config.__file__)
 
 
 def main(argv=None):

@@ -9,7 +9,7 @@ import signal
 import sys
 
 from mtl_jax import main
-from mtl_jax.train import checkpoint, metrics
+from mtl_jax.run import checkpoint, metrics
 
 
 def die(*_, **__):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mtl_jax.data import __main__ as data_main
-from mtl_jax.data.builders import mini_imagenet
+from mtl_jax.data.sources import mini_imagenet
 
 NUM_CLASSES, IMAGES = (3, 2, 2), 4
 CSVS = {'train': 'train.csv', 'validation': 'val.csv', 'test': 'test.csv'}

@@ -13,9 +13,12 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from mtl_jax import adapt, heads, trained
+from mtl_jax import heads
+from mtl_jax.adapt import classify
+from mtl_jax.adapt.__main__ import main
 from mtl_jax.data import store
 from mtl_jax.errors import UserError
+from mtl_jax.run import trained
 
 SIZES = {'a': 2, 'b': 3, 'c': 5}  # support images: no class like another
 QUERIES = 4  # of a class
@@ -113,16 +116,16 @@ def test_the_numbers_are_those_made_by_hand(run, letters, folder):
 
 def test_again_is_the_same_and_no_image_depends_on_another(
     run, folder, capsys):
-  assert adapt.main(flags(run, folder)) == 0
+  assert main(flags(run, folder)) == 0
   first = command.snapshot(folder / 'out')
-  assert adapt.main(flags(run, folder)) == 0
+  assert main(flags(run, folder)) == 0
   assert command.snapshot(folder / 'out') == first
 
   labelled = {row['file']: row['probabilities']
               for row in read(folder / 'out')[0]['predictions']}
   some = [folder / 'new/b/2.png', folder / 'new/a/0.png']
   capsys.readouterr()
-  assert adapt.main([*flags(run, folder, query=None), '--query',
+  assert main([*flags(run, folder, query=None), '--query',
                      *map(str, some)]) == 0
   found, rows = read(folder / 'out')
   assert found['score'] is None and 'accuracy' not in capsys.readouterr().out
@@ -143,8 +146,8 @@ def test_what_is_strange_is_said(run, folder, monkeypatch, capsys):
   shutil.copy(new / 'a/0.png', known / 'beside.png')
   shutil.copy(known / 'b/1.png', new / 'b/same.png')
   Image.new('RGB', (90, 50), 'white').save(new / 'c/white.jpg')
-  monkeypatch.setattr(adapt, '_LARGE_RESIDUAL', -1)
-  assert adapt.main(flags(run, folder)) == 0
+  monkeypatch.setattr(classify, '_LARGE_RESIDUAL', -1)
+  assert main(flags(run, folder)) == 0
   notes = capsys.readouterr().err.splitlines()
   for note, texts in zip(notes, (
       ('known: 1 images lie beside', 'beside.png'),
@@ -260,7 +263,7 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
   spoil(folder)
   changes = {k: v and v.format(folder) for k, v in changes.items()}
   before = command.snapshot(folder), command.snapshot(run)
-  assert adapt.main(flags(run, folder, **changes)) == 2
+  assert main(flags(run, folder, **changes)) == 2
   output = capsys.readouterr()
   lines = output.err.splitlines()
   assert len(lines) == 1 and not output.out, output
@@ -273,11 +276,11 @@ def test_a_run_without_a_head_asks_for_one():
   config = ml_collections.ConfigDict({'eval': {'heads': ('own',)},
                                       'heads': {'logistic': {'C': 2.}}})
   with pytest.raises(UserError, match='--head is missing.*own'):
-    adapt.choose_head(config)
-  assert adapt.choose_head(config, 'logistic') == ('logistic', {'C': 2.})
+    classify.choose_head(config)
+  assert classify.choose_head(config, 'logistic') == ('logistic', {'C': 2.})
   config.heads = {}  # an older version's
   config.eval.heads = ('own', 'logistic')
-  assert adapt.choose_head(config) == ('logistic', {'C': 3.})
+  assert classify.choose_head(config) == ('logistic', {'C': 3.})
 
 
 def test_the_example_in_the_readme_runs(run, folder, monkeypatch, capsys):
@@ -293,7 +296,7 @@ def test_the_example_in_the_readme_runs(run, folder, monkeypatch, capsys):
   monkeypatch.chdir(folder / 'home')
   exec(compile(example, 'README.md', 'exec'), {})
   printed = capsys.readouterr().out.splitlines()
-  result = adapt.adapt(run, support, query)
+  result = classify.adapt(run, support, query)
   assert printed == [
       f'{row["file"]}: {row["predicted"]}, '
       f'{max(row["probabilities"].values()):.0%}'

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax import adapt, adapt_images, adapt_report
+from mtl_jax.adapt import classify, sheet
+from mtl_jax.data import pictures
 
 
 @pytest.mark.parametrize(('mode', 'colour', 'rgb'), [
@@ -20,15 +21,15 @@ def test_any_mode_becomes_grey_or_colour(mode, colour, rgb, tmp_path):
   image = Image.new('RGB' if mode == 'P' else mode, (50, 40), colour)
   file = tmp_path / 'x.png'
   (image.quantize() if mode == 'P' else image).save(file)
-  colours = adapt_images.prepare(file, (16, 16, 3))
+  colours = pictures.prepare(file, (16, 16, 3))
   assert colours.shape == (16, 16, 3) and colours.dtype == np.uint8
   np.testing.assert_allclose(colours.reshape(-1, 3), [rgb] * 256, atol=1)
-  grey = adapt_images.prepare(file, (16, 16, 1))
+  grey = pictures.prepare(file, (16, 16, 1))
   assert grey.shape == (16, 16, 1)
   np.testing.assert_allclose(
       grey, np.dot(rgb, (0.299, 0.587, 0.114)), atol=1.5)
   np.testing.assert_array_equal(
-      adapt_images.prepare(file, (16, 16, 1), invert=True), 255 - grey)
+      pictures.prepare(file, (16, 16, 1), invert=True), 255 - grey)
 
 
 def test_the_centre_is_kept_and_turned_upright(tmp_path):
@@ -36,7 +37,7 @@ def test_the_centre_is_kept_and_turned_upright(tmp_path):
   ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))  # 60 x 120
   image = Image.fromarray(ramp)
   image.save(tmp_path / 'wide.png')
-  found = adapt_images.prepare(tmp_path / 'wide.png', (30, 30, 1))[..., 0]
+  found = pictures.prepare(tmp_path / 'wide.png', (30, 30, 1))[..., 0]
   # The middle 60 columns hold 60 .. 178; pixels of two become one.
   np.testing.assert_allclose(found[:, 2:-2],
                              np.tile(61 + 4 * np.arange(30), (30, 1))[:, 2:-2],
@@ -45,48 +46,48 @@ def test_the_centre_is_kept_and_turned_upright(tmp_path):
   exif[0x0112] = 6  # to be turned by 90 degrees clockwise
   image.save(tmp_path / 'turned.png', exif=exif)
   np.testing.assert_array_equal(
-      adapt_images.prepare(tmp_path / 'turned.png', (30, 30, 1))[..., 0],
+      pictures.prepare(tmp_path / 'turned.png', (30, 30, 1))[..., 0],
       np.rot90(found, -1))
   Image.new('L', (4000, 1), 7).save(tmp_path / 'thin.png')
-  assert (adapt_images.prepare(tmp_path / 'thin.png', (30, 30, 1)) == 7).all()
+  assert (pictures.prepare(tmp_path / 'thin.png', (30, 30, 1)) == 7).all()
 
 
 def test_the_sheet_is_capped_and_marks_what_is_wrong(monkeypatch):
   names = [f'class_{i:02}' for i in range(20)]
   blue = np.full((300, 8, 8, 3), (0, 0, 255), np.uint8)
   labels = np.arange(300, dtype=np.int32) // 15
-  support = adapt_images.Pictures(
+  support = pictures.Pictures(
       [''] * 60, np.zeros((60, 8, 8, 3), np.uint8),
       np.arange(60, dtype=np.int32) // 3, tuple(names), [])
-  query = adapt_images.Pictures([''] * 300, blue, labels, tuple(names),
+  query = pictures.Pictures([''] * 300, blue, labels, tuple(names),
                                 [names[i] for i in labels])
   texts = []
   monkeypatch.setattr(
-      adapt_report, '_heading', lambda title, note, whole=adapt_report._heading:
+      sheet, '_heading', lambda title, note, whole=sheet._heading:
       texts.append(title + note) or whole(title, note))
 
   def drawn(predicted):
     result = {'classes': dict.fromkeys(names, 3), 'method': 'mtl',
               'model': 'conv4', 'trained_on': 'x', 'checkpoint_step': 1,
               'head': 'logistic', 'options': {},
-              'score': adapt.score(query, predicted),
+              'score': classify.score(query, predicted),
               'predictions': [{'predicted': names[i], 'probabilities': {
                   names[i]: 0.5}} for i in predicted]}
     pixels = np.asarray(Image.open(io.BytesIO(
-        adapt_report.sheet(result, support, query))))
+        sheet.sheet(result, support, query))))
     count = lambda colour: (pixels == colour).all(-1).sum()
     return count((0, 0, 255)), count((0xcf, 0x22, 0x2e))
 
-  pictures, marked = drawn(labels)
-  side = adapt_report._THUMB
-  assert pictures == adapt_report.DRAWN * side ** 2
+  drawn_pixels, marked = drawn(labels)
+  side = sheet._THUMB
+  assert drawn_pixels == sheet.DRAWN * side ** 2
   assert '200 of 300 are drawn, evenly spaced, 100 are left out' in texts[1]
   assert not marked
-  assert drawn((labels + 1) % 20)[1] > adapt_report.DRAWN * side
+  assert drawn((labels + 1) % 20)[1] > sheet.DRAWN * side
 
 
 def test_long_names_are_cut_where_they_are_alike():
-  assert adapt_report._short('short', 5) == 'short'
-  assert adapt_report._short('Armenian_U+0531', 9) == 'Arme…0531'
-  assert adapt_report._fit('Armenian_U+0531' * 9, 80) != adapt_report._fit(
+  assert sheet._short('short', 5) == 'short'
+  assert sheet._short('Armenian_U+0531', 9) == 'Arme…0531'
+  assert sheet._fit('Armenian_U+0531' * 9, 80) != sheet._fit(
       'Armenian_U+0531' * 8 + 'Armenian_U+0549', 80)

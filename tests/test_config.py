@@ -9,9 +9,9 @@ from etils import epath
 
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import base_config, set_method, to_json
-from mtl_jax.config_check import validate
+from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
-from mtl_jax.train import workdir
+from mtl_jax.run import workdir
 
 CONFIGS = sorted((ROOT / 'configs').glob('*.py'))
 

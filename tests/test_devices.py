@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax import parallel
-from mtl_jax.train import loop, metrics
-from mtl_jax.train.step import AXIS
+from mtl_jax import devices
+from mtl_jax.devices import AXIS
+from mtl_jax.run import loop, metrics
 
 
 def slow_step(state, arrays, key, pixels):
@@ -22,7 +22,7 @@ def slow_step(state, arrays, key, pixels):
 @pytest.mark.parametrize('how', ['jit', 'pmap'])
 def test_counted_devices_run_one_step_at_a_time(how):
   """Else the threads of XLA's CPU client can all wait for one another."""
-  compiled = parallel.compile(slow_step, parallel.mesh(2, 2), how)
+  compiled = devices.compile(slow_step, devices.mesh(2, 2), how)
   state = compiled.put(jnp.float32(0))
   for _ in range(5):
     state, values = compiled.step(state, None, None, None)
@@ -59,7 +59,7 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
     return [{'loss': (np.float32(1), 1)}] * len(pending)
   monkeypatch.setattr(metrics, 'fetch', fetch)
   same = lambda tree: tree
-  compiled = parallel.Compiled(step, same, same, same)
+  compiled = devices.Compiled(step, same, same, same)
 
   class Log:
     record = staticmethod(lambda values: None)
@@ -67,4 +67,4 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
       compiled, jnp.int32(0), None, None, [None] * 500, range(500), Log,
       10 ** 6, 1)
   assert int(end) == 500
-  assert 1 < most <= parallel.STEPS_AHEAD + 1
+  assert 1 < most <= devices.STEPS_AHEAD + 1

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mtl_jax import evaluate, models
+from mtl_jax import models
 from mtl_jax.algorithms import mtl
-from mtl_jax.data import augment, builders, episodes
+from mtl_jax.data import augment, episodes, sources
 from mtl_jax.data import store as stores
 from mtl_jax.data.__main__ import main as data_main
+from mtl_jax.evaluate import interval, measure
 
 DATA = 'glyphs/tiny'
 
@@ -29,7 +30,7 @@ def trained(store):
 
 
 def protocol(**changes):
-  return evaluate.Protocol(**{
+  return measure.Protocol(**{
       'key': episodes.stream_key(0, episodes.Stream.TEST), 'num_tasks': 30,
       'ways': 5, 'shots': 2, 'queries': 6, 'normalise_features': True,
       'batch_size': 64, 'tasks_at_once': 7} | changes)
@@ -42,7 +43,7 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_tasks(
     store, trained):
   algorithm, variables = trained
   rules = protocol()
-  ours = evaluate.meta_test(algorithm, variables, store, rules, HEADS)
+  ours = measure.meta_test(algorithm, variables, store, rules, HEADS)
   images = augment.normalise(store.images, store.mean, store.std)
   features = np.asarray(algorithm.features(variables, images), np.float64)
   features /= np.linalg.norm(features, axis=1, keepdims=True)
@@ -64,30 +65,30 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_tasks(
 @pytest.mark.parametrize('changes', [
     {'batch_size': 1000}, {'tasks_at_once': 30}, {'tasks_at_once': 1}])
 def test_sizes_of_batches_and_chunks_change_nothing(store, trained, changes):
-  whole = evaluate.meta_test(*trained, store, protocol(), HEADS)
-  other = evaluate.meta_test(*trained, store, protocol(**changes), HEADS)
+  whole = measure.meta_test(*trained, store, protocol(), HEADS)
+  other = measure.meta_test(*trained, store, protocol(**changes), HEADS)
   np.testing.assert_allclose(whole['logistic'], other['logistic'], atol=0.034)
   assert np.mean(whole['logistic'] != other['logistic']) < 0.1
 
 
 def test_more_tasks_begin_with_the_same_tasks(store, trained):
-  few = evaluate.meta_test(*trained, store, protocol(num_tasks=5), HEADS)
-  many = evaluate.meta_test(*trained, store, protocol(), HEADS)
+  few = measure.meta_test(*trained, store, protocol(num_tasks=5), HEADS)
+  many = measure.meta_test(*trained, store, protocol(), HEADS)
   np.testing.assert_allclose(few['logistic'], many['logistic'][:5])
 
 
 def test_pixels_are_a_backbone_like_any_other(store, trained):
   algorithm, variables = trained
-  scores = evaluate.meta_test(evaluate.pixels(algorithm), variables, store,
+  scores = measure.meta_test(measure.pixels(algorithm), variables, store,
                               protocol(), HEADS)
-  assert not np.array_equal(scores['logistic'], evaluate.meta_test(
+  assert not np.array_equal(scores['logistic'], measure.meta_test(
       algorithm, variables, store, protocol(), HEADS)['logistic'])
   assert scores['logistic'].mean() > 0.3
 
 
 def test_summary_is_the_normal_interval():
   values = np.array([.2, .4, .9, 1.])
-  result = evaluate.summary(values)
+  result = interval.summary(values)
   assert result['accuracy'] == pytest.approx(.625)
   spread = (((values - .625) ** 2).sum() / 3) ** .5
   assert result['ci95'] == pytest.approx(1.96 * spread / 2)
@@ -122,4 +123,4 @@ def test_the_data_command(capsys):
   for bad in (['build', 'imagenet'], ['fetch'], ['build'], []):
     assert data_main(bad) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
-  assert DATA in builders.names()
+  assert DATA in sources.names()

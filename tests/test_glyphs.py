@@ -10,7 +10,7 @@ from fontTools import ttLib
 from PIL import Image, ImageFont
 
 from mtl_jax import errors
-from mtl_jax.data.builders import glyph_outlines, glyphs
+from mtl_jax.data.sources import glyph_outlines, glyphs
 
 
 @pytest.fixture(scope='module')

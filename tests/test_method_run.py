@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mtl_jax import evaluate, report, scoring, trained
-from mtl_jax.config_check import validate
+from mtl_jax.config.check import validate
 from mtl_jax.data import augment, episodes
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
-from mtl_jax.train import loop
+from mtl_jax.evaluate import measure
+from mtl_jax.run import build, loop, report, scoring, trained
 
 
 @pytest.fixture(scope='module')
@@ -71,9 +71,9 @@ def test_the_untrained_start_adapts_in_the_same_way(run):
   """Wrong: a logistic head on features for the one and own for the other."""
   path, config, _ = run
   model = trained.load(path)
-  start = trained.initial_state(config, model.algorithm,
+  start = build.initial_state(config, model.algorithm,
                                 model.data['image_shape']).variables
-  found = evaluate.meta_test(
+  found = measure.meta_test(
       model.algorithm, start, stores.load(config.data.name, 'test'),
       scoring.test_protocols(config)[0], {'untrained': ('own', {})})
   np.testing.assert_array_equal(found['untrained'],

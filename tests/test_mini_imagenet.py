@@ -23,11 +23,11 @@ from PIL import Image
 from mtl_jax import errors
 from mtl_jax.data import __main__ as data_main
 from mtl_jax.data import building, store
-from mtl_jax.data.builders import (
-    mini_imagenet,
-    mini_imagenet_files,
-    mini_imagenet_images,
-    mini_imagenet_lists,
+from mtl_jax.data.sources import (
+  mini_imagenet,
+  mini_imagenet_files,
+  mini_imagenet_images,
+  mini_imagenet_lists,
 )
 
 REAL = os.environ.get('MTL_JAX_TEST_DATA') and pathlib.Path(
@@ -198,7 +198,8 @@ KILLED = """
 import os, signal, sys
 import mini_imagenet_fake as fake
 from mtl_jax.data import __main__ as data_main
-from mtl_jax.data.builders import mini_imagenet, mini_imagenet_images as images
+from mtl_jax.data.sources import mini_imagenet
+from mtl_jax.data.sources import mini_imagenet_images as images
 fake.shrink(setattr)
 encode, calls = images.encode, []
 def encode_some(*args):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from mtl_jax.data import __main__ as data_main
-from mtl_jax.data.builders import mini_imagenet
+from mtl_jax.data.sources import mini_imagenet
 
 TRAIN, VALIDATION, TEST = [wnids[:count] for wnids, count in zip(
     mini_imagenet.published_classes().values(), fake.NUM_CLASSES, strict=True)]

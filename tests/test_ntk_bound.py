@@ -8,7 +8,7 @@ from etils import epath
 
 from mtl_jax import ntk
 from mtl_jax.ntk import __main__ as cli
-from mtl_jax.ntk import bound, bound_verdict, report, tasks
+from mtl_jax.ntk.checks import bound, bound_verdict, report, tasks
 from mtl_jax.ntk.precision import precision
 
 GRID = bound.Options(times=(0., 0.01, 0.03, 0.1, 1.), depths=(1, 2, 4, 8, 16),

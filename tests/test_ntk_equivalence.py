@@ -8,7 +8,7 @@ from etils import epath
 from jax.flatten_util import ravel_pytree
 
 from mtl_jax.models import mlp
-from mtl_jax.ntk import bilevel, equivalence
+from mtl_jax.ntk.checks import bilevel, equivalence
 
 WAYS, SUPPORT, DIM = 3, 6, 4
 

@@ -9,7 +9,7 @@ from etils import epath
 
 from mtl_jax import ntk
 from mtl_jax.errors import UserError
-from mtl_jax.ntk import finite_width, networks
+from mtl_jax.ntk.checks import finite_width, networks
 from mtl_jax.ntk.flow import Steps
 
 SMALL = finite_width.Options(

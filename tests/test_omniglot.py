@@ -17,7 +17,7 @@ from PIL import Image
 
 from mtl_jax.data import __main__ as data_main
 from mtl_jax.data import store
-from mtl_jax.data.builders import omniglot, omniglot_files
+from mtl_jax.data.sources import omniglot, omniglot_files
 
 REAL = os.environ.get('MTL_JAX_TEST_DATA') and pathlib.Path(
     os.environ['MTL_JAX_TEST_DATA']) / 'omniglot'
@@ -225,7 +225,7 @@ def test_a_split_that_cannot_be_meant(changes, named, capsys, monkeypatch):
 KILLED = f"""
 import os, signal
 from mtl_jax.data import __main__
-from mtl_jax.data.builders import omniglot
+from mtl_jax.data.sources import omniglot
 encode, images = omniglot._png, []
 def png(image):
   images.append(image)

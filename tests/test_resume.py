@@ -11,8 +11,7 @@ from conftest import ROOT
 from etils import epath
 from killed import MOMENTS
 
-from mtl_jax import trained
-from mtl_jax.train import checkpoint, loop, metrics, workdir
+from mtl_jax.run import build, checkpoint, loop, metrics, workdir
 
 
 @pytest.fixture(scope='module')
@@ -26,7 +25,7 @@ def uninterrupted(tmp_path_factory):
 def final_state(path):
   config = workdir.read_config(epath.Path(path))
   run = loop.make_run(config)
-  like = trained.initial_state(config, run.algorithm,
+  like = build.initial_state(config, run.algorithm,
                                run.splits['train'].images.shape[1:])
   manager = checkpoint.manager(epath.Path(path), 'latest')
   return jax.device_get(checkpoint.restore(manager, like))

@@ -8,19 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax import (
-    evaluate,
-    report,
-    saved_config,
-    scoring,
-    trained,
-    tune_all,
-)
 from mtl_jax.data import augment, episode_files, episodes
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
+from mtl_jax.evaluate import measure, tune_all
 from mtl_jax.heads import logistic
 from mtl_jax.models import layers
+from mtl_jax.report import compare
+from mtl_jax.run import report, saved_config, scoring, trained
 
 
 @pytest.fixture(scope='module')
@@ -79,15 +74,15 @@ def test_support_copies_are_augmented_and_replace_the_image(run):
       num_tasks=3, support_copies=4, augmentation={
           **config_of(run).augment, 'operations': ('crop', 'flip'),
           'padding': 3})
-  found = evaluate.meta_test(model.algorithm, model.variables, store, rules,
+  found = measure.meta_test(model.algorithm, model.variables, store, rules,
                              {'logistic': ('logistic', {'C': 3.})})
   shots, ways = rules.shots, rules.ways
   for key, ids, accuracy in zip(
       episodes.task_keys(rules.key, 0, 3),
-      evaluate.task_images(rules, store.offsets), found['logistic'],
+      measure.task_images(rules, store.offsets), found['logistic'],
       strict=True):
     images = np.tile(store.images[ids[:, :shots].ravel()], (4, 1, 1, 1))
-    copies = augment.augment(jax.random.fold_in(key, evaluate._COPIES),
+    copies = augment.augment(jax.random.fold_in(key, episodes.Use.AUGMENT),
                              jnp.asarray(images), **rules.augmentation)
     support = model.features(copies)
     assert len(np.unique(np.asarray(support), axis=0)) > ways * shots
@@ -116,7 +111,7 @@ def test_tasks_written_are_the_tasks_read(run, tmp_path):
   content = json.loads(file.read_text())
   task = content['tests'][0]['tasks'][0]
   store = stores.load('glyphs/tiny', 'test')
-  ids = evaluate.task_images(scoring.test_protocols(config_of(run))[0],
+  ids = measure.task_images(scoring.test_protocols(config_of(run))[0],
                              store.offsets)[0]
   for of_class, row in zip(task, ids, strict=True):
     m = store.class_names.index(of_class['class'])
@@ -175,15 +170,15 @@ def test_features_are_those_of_the_backbone(run, tmp_path):
 def test_the_difference_of_two_runs_is_paired(run, tmp_path):
   _, a = evaluated(run, tmp_path / 'a')
   _, b = evaluated(run, tmp_path / 'b', eval__normalise_features=False)
-  text = report.compare(tmp_path / 'a', tmp_path / 'b')
+  text = compare.compare(tmp_path / 'a', tmp_path / 'b')
   gaps = a['logistic'] - b['logistic']
   assert f'{100 * gaps.mean():+6.2f} points' in text
   assert f'+- {196 * gaps.std(ddof=1) / len(gaps) ** .5:.2f}' in text
   evaluated(run, tmp_path / 'c', eval__seed=3)
   with pytest.raises(UserError, match='other tasks: seed is 0 and 3'):
-    report.compare(tmp_path / 'a', tmp_path / 'c')
+    compare.compare(tmp_path / 'a', tmp_path / 'c')
   with pytest.raises(UserError, match='holds no finished test'):
-    report.compare(tmp_path / 'a', tmp_path)
+    compare.compare(tmp_path / 'a', tmp_path)
 
 
 def test_the_command(run, tmp_path):
@@ -220,13 +215,13 @@ def test_tune_all_moves_every_layer_from_the_centroids(run):
   model = trained.load(run)
   store = stores.load('glyphs/tiny', 'test')
   rules = scoring.test_protocols(config_of(run))[0]._replace(num_tasks=3)
-  measured = lambda **options: evaluate.meta_test(
+  measured = lambda **options: measure.meta_test(
       model.algorithm, model.variables, store, rules,
       {'tune_all': ('tune_all', {'learning_rate': 1e-2, **options})}
   )['tune_all']
   np.testing.assert_array_equal(measured(steps=2, tasks_at_once=1),
                                 measured(steps=2, tasks_at_once=2))
-  ids = evaluate.task_images(rules, store.offsets)[:1]
+  ids = measure.task_images(rules, store.offsets)[:1]
   support, query = (augment.normalise(
       store.images[part.ravel()], store.mean, store.std)
                     for part in (ids[0, :, :2], ids[0, :, 2:]))

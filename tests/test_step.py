@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mtl_jax import models, parallel
+from mtl_jax import models
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import base_config, method_options, set_method
-from mtl_jax.config_check import validate
+from mtl_jax.config.check import validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
-from mtl_jax.train import checkpoint
+from mtl_jax.run import checkpoint
 from mtl_jax.train import optimizer as optimizers
 from mtl_jax.train import step as steps
 
@@ -55,8 +55,8 @@ def make(config, devices, how='jit'):
   state = jax.jit(lambda key: steps.init_state(
       algorithm, optimizer, key, jnp.zeros((2, 28, 28, 1))))(
           episodes.stream_key(0, episodes.Stream.INIT))
-  mesh = parallel.mesh(devices, META_BATCH)
-  compiled = parallel.compile(
+  mesh = devices.mesh(devices, META_BATCH)
+  compiled = devices.compile(
       steps.make_step(algorithm, optimizer, config, META_BATCH), mesh, how)
   key = episodes.stream_key(0, episodes.Stream.TRAIN)
   arrays, key = compiled.put((
@@ -198,7 +198,8 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
   for task in range(META_BATCH):
     task_key = jax.random.fold_in(jax.random.fold_in(key, 0), task)
     gradient, aux = gradient_of(
-        start.variables['params'], jax.random.fold_in(task_key, steps._LOSS),
+        start.variables['params'],
+        jax.random.fold_in(task_key, episodes.Use.LOSS),
         steps.draw_episode(stores.arrays(store), None, task_key, config))
     grads.append(gradient)
     statistics.append(aux.batch_stats)

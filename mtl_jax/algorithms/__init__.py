@@ -5,16 +5,16 @@ devices, meta-batches or files: `train/step.py` maps `loss` over tasks.
 """
 
 from mtl_jax.algorithms import (
-    anil,
-    imaml,
-    maml,
-    meta_sgd,
-    metaoptnet,
-    minibatch_prox,
-    mtl,
-    protonet,
-    r2d2,
-    whole_class,
+  anil,
+  imaml,
+  maml,
+  meta_sgd,
+  metaoptnet,
+  minibatch_prox,
+  mtl,
+  protonet,
+  r2d2,
+  whole_class,
 )
 from mtl_jax.algorithms.base import Method
 

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 from absl import logging
 
-from mtl_jax.data import builders, store
+from mtl_jax.data import sources, store
 from mtl_jax.errors import UserError, check_choice
 
 USAGE = ('python -m mtl_jax.data list | build NAME | check NAME | where [NAME],'
@@ -43,7 +43,7 @@ def main(argv=None):
 
 
 def _list():
-  for name in builders.names():
+  for name in sources.names():
     made = store.builder(name)
     print(f'{name:<24}', 'built' if made.data_path.exists() else 'not built')
 
@@ -68,7 +68,7 @@ def _where(name=None):
   if name is not None:
     print(store.builder(name).data_dir)
   else:
-    print(store.builder(builders.names()[0]).data_dir_root)
+    print(store.builder(sources.names()[0]).data_dir_root)
 
 
 COMMANDS = {'list': (0, 0, _list), 'build': (1, 1, _build),

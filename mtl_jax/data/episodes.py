@@ -24,6 +24,14 @@ class Stream(enum.IntEnum):
   TEST = 3
 
 
+class Use(enum.IntEnum):
+  """Names what a task's key is folded with, for each use."""
+
+  IDS = 0
+  AUGMENT = 1
+  LOSS = 2
+
+
 @chex.dataclass(frozen=True)
 class Episode:
   """One task; images normalised, class-major order, labels in 0..N-1."""
@@ -91,6 +99,17 @@ def sample(key, offsets, *, ways, images_per_class):
   draw = jax.vmap(lambda k, size: distinct(k, size, images_per_class))
   within = draw(jax.random.split(image_key, ways), sizes)
   return class_ids, starts[:, None] + within
+
+
+def draw_ids(offsets, task_key, c):
+  """Draws the classes [N] and images [N, K + Q] of one training task.
+
+  What gathers pixels on the host (data/feed.py) calls it too. `c` is
+  config.train.
+  """
+  key = jax.random.fold_in(task_key, Use.IDS)
+  return sample(key, offsets, ways=c.ways,
+                images_per_class=c.shots + c.queries)
 
 
 def labels(ways, per_class):

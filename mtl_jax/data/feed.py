@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from mtl_jax.data import episodes
-from mtl_jax.train import step as steps
 
 AHEAD = 2  # steps that wait, ready, for the device
 
@@ -40,7 +39,7 @@ def make(store, key, config, meta_batch, divide):
   @jax.jit
   def image_ids(step):
     keys = episodes.task_keys(jax.random.fold_in(key, step), 0, meta_batch)
-    draw = lambda k: steps.draw_ids(offsets, k, config.train)[1]
+    draw = lambda k: episodes.draw_ids(offsets, k, config.train)[1]
     return jax.vmap(draw)(keys)
 
   def gather(step):

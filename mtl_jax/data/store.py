@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from mtl_jax.data import building
-from mtl_jax.data.builders import DATASETS
+from mtl_jax.data.sources import DATASETS
 from mtl_jax.errors import UserError, check_choice, first_line
 
 DIR_VARIABLE = 'MTL_JAX_DATA'

@@ -18,8 +18,8 @@ import typing
 
 from absl import logging
 
+from mtl_jax import files
 from mtl_jax.errors import UserError, check_choice
-from mtl_jax.train import workdir
 
 # Small eigenproblems: OpenBLAS's threads wait for each other, and where the
 # machine is busy that costs a hundred times more than they save.
@@ -38,7 +38,7 @@ def main(argv=None):
     return 0
   try:
     check_choice('the command', command, COMMANDS)
-    module = importlib.import_module(f'mtl_jax.ntk.{command}')
+    module = importlib.import_module(f'mtl_jax.ntk.checks.{command}')
     options, folder = parse(command, module.Options, rest)
     result = module.run(options, folder)
   except UserError as error:
@@ -82,7 +82,7 @@ def parse(command, options, argv):
         help=texts.get(name, '').replace('%', '%%') + _shown(default))
   given = vars(parser.parse_args(argv))
   folder = given.pop('out')
-  return options(**given), workdir.at(folder)
+  return options(**given), files.at(folder)
 
 
 def _shown(default):

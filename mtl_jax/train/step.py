@@ -15,14 +15,12 @@ import jax.numpy as jnp
 import optax
 
 from mtl_jax.data import augment, episodes
+from mtl_jax.devices import AXIS
 from mtl_jax.solvers import inner_loop
 from mtl_jax.train import optimizer as optimizers
 
-AXIS = 'tasks'
 # Running BatchNorm statistics keep this share at every task.
 STATISTICS_DECAY = 0.9
-# What a task's key is folded with, for each use.
-_IDS, _AUGMENT, _LOSS = range(3)
 
 
 @chex.dataclass(frozen=True)
@@ -56,17 +54,6 @@ def steps_per_epoch(config, meta_batch):
   return -(-config.train.epoch_tasks // meta_batch)
 
 
-def draw_ids(offsets, task_key, c):
-  """Draws the classes [N] and images [N, K + Q] of one training task.
-
-  What gathers pixels on the host (data/feed.py) calls it too. `c` is
-  config.train.
-  """
-  key = jax.random.fold_in(task_key, _IDS)
-  return episodes.sample(key, offsets, ways=c.ways,
-                         images_per_class=c.shots + c.queries)
-
-
 def draw_episode(arrays, pixels, task_key, config):
   """Makes one training task.
 
@@ -78,12 +65,13 @@ def draw_episode(arrays, pixels, task_key, config):
     config: read for `train` and `augment`.
   """
   c = config.train
-  class_ids, image_ids = draw_ids(arrays.offsets, task_key, c)
+  class_ids, image_ids = episodes.draw_ids(arrays.offsets, task_key, c)
   if pixels is None:
     pixels = arrays.images[image_ids]
   flat = pixels.reshape((-1,) + pixels.shape[2:])
-  flat = augment.augment(jax.random.fold_in(task_key, _AUGMENT), flat,
-                         **config.augment)
+  flat = augment.augment(
+      jax.random.fold_in(task_key, episodes.Use.AUGMENT), flat,
+      **config.augment)
   images = augment.normalise(flat, arrays.mean, arrays.std)
   return episodes.split(images.reshape(pixels.shape), class_ids, c.shots)
 
@@ -128,7 +116,7 @@ def make_step(algorithm, optimizer, config, meta_batch):
       def task_loss(task):
         key, pixels = task
         return algorithm.loss(
-            variables, jax.random.fold_in(key, _LOSS),
+            variables, jax.random.fold_in(key, episodes.Use.LOSS),
             draw_episode(arrays, pixels, key, config),
             state.step * meta_batch)
 

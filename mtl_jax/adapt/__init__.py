@@ -1,0 +1,1 @@
+"""The command for a user's own pictures."""

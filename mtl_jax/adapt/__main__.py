@@ -1,0 +1,70 @@
+"""Tells your own pictures apart with what a run has learned.
+
+    python -m mtl_jax.adapt --checkpoint=runs/mine --support=birds/known \
+      --query=birds/new
+
+The support has a folder of pictures for each class, the query is a folder or
+files. See docs/adapt.md.
+"""
+
+import argparse
+import os
+import sys
+
+from absl import logging
+
+from mtl_jax import heads
+from mtl_jax.adapt import classify, sheet
+from mtl_jax.errors import UserError
+
+
+def main(argv=None):
+  """Runs the command line; returns the exit code."""
+  # Libraries log what they also raise; a run speaks for itself.
+  logging.set_verbosity(logging.FATAL)
+  try:
+    flags = parse(argv)
+    out = flags.out or os.path.join(flags.checkpoint, 'adapt')
+    result = classify.adapt(
+        flags.checkpoint, flags.support, flags.query, head=flags.head, out=out,
+        invert=flags.invert)
+  except UserError as error:
+    print(f'mtl_jax.adapt: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('mtl_jax.adapt: stopped', file=sys.stderr)
+    return 130
+  for notice in result['notices']:
+    print(f'mtl_jax.adapt: note: {notice}', file=sys.stderr)
+  print('\n'.join(sheet.lines(result)))
+  print(f'Everything is in {out}')
+  return 0
+
+
+def parse(argv=None):
+  """Returns the flags; UserError for what is wrong with them."""
+  parser = argparse.ArgumentParser(
+      'python -m mtl_jax.adapt', description=__doc__.splitlines()[0],
+      allow_abbrev=False)
+  parser.error = _raise
+  parser.add_argument('--checkpoint', required=True, help='workdir of a run')
+  parser.add_argument('--support', required=True,
+                      help='folder with a folder of images for each class')
+  parser.add_argument('--query', required=True, nargs='+',
+                      help='folder of images, labelled where they lie in '
+                      'folders named as the classes; or files')
+  parser.add_argument('--head', help=f'one of {", ".join(heads.HEADS)}; '
+                      "default: the first of the run's config.eval.heads")
+  parser.add_argument('--out', help='folder for the results; default '
+                      'CHECKPOINT/adapt')
+  parser.add_argument('--invert', action='store_true',
+                      help='exchange black and white in all images')
+  return parser.parse_args(argv)
+
+
+def _raise(message):
+  raise UserError(f'{message} (--help says more)')
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,215 @@
+"""Classify pictures by a run's backbone and a head fitted to examples."""
+
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+from etils import epath
+
+from mtl_jax import files, heads
+from mtl_jax.adapt import sheet
+from mtl_jax.data import pictures
+from mtl_jax.errors import UserError, check_choice
+from mtl_jax.run import saved_config, trained
+
+BATCH = 32  # images of a forward pass, always: no image depends on the others
+_LARGE_RESIDUAL = 0.05  # of a head's diagnostics, about zero for a good fit
+
+
+def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
+  """Learns the classes of `support` and tells the images of `query` apart.
+
+  Args:
+    checkpoint: workdir of a run, whose best epoch is used.
+    support: folder with a sub-folder of images for each class.
+    query: folder, or list of folders and files.
+    head: of heads.HEADS; None: the first that the run was tested with.
+    out: folder for predictions.csv, predictions.json, predictions.png and,
+      where the query is labelled, confusion.png; None: nothing is written.
+    invert: exchange black and white in all images.
+
+  Returns:
+    The contents of predictions.json.
+
+  Raises:
+    UserError: folders, files, checkpoint or head that cannot be used; then
+      nothing has been written.
+  """
+  config = saved_config.get_config(checkpoint)
+  head, options = choose_head(config, head)
+  support_files = pictures.list_support(support)
+  query_files = pictures.list_query(query)
+  if out is not None:
+    out = _check_out(out, [support, *_as_list(query)])
+  classes = sorted(set(support_files.labels))
+  # Before the network: a picture that cannot be read is said at once.
+  image_shape = trained.read_data(epath.Path(checkpoint))['image_shape']
+  support, query = (
+      pictures.load(files, classes, image_shape, invert=invert)
+      for files in (support_files, query_files))
+  model = trained.load(checkpoint, config)
+  probabilities, residuals = predict(model, head, options, support, query)
+  predicted = probabilities.argmax(1)
+  result = {
+      'checkpoint': str(checkpoint), 'checkpoint_step': model.step,
+      'trained_on': model.data['name'], 'method': config.method.name,
+      'model': config.model.name, 'head': head, 'options': options,
+      'normalise_features': config.eval.normalise_features,
+      'inverted': invert, 'residuals': residuals,
+      'classes': {name: support_files.labels.count(name) for name in classes},
+      'score': score(query, predicted),
+      'notices': [*support_files.notices, *query_files.notices,
+                  *_notices(model, support, query, residuals, invert)],
+      'predictions': [
+          {'file': file, 'predicted': classes[i], 'true': name,
+           # The shortest decimal that is this float32.
+           'probabilities': {c: float(str(p)) for c, p in zip(
+               classes, row, strict=True)}}
+          for file, i, name, row in zip(query.files, predicted, query.names,
+                                        probabilities, strict=True)]}
+  if out is not None:
+    write(out, result, support, query)
+  return result
+
+
+def choose_head(config, head=None):
+  """Returns (name, options) of a head, by default the run's first."""
+  if head is None:
+    own = [name for name in config.eval.heads if name in heads.HEADS]
+    if not own:
+      raise UserError('--head is missing: the run was tested with '
+                      f'{", ".join(config.eval.heads)}; choose one of '
+                      f'{", ".join(heads.HEADS)}')
+    head = own[0]
+  check_choice('--head', head, heads.HEADS)
+  # A run of an older version may lack a head, or an option of it.
+  saved = config.heads.get(head, {})
+  return head, dict(heads.HEADS[head].OPTIONS) | dict(saved)
+
+
+def predict(model, head, options, support, query):
+  """Returns softmax of the head's logits [Q, N], and its residuals by name.
+
+  Raises:
+    UserError: the head gives numbers that are not finite.
+  """
+  module = heads.HEADS[head]
+  num_ways = len(support.classes)
+  both = _features(model, np.concatenate([support.images, query.images]))
+  fitted, rest = both[:len(support.images)], both[len(support.images):]
+
+  @jax.jit
+  def run(fitted, labels, rest):
+    params = module.fit(fitted, labels, num_ways, **options)
+    return (jax.nn.softmax(module.logits(params, rest)),
+            module.diagnostics(params, fitted, labels, **options))
+
+  probabilities, residuals = jax.device_get(run(fitted, support.labels, rest))
+  if not np.isfinite(probabilities).all():
+    raise UserError(f'--head {head} gives numbers that are not finite on this '
+                    'support: choose another of ' + ', '.join(heads.HEADS))
+  return probabilities, {k: float(v) for k, v in residuals.items()}
+
+
+def _features(model, images):
+  """Returns the features [I, D] of any number of images."""
+  found = []
+  for start in range(0, len(images), BATCH):
+    batch = images[start:start + BATCH]
+    missing = BATCH - len(batch)
+    found.append(np.asarray(model.features(
+        np.pad(batch, [(0, missing)] + [(0, 0)] * 3)))[:len(batch)])
+  return np.concatenate(found)
+
+
+def score(query, predicted):
+  """Returns accuracies and the confusion matrix, or None without labels.
+
+  Images of classes that the support does not have are not counted.
+  """
+  known = query.labels >= 0
+  if not known.any():
+    return None
+  num_ways = len(query.classes)
+  confusion = np.zeros((num_ways, num_ways), int)
+  np.add.at(confusion, (query.labels[known], predicted[known]), 1)
+  of = lambda correct, images: {'accuracy': float(correct / images),
+                                'correct': int(correct), 'images': int(images)}
+  return {
+      **of(np.trace(confusion), confusion.sum()),
+      'by_class': {name: of(confusion[i, i], confusion[i].sum())
+                   for i, name in enumerate(query.classes)
+                   if confusion[i].any()},
+      'confusion': confusion.tolist()}
+
+
+def _notices(model, support, query, residuals, invert):
+  """Says what a user should know about the numbers."""
+  notices = []
+  strange = sorted(set(filter(None, query.names)) - set(query.classes))
+  if strange:
+    count = sum(name in strange for name in query.names)
+    notices.append(
+        f'{count} query images are of classes that --support does not have '
+        f'({", ".join(strange[:5])}{", .." if len(strange) > 5 else ""}): '
+        'left out of the accuracy')
+  seen = {image.tobytes() for image in support.images}
+  same = sum(image.tobytes() in seen for image in query.images)
+  if same:
+    notices.append(f'{same} query images are support images as well: that '
+                   'they are recognised means little')
+  dark = [file for one in (support, query) for file, is_dark in zip(
+      one.files, pictures.look_inverted(one.images, model.data['mean']),
+      strict=True) if is_dark]
+  if dark:
+    notices.append(
+        f'{len(dark)} images have a white background, such as {dark[0]}, and '
+        'this run was trained on white ink on black: '
+        + ('leave out --invert' if invert else 'try --invert'))
+  if not max(residuals.values(), default=0) <= _LARGE_RESIDUAL:
+    text = ', '.join(f'{k} {v:.2g}' for k, v in residuals.items())
+    notices.append(f'the head has not converged (residuals: {text}): do not '
+                   'trust these numbers')
+  return notices
+
+
+def _as_list(query):
+  return [query] if isinstance(query, str | os.PathLike) else list(query)
+
+
+def _check_out(out, inputs):
+  """Returns --out, unless it is seen before any work that it cannot be."""
+  if '://' in str(out):
+    return epath.Path(out)
+  path = pathlib.Path(out).resolve()
+  for folder in (pathlib.Path(given).resolve() for given in inputs):
+    if folder.is_dir() and path.is_relative_to(folder):
+      raise UserError(f'--out {out} is within {folder}: the next start would '
+                      'take its pictures for yours; choose another folder')
+  nearest = next(p for p in (path, *path.parents) if p.exists())
+  if not nearest.is_dir():
+    raise UserError(f'--out {out}: {nearest} is a file; name a folder')
+  if not os.access(nearest, os.W_OK | os.X_OK):
+    raise UserError(f'--out {out}: {nearest} cannot be written; name another '
+                    'folder')
+  return epath.Path(path)
+
+
+def write(out, result, support, query):
+  """Writes the results into a folder; all are made before one is written."""
+  made = {'predictions.json': json.dumps(result, indent=2),
+          'predictions.csv': sheet.table(result),
+          'predictions.png': sheet.sheet(result, support, query)}
+  if result['score']:
+    made['confusion.png'] = sheet.confusion(result)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    if not result['score']:  # an earlier start's would not belong to these
+      (out / 'confusion.png').unlink(missing_ok=True)
+  except OSError as error:
+    raise UserError(f'--out {out} cannot be written ({error.strerror}): name '
+                    'another folder') from error
+  for name, contents in made.items():
+    files.write(out / name, contents)

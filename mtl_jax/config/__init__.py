@@ -1,0 +1,13 @@
+"""The config of a run: its fields, and what is checked of them."""
+
+from mtl_jax.config.fields import (
+    ConfigDict,
+    base_config,
+    method_options,
+    model_options,
+    set_method,
+    to_json,
+)
+
+__all__ = ['ConfigDict', 'base_config', 'method_options', 'model_options',
+           'set_method', 'to_json']

@@ -1,0 +1,137 @@
+"""Devices: the mesh, and the same step compiled through jit or pmap.
+
+The step of train/step.py is written for one device of a named axis. `jit`
+runs it by shard_map over the mesh, `pmap` binds the axis itself. State and
+data are replicated, tasks are what is divided.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtl_jax.errors import UserError, check_choice
+
+AXIS = 'tasks'  # the name of the axis of devices
+
+# Steps that may wait behind the one that runs. A device must not wait for the
+# host; but the host holds the pixels and the metrics of every step that waits.
+STEPS_AHEAD = 8
+# XLA's CPU client aborts the process when a device waits this long for the
+# others in an all-reduce. Its own limit, 40 s, is less than a step of ResNet-12
+# may take where eight counted devices share two cores.
+_STUCK = '--xla_cpu_collective_call_terminate_timeout_seconds'
+_STUCK_SECONDS = 600
+
+
+class Compiled(NamedTuple):
+  """A compiled step with the way its arguments are laid out.
+
+  step(state, arrays, key, pixels) -> (state, metrics), on laid-out
+    arguments; the state that goes in is donated: its buffers are gone
+    afterwards. `pixels` [T, ..] comes from `divide`, or is None. On several
+    devices of a CPU it returns when the step has ended, see `compile`.
+  put(tree) -> tree laid out for `step`, which may share memory with what it
+    was given; get(tree) -> plain arrays again.
+  divide(array [T, ..]) -> the same, every device holding its own tasks.
+  """
+
+  step: Callable
+  put: Callable
+  get: Callable
+  divide: Callable
+
+
+def split_cpu(count):
+  """Counts the CPU as `count` devices, 0 as jax finds it.
+
+  To be called before anything touches a device: in a process that has found
+  its devices, and where XLA_FLAGS says how many, it changes nothing.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  if count and 'device_count' not in flags:
+    if _STUCK not in flags:
+      os.environ['XLA_FLAGS'] = f'{flags} {_STUCK}={_STUCK_SECONDS}'
+    with contextlib.suppress(RuntimeError):  # the devices are found
+      jax.config.update('jax_num_cpu_devices', count)
+
+
+def mesh(devices, meta_batch):
+  """Returns the mesh of the local devices that share a meta-batch.
+
+  Args:
+    devices: how many; 0 takes as many as divide the meta-batch evenly.
+    meta_batch: T.
+
+  Raises:
+    UserError: more devices than there are, or not a divisor of T.
+  """
+  there = jax.local_devices()
+  if not devices:
+    devices = max(n for n in range(1, len(there) + 1) if meta_batch % n == 0)
+  if devices > len(there):
+    raise UserError(f'config.parallel.devices is {devices}, but '
+                    f'{len(there)} are visible: at most {len(there)}')
+  if meta_batch % devices:
+    raise UserError(
+        f'config.train.meta_batch is {meta_batch}, which {devices} devices '
+        'cannot share evenly: take a multiple, fewer config.parallel.devices,'
+        ' or set config.parallel.tasks_per_device')
+  return Mesh(np.array(there[:devices]), (AXIS,))
+
+
+def meta_batch(config):
+  """Returns T: `train.meta_batch`, or tasks_per_device times the devices."""
+  if config.parallel.tasks_per_device is None:
+    return config.train.meta_batch
+  return config.parallel.tasks_per_device * config.parallel.devices
+
+
+def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
+  """Compiles a step over the mesh; returns Compiled.
+
+  A CPU that is counted as several devices runs one step at a time. Its
+  devices share one pool of threads, of as many threads as devices where there
+  are fewer cores, and a thread of it waits in every all-reduce. While one
+  step runs, each device needs one thread, and there are enough. Were several
+  steps dispatched, the threads could all wait: for a place among the 32
+  computations that the client takes, for the step before, in an all-reduce
+  whose last device gets no thread (docs/speed.md).
+
+  Args:
+    step: pure function of (state, arrays, key, pixels) under AXIS.
+    mesh: from `mesh`.
+    how: 'jit' (shard_map within jit) or 'pmap'.
+  """
+  check_choice('config.parallel.compile', how, ('jit', 'pmap'))
+  device = mesh.devices.flat[0]
+  place = jax.device_put
+  if device.platform == 'cpu' and mesh.size > 1:
+    in_turn = lambda run: lambda *args: jax.block_until_ready(run(*args))
+  else:
+    in_turn = lambda run: run
+  if how == 'jit':
+    # Gradients are averaged by the step itself; with check_vma the
+    # transpose of a replicated argument would sum them a second time.
+    mapped = jax.shard_map(step, mesh=mesh, out_specs=P(), check_vma=False,
+                           in_specs=(P(), P(), P(), P(AXIS)))
+    return Compiled(in_turn(jax.jit(mapped, donate_argnums=0)),
+                    lambda tree: place(tree, NamedSharding(mesh, P())),
+                    lambda tree: place(tree, device),
+                    lambda x: place(x, NamedSharding(mesh, P(AXIS))))
+  mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
+                    donate_argnums=0)
+  copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
+  return Compiled(
+      in_turn(mapped),
+      lambda tree: place(jax.tree.map(copies, tree),
+                         NamedSharding(mesh, P(AXIS))),
+      lambda tree: place(jax.tree.map(lambda x: x[0], tree), device),
+      lambda x: place(x.reshape((mesh.size, -1) + x.shape[1:]),
+                      NamedSharding(mesh, P(AXIS))))

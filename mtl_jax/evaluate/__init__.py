@@ -1,0 +1,1 @@
+"""Meta-test: adapt to unseen tasks and measure."""

@@ -1,0 +1,1 @@
+"""Checks of the theory, each behind one contract."""

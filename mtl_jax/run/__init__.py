@@ -1,0 +1,1 @@
+"""All that knows a workdir: from a config to test.json."""

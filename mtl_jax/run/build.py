@@ -1,0 +1,33 @@
+"""Build what a config stands for: the method and its first state."""
+
+import jax
+import jax.numpy as jnp
+
+from mtl_jax import models
+from mtl_jax.algorithms import METHODS
+from mtl_jax.config import method_options, model_options
+from mtl_jax.data import episodes
+from mtl_jax.train import optimizer
+from mtl_jax.train import step as steps
+
+
+def describe_data(store):
+  """Returns what must be known of the training split without having it."""
+  return {'name': store.name, 'classes': list(store.class_names),
+          'image_shape': list(store.images.shape[1:]),
+          'mean': store.mean.tolist(), 'std': store.std.tolist()}
+
+
+def algorithm_of(config, num_classes):
+  """Builds the method of a config over its backbone."""
+  backbone = models.create(config.model.name, **model_options(config))
+  return METHODS[config.method.name].build(
+      backbone, num_classes, config.train.ways, **method_options(config))
+
+
+def initial_state(config, algorithm, image_shape):
+  """Returns the TrainState before the first step of a run."""
+  images = jnp.zeros((2, *image_shape))
+  key = episodes.stream_key(config.seed, episodes.Stream.INIT)
+  return jax.jit(lambda key: steps.init_state(
+      algorithm, optimizer.build(config.optimizer), key, images))(key)

@@ -1,0 +1,133 @@
+"""What a run says while it goes: metrics.jsonl, the bar, TensorBoard."""
+
+import json
+import math
+import os
+import sys
+
+import jax
+import tqdm
+
+from mtl_jax import files
+from mtl_jax.errors import UserError
+
+FILE = 'metrics.jsonl'
+
+
+def means(metrics):
+  """Returns the means of a list of {name: (sum, count)} of single steps."""
+  names = metrics[0] if metrics else ()
+  return {name: sum(float(m[name][0]) for m in metrics)
+          / sum(float(m[name][1]) for m in metrics) for name in names}
+
+
+def fetch(pending, first_step):
+  """Brings the metrics of several steps to the host and checks them.
+
+  Args:
+    pending: a step's metrics each, on the device.
+    first_step: number of the first of them.
+
+  Raises:
+    UserError: names the first step whose loss or gradient is not finite.
+  """
+  metrics = jax.device_get(pending)
+  for step, values in enumerate(metrics, first_step):
+    for name in ('loss', 'gradient_norm'):
+      total, count = values[name]
+      if not math.isfinite(total):
+        raise UserError(
+            f'{name} is {total / count} at step {step}: lower '
+            f'config.optimizer.learning_rate; the last good checkpoint stays')
+  return metrics
+
+
+def read(path, upto=None):
+  """Returns the records of a run; a half-written last line is left out.
+
+  Args:
+    path: the workdir.
+    upto: leave out records of later steps (a resumed run makes them again).
+  """
+  file = path / FILE
+  records = []
+  for line in file.read_text().splitlines() if file.exists() else ():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      break
+    if upto is None or record['step'] <= upto:
+      records.append(record)
+  return records
+
+
+class Log:
+  """Keeps the records of a run and shows its progress.
+
+  The file is replaced as a whole with every record, which object stores
+  allow where appending is not.
+  """
+
+  def __init__(self, path, config, upto, total_steps):
+    self._path = path / FILE
+    self._records = read(path, upto)
+    self._bar = None
+    if config.log.progress and _columns():
+      self._bar = tqdm.tqdm(total=total_steps, initial=upto, unit='step',
+                            dynamic_ncols=True, smoothing=0.05)
+    self._plain = config.log.progress and self._bar is None
+    self._events = _events(path) if config.log.tensorboard else None
+
+  def record(self, values):
+    """Adds a record of a step: 'step', 'epoch' and what was measured."""
+    before = self._records[-1] if self._records else {}
+    self._records.append(values)
+    files.write(self._path, ''.join(
+        json.dumps(record) + '\n' for record in self._records))
+    if self._events:
+      for name, value in values.items():
+        if name != 'step':
+          self._events.add_scalar(name, value, values['step'])
+    if self._bar is not None:
+      self._bar.update(values['step'] - self._bar.n)
+      # Loss and validation come in turn: the bar keeps both.
+      self._bar.set_postfix_str(_short({**before, **values}))
+    elif self._plain:
+      self.say(f'step {values["step"]}  {_short(values)}')
+
+  def say(self, text):
+    """Prints a line above the bar."""
+    tqdm.tqdm.write(text)
+    sys.stdout.flush()
+
+  def close(self):
+    """Ends the bar and the events."""
+    if self._bar is not None:
+      self._bar.close()
+    if self._events:
+      self._events.close()
+
+
+def _columns():
+  """Returns the width of the terminal behind stderr, 0 where none is."""
+  try:
+    return os.get_terminal_size(sys.stderr.fileno()).columns
+  except (OSError, ValueError):
+    return 0
+
+
+def _events(path):
+  try:
+    import tensorboardX  # the extra `tensorboard`
+  except ImportError:
+    return None
+  return tensorboardX.SummaryWriter(str(path / 'tensorboard'))
+
+
+def _short(values):
+  forms = {'loss': ('loss', '{:.4f}'), 'accuracy': ('accuracy', '{:.1%}'),
+           'validation_accuracy': ('validation', '{:.2%}'),
+           'learning_rate': ('rate', '{:.2g}'),
+           'tasks_per_second': ('tasks/s', '{:.3g}')}
+  return '  '.join(f'{label} {form.format(values[name])}'
+                   for name, (label, form) in forms.items() if name in values)

@@ -1,0 +1,71 @@
+"""What a run shows at its end: its scores, and its curves."""
+
+import io
+import json
+
+from mtl_jax import files
+from mtl_jax.run import metrics
+
+_LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
+
+
+def scores(result):
+  """Returns the lines that a run ends with, from the contents of test.json.
+
+  Baselines stand beside the trained score, with the protocol above them.
+  """
+  data = result['data']
+  if result['trained_on'] != data:
+    data += f' (trained on {result["trained_on"]})'
+  lines = [
+      f'{result["ways"]}-way {result["shots"]}-shot, {result["queries"]} '
+      f'queries a class, {result["num_tasks"]} tasks of the '
+      f'{result["split"]} classes of {data}; BatchNorm: '
+      f'{result["batch_norm"]}; step {result["checkpoint_step"]}']
+  if 'C' in result:
+    lines.append(f'  C of the logistic head: {result["C"]}, chosen on '
+                 'validation tasks')
+  if result['support_copies']:
+    lines.append(f'  {result["support_copies"]} augmented copies of each '
+                 'support image')
+  for name, score in result['scores'].items():
+    label, _, shots = name.partition(' ')
+    label = _LABELS.get(label, f'{result["method"]}, trained, {label} head')
+    lines.append(f'  {f"{label} {shots}".strip():<34} '
+                 f'{score["accuracy"]:7.2%} +- {score["ci95"]:.2%}')
+  return '\n'.join(lines)
+
+
+def curves(path):
+  """Draws curves.png of a run: loss and accuracies over the steps."""
+  # Imported late: it takes a second, and only here is it needed.
+  import matplotlib.figure
+
+  records = metrics.read(path)
+  training = [r for r in records if 'loss' in r]
+  validated = [r for r in records if 'validation_accuracy' in r]
+  figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout='constrained')
+  left, right = figure.subplots(1, 2)
+  left.plot([r['step'] for r in training], [r['loss'] for r in training])
+  left.set(xlabel='step', ylabel='training loss')
+  right.plot([r['step'] for r in training],
+             [100 * r['accuracy'] for r in training], label='training tasks')
+  right.errorbar([r['step'] for r in validated],
+                 [100 * r['validation_accuracy'] for r in validated],
+                 [100 * r['validation_ci95'] for r in validated],
+                 marker='.', label='validation tasks, new head')
+  test = path / 'test.json'
+  if test.exists():
+    result = json.loads(test.read_text())
+    right.errorbar([result['checkpoint_step']], [100 * result['accuracy']],
+                   [100 * result['ci95']], fmt='*', markersize=10,
+                   color='black', label='test tasks, best epoch')
+  right.set(xlabel='step', ylabel='accuracy, %')
+  right.legend(fontsize='small')
+  for axes in (left, right):
+    axes.grid(alpha=0.3)
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format='png', dpi=120)
+  files.write(path / 'curves.png', buffer.getvalue())
+
+

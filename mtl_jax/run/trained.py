@@ -1,0 +1,89 @@
+"""Load what a run has learned: its backbone, ready for new images.
+
+    model = trained.load('runs/mini')
+    features = model.features(images)        # uint8 [B, h, w, c] -> [B, D]
+
+The data set that it was trained on need not be there.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from mtl_jax import files
+from mtl_jax.config.check import validate
+from mtl_jax.data import augment
+from mtl_jax.errors import UserError
+from mtl_jax.models import layers
+from mtl_jax.run import build, checkpoint, saved_config, workdir
+
+# Sections that a test reads and a finished training does not.
+_TEST_ONLY = ('heads', 'validation', 'augment')
+
+
+class Trained(NamedTuple):
+  """The best epoch of a run."""
+
+  config: Any  # of the run
+  algorithm: Any
+  variables: Any
+  step: int
+  best_score: float  # its validation accuracy
+  data: dict[str, Any]  # as `describe_data` returns it
+  features: Callable  # uint8 [B, h, w, c] -> float32 [B, D]
+
+
+def load(path, config=None):
+  """Loads the best epoch of a run.
+
+  Args:
+    path: the run's workdir.
+    config: to take in place of the run's own; all that made the run must
+      agree, but not what a test reads.
+
+  Returns:
+    Trained. Its `features` are of unit length where
+    `config.eval.normalise_features` says so.
+
+  Raises:
+    UserError: no finished epoch there, or damaged files.
+  """
+  path = files.at(path)
+  if config is None:
+    config = saved_config.get_config(path)
+  else:
+    workdir.check(path, config, free=_TEST_ONLY)
+  validate(config)
+  data = read_data(path)
+  algorithm = build.algorithm_of(config, len(data['classes']))
+  # A device of this machine: the run may have had another kind.
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+      jax.eval_shape(
+          lambda: build.initial_state(config, algorithm, data['image_shape'])))
+  state = checkpoint.restore_best(path, like)
+  mean, std = (np.array(data[name], np.float32) for name in ('mean', 'std'))
+
+  @jax.jit
+  def features(images):
+    found = algorithm.features(state.variables,
+                               augment.normalise(images, mean, std))
+    return layers.unit_norm(found) if config.eval.normalise_features else found
+
+  return Trained(config, algorithm, state.variables, int(state.step),
+                 float(state.best_score), data, features)
+
+
+def read_data(path):
+  """Returns what `describe_data` wrote into a workdir."""
+  file = path / workdir.DATA
+  try:
+    return json.loads(file.read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f'{file} cannot be read ({type(error).__name__}): start '
+                    'the run again with its config, which writes it'
+                    ) from error

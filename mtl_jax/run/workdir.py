@@ -1,0 +1,137 @@
+"""The folder of a run: whose it is, and what it holds.
+
+    config.json data.json env.json metrics.jsonl checkpoints/ best/
+    test.json tasks.npz curves.png tensorboard/
+"""
+
+import importlib.metadata
+import json
+import platform
+
+import jax
+import ml_collections
+
+from mtl_jax import files
+from mtl_jax.config import base_config, to_json
+from mtl_jax.errors import UserError, first_line
+
+CONFIG = 'config.json'
+DATA = 'data.json'
+# Fields that cannot change what is trained, and limits that only end it.
+_FREE = ('source', 'data.dir', 'data.manual_dir', 'data.store',
+         'train.max_epochs', 'parallel.compile', 'parallel.cpu_devices',
+         'parallel.devices')
+_FREE_SECTIONS = ('log', 'eval', 'tune_all')
+
+
+def read_config(path):
+  """Returns the ConfigDict of a run.
+
+  Raises:
+    UserError: no run there, or a damaged file.
+  """
+  file = path / CONFIG
+  try:
+    return ml_collections.ConfigDict(_tuples(json.loads(file.read_text())))
+  except FileNotFoundError as error:
+    raise UserError(f'{file} is missing: {path} is not the workdir of a '
+                    'run') from error
+  except (OSError, ValueError) as error:
+    raise UserError(f'{file} cannot be read ({error}): restore it or choose '
+                    'an empty --workdir') from error
+
+
+def saved_config(path):
+  """Returns the config of a run; fields that came later have their defaults.
+
+  Raises:
+    UserError: as `read_config`.
+  """
+  saved = read_config(path)
+  config = base_config()
+  for section in ('model', 'method'):  # these have fields of their own
+    config[section] = saved[section]
+  try:
+    config.update(saved)
+  except (KeyError, TypeError) as error:
+    raise UserError(f'{path / CONFIG} has fields that this version has not '
+                    f'({first_line(error)})') from error
+  return config
+
+
+def _tuples(value):
+  """Returns JSON's value with tuples for lists, as configs have them."""
+  if isinstance(value, dict):
+    return {name: _tuples(one) for name, one in value.items()}
+  return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def check(path, config, free=()):
+  """Raises UserError unless a run of `config` can start or go on in `path`.
+
+  Reads only. Sections named in `free` may differ too.
+  """
+  try:
+    if path.exists() and not path.is_dir():
+      raise UserError(f'{path} is a file: --workdir must be a folder')
+    entries = list(path.iterdir()) if path.exists() else []
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({error.strerror}): choose '
+                    'another --workdir') from error
+  if not (path / CONFIG).exists():
+    if entries:
+      raise UserError(f'{path} holds other files and no run: choose an empty '
+                      'or a new --workdir')
+    return
+  old = _identity(saved_config(path), free)
+  new = _identity(config, free)
+  for field in sorted(set(old) | set(new)):
+    if old.get(field) != new.get(field):
+      raise UserError(
+          f'{path} holds a run with config.{field}={old.get(field)}, not '
+          f'{new.get(field)}: set it so, or choose another --workdir')
+
+
+def claim(path, config, data):
+  """Writes config.json, data.json and env.json; `check` comes first.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  files.make(path)
+  files.write(path / 'env.json', json.dumps(environment(), indent=2))
+  files.write(path / DATA, json.dumps(data))
+  files.write(path / CONFIG, to_json(config))
+
+
+def environment():
+  """Returns versions and devices, for env.json."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
+              'chex', 'ml-collections', 'tensorflow-datasets', 'pillow')
+  return {
+      'python': platform.python_version(), 'platform': platform.platform(),
+      'backend': jax.default_backend(),
+      'devices': [device.device_kind for device in jax.devices()],
+      'packages': {name: importlib.metadata.version(name)
+                   for name in packages}}
+
+
+def _identity(config, sections):
+  """Returns field -> value of all that two starts of a run must share."""
+  flat = {}
+
+  def walk(section, prefix):
+    for name, value in section.items():
+      if isinstance(value, ml_collections.ConfigDict):
+        walk(value, f'{prefix}{name}.')
+      else:
+        flat[prefix + name] = value
+
+  # Through JSON, so that tuples and lists are the same.
+  walk(ml_collections.ConfigDict(json.loads(to_json(config))), '')
+  free = set(_FREE)
+  if flat['parallel.tasks_per_device'] is not None:
+    free.remove('parallel.devices')  # then they make the meta-batch
+  return {field: value for field, value in flat.items()
+          if field not in free
+          and field.split('.')[0] not in (*_FREE_SECTIONS, *sections)}
