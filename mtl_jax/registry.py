@@ -1,0 +1,71 @@
+"""Find a method, head, backbone or data set: a registered one or a user's.
+
+A name that ends in .py names a file of the user's own, which has what the
+package's own files of that kind have. The name is kept in the config of a
+run, so that the run is resumed, tested and adapted without more.
+"""
+
+import functools
+import importlib.util
+import os
+import pathlib
+import sys
+
+from mtl_jax.errors import UserError, check_choice, first_line
+
+SUFFIX = '.py'
+
+
+def is_own(name):
+  """Returns whether a name is that of a file of the user's own."""
+  return name.endswith(SUFFIX)
+
+
+def find(field, name, registered, needed):
+  """Returns the entry of a name.
+
+  Args:
+    field: config field that holds the name, for messages.
+    name: a key of `registered`, or a path that ends in .py.
+    registered: name -> entry.
+    needed: attributes that a user's file must have.
+
+  Raises:
+    UserError: unknown name, a file that is not there or cannot be run, or one
+      that lacks an attribute.
+  """
+  if not is_own(name):
+    check_choice(field, name, registered)
+    return registered[name]
+  module = load(field, os.path.abspath(os.path.expanduser(name)))
+  for attribute in needed:
+    if not hasattr(module, attribute):
+      raise UserError(f'{field}: {name} has no {attribute}: it must define '
+                      + ', '.join(needed) + ' (see CONTRIBUTING.md)')
+  return module
+
+
+@functools.cache
+def load(field, path):
+  """Runs a Python file once; returns its module.
+
+  Raises:
+    UserError: it is not there, or raises something.
+  """
+  if not os.path.isfile(path):
+    raise UserError(f'{field}: {path} is not there: name a Python file or a '
+                    'registered name')
+  name = f'mtl_jax_own_{pathlib.Path(path).stem}_{abs(hash(path))}'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # dataclasses look their module up
+  try:
+    spec.loader.exec_module(module)
+  except UserError:
+    raise
+  except Exception as error:  # a user's file may raise anything
+    del sys.modules[name]
+    raise UserError(f'{field}: {path} cannot be run '
+                    f'({type(error).__name__}: {first_line(error)})'
+                    ) from error
+  return module
