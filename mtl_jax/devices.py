@@ -40,12 +40,14 @@ class Compiled(NamedTuple):
   put(tree) -> tree laid out for `step`, which may share memory with what it
     was given; get(tree) -> plain arrays again.
   divide(array [T, ..]) -> the same, every device holding its own tasks.
+  lower(state, arrays, key, pixels) -> the step lowered for these arguments.
   """
 
   step: Callable
   put: Callable
   get: Callable
   divide: Callable
+  lower: Callable
 
 
 def split_cpu(count):
@@ -86,13 +88,6 @@ def mesh(devices, meta_batch):
   return Mesh(np.array(there[:devices]), (AXIS,))
 
 
-def meta_batch(config):
-  """Returns T: `train.meta_batch`, or tasks_per_device times the devices."""
-  if config.parallel.tasks_per_device is None:
-    return config.train.meta_batch
-  return config.parallel.tasks_per_device * config.parallel.devices
-
-
 def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   """Compiles a step over the mesh; returns Compiled.
 
@@ -121,10 +116,12 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
     # transpose of a replicated argument would sum them a second time.
     mapped = jax.shard_map(step, mesh=mesh, out_specs=P(), check_vma=False,
                            in_specs=(P(), P(), P(), P(AXIS)))
-    return Compiled(in_turn(jax.jit(mapped, donate_argnums=0)),
+    jitted = jax.jit(mapped, donate_argnums=0)
+    return Compiled(in_turn(jitted),
                     lambda tree: place(tree, NamedSharding(mesh, P())),
                     lambda tree: place(tree, device),
-                    lambda x: place(x, NamedSharding(mesh, P(AXIS))))
+                    lambda x: place(x, NamedSharding(mesh, P(AXIS))),
+                    jitted.lower)
   mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
                     donate_argnums=0)
   copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
@@ -134,4 +131,4 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
                          NamedSharding(mesh, P(AXIS))),
       lambda tree: place(jax.tree.map(lambda x: x[0], tree), device),
       lambda x: place(x.reshape((mesh.size, -1) + x.shape[1:]),
-                      NamedSharding(mesh, P(AXIS))))
+                      NamedSharding(mesh, P(AXIS))), mapped.lower)

@@ -44,6 +44,7 @@ class Field(NamedTuple):
   allowed: a Range of numbers, or the values there are; None: any value of the
     type. Of a tuple it is what each of its items may be.
   free: whether a run may resume with another value.
+  free_to_test: whether a finished run may be tested with another value.
   kind: the type, where the default is None.
   """
 
@@ -51,6 +52,7 @@ class Field(NamedTuple):
   meaning: str
   allowed: Range | tuple | None = None
   free: bool = False
+  free_to_test: bool = False
   kind: type | None = None
 
   @property

@@ -29,14 +29,14 @@ def between_steps(limit):
 def at_save(which, limit, inside):
   save = checkpoint.save
 
-  def wrapped(manager, step, state):
+  def wrapped(manager, step, state, *pending):
     if (manager.directory.name, step) == (checkpoint.FOLDERS[which], limit):
       if not inside:
         die()
       # Orbax writes everything, and dies as it gives the folder its name.
       pathlib.Path.rename = pathlib.Path.replace = die
       os.rename = os.replace = die
-    save(manager, step, state)
+    save(manager, step, state, *pending)
   checkpoint.save = wrapped
 
 

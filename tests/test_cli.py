@@ -78,7 +78,7 @@ def test_starting_a_finished_run_again_changes_no_result(finished, tmp_path):
       path, config__eval__baselines=True, config__log__every_steps=3,
       config__eval__heads="('logistic','own')"))
   assert result.returncode == 0, result.stderr
-  assert 'Going on at step 16' in result.stdout
+  assert 'Resuming at step 16' in result.stdout
   for name in ('test.json', 'metrics.jsonl', 'config.json'):
     assert (path / name).read_text() == (finished[0] / name).read_text()
 
@@ -206,7 +206,7 @@ def test_a_corrupt_checkpoint(damage, finished, tmp_path):
   shutil.rmtree(newest)
   result = command.run(command.arguments(path))
   assert result.returncode == 0, result.stderr
-  assert 'Going on at step 12' in result.stdout
+  assert 'Resuming at step 12' in result.stdout
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'missing'])
@@ -260,7 +260,8 @@ def test_a_full_disk(finished, tmp_path):
   path = copy_of(finished, tmp_path)
   before = command.snapshot(path)
   result = command.run(
-      command.arguments(path, config__train__max_epochs=6),
+      command.arguments(path, config__train__max_epochs=6,
+                        config__log__tensorboard=False),
       preexec_fn=lambda: resource.setrlimit(
           resource.RLIMIT_FSIZE, (8192, 8192)))
   assert_one_line(result, 'cannot be written', str(path))
@@ -271,9 +272,10 @@ def test_a_full_disk(finished, tmp_path):
       k: v for k, v in before.items() if k not in growing}
   assert after['metrics.jsonl'].startswith(before['metrics.jsonl'])
   assert json.loads(after['config.json'])['train']['max_epochs'] == 6
-  result = command.run(command.arguments(path, config__train__max_epochs=6))
+  result = command.run(command.arguments(path, config__train__max_epochs=6,
+                                         config__log__tensorboard=False))
   assert result.returncode == 0, result.stderr
-  assert 'Going on at step 16' in result.stdout
+  assert 'Resuming at step 16' in result.stdout
 
 
 def test_a_loss_that_is_not_finite(tmp_path):

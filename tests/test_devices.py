@@ -7,7 +7,7 @@ import pytest
 
 from mtl_jax import devices
 from mtl_jax.devices import AXIS
-from mtl_jax.run import loop, metrics
+from mtl_jax.run import checkpoint, loop, metrics
 
 
 def slow_step(state, arrays, key, pixels):
@@ -59,12 +59,14 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
     return [{'loss': (np.float32(1), 1)}] * len(pending)
   monkeypatch.setattr(metrics, 'fetch', fetch)
   same = lambda tree: tree
-  compiled = devices.Compiled(step, same, same, same)
+  compiled = devices.Compiled(step, same, same, same, None)
 
   class Log:
+    every_steps = 10 ** 6
     record = staticmethod(lambda values: None)
+  run = loop.Run(None, None, 1, 500, None, {})
   end = loop.train_epoch(
-      compiled, jnp.int32(0), None, None, [None] * 500, range(500), Log,
-      10 ** 6, 1)
+      compiled, jnp.int32(0), [None] * 500, range(500), [], Log, run,
+      checkpoint.every(0, None))
   assert int(end) == 500
   assert 1 < most <= devices.STEPS_AHEAD + 1

@@ -52,7 +52,7 @@ def test_killed_and_started_again_ends_equal_to_the_bit(
   assert step > start
   again = command.run(flags)
   assert again.returncode == 0, again.stderr
-  assert f'Going on at step {start}.' in again.stdout or not start
+  assert f'Resuming at step {start}.' in again.stdout or not start
 
   for a, b in zip(jax.tree.leaves(final_state(uninterrupted)),
                   jax.tree.leaves(final_state(path)), strict=True):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mtl_jax import models
+from mtl_jax import devices, models
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import base_config, method_options, set_method
 from mtl_jax.config.check import validate
@@ -44,7 +44,7 @@ def small_config(method, **changes):
   return c
 
 
-def make(config, devices, how='jit'):
+def make(config, num_devices, how='jit'):
   """Returns (compiled step, state, arrays, key) of the tiny glyphs."""
   store = stores.load(config.data.name, 'train')
   backbone = models.create('conv4', width=8, pool='global', dtype='float32')
@@ -55,9 +55,16 @@ def make(config, devices, how='jit'):
   state = jax.jit(lambda key: steps.init_state(
       algorithm, optimizer, key, jnp.zeros((2, 28, 28, 1))))(
           episodes.stream_key(0, episodes.Stream.INIT))
-  mesh = devices.mesh(devices, META_BATCH)
-  compiled = devices.compile(
-      steps.make_step(algorithm, optimizer, config, META_BATCH), mesh, how)
+  mesh = devices.mesh(num_devices, META_BATCH)
+  step = steps.make_step(
+      algorithm, optimizer, optimizers.schedule(
+          config.optimizer,
+          steps.steps_per_epoch(config.train.epoch_tasks, META_BATCH)),
+      functools.partial(steps.draw_episode, train=config.train,
+                        augmentation=config.augment), META_BATCH,
+      tasks_at_once=config.parallel.tasks_at_once,
+      unroll_passes=config.parallel.unroll_passes)
+  compiled = devices.compile(step, mesh, how)
   key = episodes.stream_key(0, episodes.Stream.TRAIN)
   arrays, key = compiled.put((
       stores.arrays(store, config.data.store), key))
@@ -75,7 +82,7 @@ def run(compiled, state, arrays, key, batches):
 @pytest.fixture(scope='module')
 def reference():
   """MTL; the other methods go through the same functions below."""
-  return 'mtl', run(*make(small_config('mtl'), devices=1), [None] * 3)
+  return 'mtl', run(*make(small_config('mtl'), num_devices=1), [None] * 3)
 
 
 def test_eight_pmapped_devices_do_what_one_does(reference):
@@ -102,7 +109,7 @@ def test_pixels_from_the_host_are_the_same_episodes(reference, devices, how):
   compiled, start, arrays, key = make(config, devices, how)
   assert arrays.images is None
   batches = feed.make(
-      store, episodes.stream_key(0, episodes.Stream.TRAIN), config,
+      store, episodes.stream_key(0, episodes.Stream.TRAIN), config.train,
       META_BATCH, compiled.divide)(range(3))
   other, other_history = run(compiled, start, arrays, key, batches)
   assert_same(state.variables, other.variables)
@@ -116,7 +123,7 @@ def test_a_failure_of_the_feeding_thread_reaches_the_run():
   def full(pixels):
     raise MemoryError(f'no room for {pixels.nbytes} bytes')
   with pytest.raises(MemoryError, match='no room'):
-    list(feed.make(store, jax.random.key(0), config, 2, full)(range(5)))
+    list(feed.make(store, jax.random.key(0), config.train, 2, full)(range(5)))
 
 
 @pytest.mark.parametrize('devices, unroll', [(1, False), (2, False),
@@ -200,7 +207,8 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
     gradient, aux = gradient_of(
         start.variables['params'],
         jax.random.fold_in(task_key, episodes.Use.LOSS),
-        steps.draw_episode(stores.arrays(store), None, task_key, config))
+        steps.draw_episode(stores.arrays(store), None, task_key,
+                           train=config.train, augmentation=config.augment))
     grads.append(gradient)
     statistics.append(aux.batch_stats)
   mean = lambda trees: jax.tree.map(lambda *x: sum(x) / len(x), *trees)

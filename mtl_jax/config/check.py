@@ -1,179 +1,123 @@
-"""Says what is wrong with a config, before anything is read or written."""
+"""Says what is wrong with a config, before anything is read or written.
 
-import dataclasses
+What depends on the data (ways above the class count) is checked where the
+data is: `data/episodes.check`.
+"""
 
-from mtl_jax import heads, models
+from mtl_jax import fields, heads, models
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import ConfigDict, base_config, method_options
-from mtl_jax.data import augment, sources, store
+from mtl_jax.config.fields import FIELDS
+from mtl_jax.data import sources
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.evaluate import measure, tune_all
-from mtl_jax.train import optimizer
-
-
-@dataclasses.dataclass(frozen=True)
-class _Range:
-  """Numbers a field may hold."""
-
-  low: float = 0
-  above: bool = False  # low itself is not allowed
-  high: float = float('inf')
-
-  def __str__(self):
-    text = f'{"above" if self.above else "at least"} {self.low}'
-    return text + ('' if self.high == float('inf') else f', below {self.high}')
-
-  def holds(self, value):
-    lowest = value > self.low if self.above else value >= self.low
-    return lowest and value < self.high
-
-
-_POSITIVE = _Range(0, above=True)
-_COUNT = _Range(1)
-_RANGES = {
-    **{f'train.{k}': _COUNT for k in (
-        'shots', 'meta_batch', 'epoch_tasks', 'max_epochs')},
-    **{f'{s}.{k}': _COUNT for s in ('validation', 'eval')
-       for k in ('tasks', 'shots', 'queries')},
-    **{f'{s}.ways': _Range(2) for s in ('train', 'validation', 'eval')},
-    **{f'optimizer.{k}': _Range(0, high=1) for k in (
-        'beta1', 'beta2', 'momentum')},
-    **{f'optimizer.{k}': _POSITIVE for k in (
-        'learning_rate', 'epsilon', 'decay_epochs')},
-    **{f'optimizer.{k}': _Range(0) for k in (
-        'weight_decay', 'warmup_epochs', 'clip', 'plateau_patience',
-        'plateau_threshold')},
-    'optimizer.plateau_factor': _Range(0, above=True, high=1),
-    **{f'augment.{k}': _Range(0) for k in (
-        'padding', 'brightness', 'contrast', 'saturation')},
-    'seed': _Range(0, high=2**32), 'eval.seed': _Range(0, high=2**32),
-    'train.queries': _Range(0), 'train.stop_patience': _Range(0),
-    'heads.centroid.scale': _POSITIVE, 'heads.gradient.steps': _COUNT,
-    'heads.gradient.rate': _POSITIVE, 'heads.logistic.C': _POSITIVE,
-    'heads.ridge.regulariser': _POSITIVE, 'heads.svm.C': _POSITIVE,
-    'heads.svm.ridge': _Range(0),
-    'tune_all.steps': _Range(0), 'tune_all.learning_rate': _POSITIVE,
-    'tune_all.tasks_at_once': _COUNT,
-    'eval.support_copies': _Range(0), 'eval.batch_size': _COUNT,
-    'eval.tasks_at_once': _COUNT,
-    **{f'parallel.{k}': _Range(0) for k in (
-        'devices', 'cpu_devices', 'tasks_at_once')},
-    'parallel.tasks_per_device': _COUNT, 'log.every_steps': _COUNT,
-}
+from mtl_jax.fields import Field
 
 
 def validate(config):
-  """Raises UserError for the first field that cannot be meant.
+  """Raises UserError for the first field that is invalid.
 
-  What depends on the data (ways above the class count) is checked where the
-  data is: `data/episodes.check`.
+  The network and the method are built once, which checks their own fields.
   """
-  _check_fields(base_config(), config, '', ('method', 'model'))
-  for field, allowed in _RANGES.items():
-    value = _get(config, field)
-    if value is not None and not allowed.holds(value):
-      raise UserError(f'config.{field} is {value}: must be {allowed}')
-  for field, allowed in (
-      ('method.name', METHODS), ('model.name', models.MODELS),
-      ('data.name', sources.names()),
-      ('data.store', store.PLACES),
-      ('optimizer.name', optimizer.OPTIMIZERS),
-      ('optimizer.schedule', optimizer.SCHEDULES),
-      ('validation.head', (*heads.HEADS, measure.OWN)),
-      ('eval.data', ('', *sources.names())),
-      ('eval.split', ('train', 'validation', 'test')),
-      ('parallel.compile', ('jit', 'pmap'))):
-    check_choice(f'config.{field}', _get(config, field), allowed)
-  if not config.eval.heads:
+  values = config.to_dict()
+  fields.check({**FIELDS, 'method': _declared(values, 'method', _of_method),
+                'model': _declared(values, 'model', _of_model)}, values)
+  _check_names(values)
+  _check_schedule(values['optimizer'])
+  _check_eval(values)
+  build_method(values)
+
+
+def build_method(config, num_classes=1):
+  """Builds the method of a config over its backbone.
+
+  Args:
+    config: mapping with the sections method, model and train.
+    num_classes: M, of the training split.
+
+  Raises:
+    UserError: a field of the method or of the network is invalid.
+  """
+  (method, own), (model, options) = (
+      _named(config[section]) for section in ('method', 'model'))
+  return METHODS[method].build(models.create(model, **options), num_classes,
+                               config['train']['ways'], **own)
+
+
+def _named(section):
+  """Returns (the name in a section, its other fields)."""
+  return section['name'], {k: v for k, v in section.items() if k != 'name'}
+
+
+def _declared(values, section, own_fields):
+  """Returns the declared fields of a section whose name chooses them."""
+  given = values.get(section)
+  if not isinstance(given, dict) or 'name' not in given:
+    return FIELDS[section]  # its check says what is wrong
+  return {'name': Field('', ''), **own_fields(given)}
+
+
+def _of_method(given):
+  if given['name'] not in METHODS:
+    return _anything(given)  # _check_names says so
+  return {name: Field(default, '') for name, default in
+          METHODS[given['name']].options().items()}
+
+
+def _of_model(given):
+  return _anything(given)  # `models.create` checks them
+
+
+def _anything(given):
+  return {name: Field(value, '') for name, value in given.items()
+          if name != 'name'}
+
+
+def _check_names(c):
+  """Checks the fields that hold names of what is registered."""
+  check_choice('config.method.name', c['method']['name'], METHODS)
+  check_choice('config.model.name', c['model']['name'], models.MODELS)
+  check_choice('config.data.name', c['data']['name'], sources.names())
+  check_choice('config.eval.data', c['eval']['data'], ('', *sources.names()))
+  check_choice('config.validation.head', c['validation']['head'],
+               (*heads.HEADS, measure.OWN))
+  if not c['eval']['heads']:
     raise UserError('config.eval.heads is empty: name at least one head')
-  for name in config.augment.operations:
-    check_choice('config.augment.operations', name, augment.OPERATIONS)
-  for head in config.eval.heads:
+  for head in c['eval']['heads']:
     check_choice('config.eval.heads', head, (
         *heads.HEADS, measure.OWN, tune_all.NAME))
-  _check_fields(METHODS[config.method.name].options(), ConfigDict(
-      method_options(config)), 'method.', ())
-  _check_schedule(config.optimizer)
-  _check_eval(config)
 
 
-def _check_eval(config):
-  c = config.eval
-  for shots in c.also_shots:
-    if not isinstance(shots, int) or shots < 1:
-      raise UserError(f'config.eval.also_shots has {shots!r}: must be whole '
-                      'numbers of at least 1')
-  for value in c.choose_C:
-    if not isinstance(value, (int, float)) or value <= 0:
-      raise UserError(f'config.eval.choose_C has {value!r}: must be numbers '
-                      'above 0')
-  if c.choose_C and 'logistic' not in c.heads:
+def _check_eval(c):
+  test = c['eval']
+  if test['choose_C'] and 'logistic' not in test['heads']:
     raise UserError("config.eval.choose_C is set, but 'logistic' is not in "
                     'config.eval.heads: it is the head that has a C')
-  if c.support_copies and not config.augment.operations:
-    raise UserError(f'config.eval.support_copies is {c.support_copies}, but '
-                    'config.augment.operations is empty: the copies would '
+  if test['support_copies'] and not c['augment']['operations']:
+    raise UserError(f'config.eval.support_copies is {test["support_copies"]}, '
+                    'but config.augment.operations is empty: the copies would '
                     'all be the image')
-  for section, used in (('validation', (config.validation.head,)),
-                        ('eval', config.eval.heads)):
-    ways = config[section].ways
-    fixed = not METHODS[config.method.name].any_ways
-    if fixed and measure.OWN in used and ways != config.train.ways:
+  any_ways = METHODS[c['method']['name']].any_ways
+  for section, used in (('validation', (c['validation']['head'],)),
+                        ('eval', test['heads'])):
+    ways = c[section]['ways']
+    if not any_ways and measure.OWN in used and ways != c['train']['ways']:
       raise UserError(
-          f'config.{section}.ways is {ways}: {config.method.name} adapts by '
+          f'config.{section}.ways is {ways}: {c["method"]["name"]} adapts by '
           f'itself ({measure.OWN!r}) to config.train.ways, '
-          f'{config.train.ways}')
-  if config.parallel.tasks_per_device and not config.parallel.devices:
+          f'{c["train"]["ways"]}')
+  if c['parallel']['tasks_per_device'] and not c['parallel']['devices']:
     raise UserError('config.parallel.devices is 0: state their number with '
                     'config.parallel.tasks_per_device, they make the '
                     'meta-batch')
 
 
 def _check_schedule(c):
-  epochs, scales = list(c.step_epochs), list(c.step_scales)
-  if len(epochs) != len(scales) or epochs != sorted(set(epochs)):
+  epochs, scales = c['step_epochs'], c['step_scales']
+  if len(epochs) != len(scales) or list(epochs) != sorted(set(epochs)):
     raise UserError(
-        f'config.optimizer.step_epochs is {tuple(epochs)} and step_scales '
-        f'{tuple(scales)}: rising epochs and as many scales are needed')
-  if c.warmup_epochs >= c.decay_epochs:
+        f'config.optimizer.step_epochs is {epochs} and step_scales '
+        f'{scales}: rising epochs and as many scales are needed')
+  if c['warmup_epochs'] >= c['decay_epochs']:
     raise UserError(
-        f'config.optimizer.warmup_epochs is {c.warmup_epochs}: must be below '
-        f'decay_epochs, {c.decay_epochs}')
-
-
-def _check_fields(base, config, path, free):
-  """Checks names and types against `base`, but not below a `free` field."""
-  for unknown in sorted(set(config) - set(base)):
-    raise UserError(f'config.{path}{unknown} is unknown: config.{path[:-1]}'
-                    ' has the fields ' + ', '.join(sorted(base)))
-  for name in base:
-    if name not in config:
-      raise UserError(f'config.{path}{name} is missing')
-    value, default = config.get(name), base.get(name)
-    if isinstance(default, ConfigDict) != isinstance(value, ConfigDict):
-      raise UserError(f'config.{path}{name} is {value!r}: must be a section '
-                      'like the default' if isinstance(default, ConfigDict)
-                      else f'config.{path}{name} must be a single value')
-    if isinstance(default, ConfigDict):
-      if name not in free:
-        _check_fields(default, value, f'{path}{name}.', ())
-    elif value is not None or default is not None:
-      _check_type(f'config.{path}{name}', value,
-                  int if default is None else type(default))
-
-
-def _check_type(field, value, expected):
-  numbers = (int, float) if expected is float else (expected,)
-  wrong = not isinstance(value, numbers)
-  if wrong and not (value is None and expected is int):
-    raise UserError(f'{field} is {value!r}: must be of type '
-                    f'{expected.__name__}')
-  if isinstance(value, bool) and expected is not bool:
-    raise UserError(f'{field} is {value!r}: must be of type '
-                    f'{expected.__name__}')
-
-
-def _get(config, field):
-  for name in field.split('.'):
-    config = config[name]
-  return config
+        f'config.optimizer.warmup_epochs is {c["warmup_epochs"]}: must be '
+        f'below decay_epochs, {c["decay_epochs"]}')

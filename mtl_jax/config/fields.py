@@ -1,170 +1,218 @@
-"""The one place that documents every common field.
+"""The fields of a config, each declared once.
 
-A config file in configs/ starts from `base_config()`, sets what its
-benchmark needs and takes the fields of a method with `set_method`. There is
-no second default anywhere, and no value that is derived from another.
+Defaults, checks (check.py), what a resumed run may change (run/workdir.py)
+and docs/fields.md follow from FIELDS. A config file in configs/ starts from
+`base_config()`, names data and network, and takes the recipe of a method with
+`set_method`. No value in a config is derived from another.
 """
 
 import json
 
 import ml_collections
 
-from mtl_jax import heads
-from mtl_jax.algorithms import METHODS
-from mtl_jax.errors import check_choice
+from mtl_jax import fields, heads
+from mtl_jax.data import augment, store
 from mtl_jax.evaluate import tune_all
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Field, Range
+from mtl_jax.train import optimizer
 
 ConfigDict = ml_collections.ConfigDict
+SEED = Range(0, high=2**32)
+WAYS = Range(2)
+SPLITS = ('train', 'validation', 'test')
+
+
+def _each(section, **marks):
+  """Marks all fields of a section."""
+  declared = lambda f: f if isinstance(f, Field) else Field(f, '')
+  return {name: declared(field)._replace(**marks)
+          for name, field in section.items()}
+
+
+# The name chooses what other fields these sections have: OPTIONS in
+# mtl_jax/algorithms/*.py, attributes of the networks in mtl_jax/models/*.py.
+NAMED = {
+    'method': {'name': Field('', 'The method; `:name` behind the config file '
+                             'chooses it')},
+    'model': {
+        'name': Field('conv4', 'The backbone'),
+        'width': Field(64, 'Channels of conv4'),
+        'pool': Field('flat', 'What conv4 makes of its last map'),
+        'dtype': Field('float32', 'Precision of the computation'),
+    },
+}
+
+DATA = {
+    'name': Field('', 'A data set of `python -m mtl_jax.data list`, a .py file '
+                  'that declares a source, or a folder of images'),
+    'dir': Field('', 'Folder of built data sets; empty: $MTL_JAX_DATA, then '
+                 "TFDS's default", free=True),
+    'manual_dir': Field('', 'Folder of the published files, read when the data '
+                        'set is built; empty: $MTL_JAX_MANUAL', free=True),
+    'store': Field('device', "Where the training pixels are: all on the "
+                   "'device', or on the 'host', with a thread that gathers "
+                   'those of the next steps; the episodes are the same',
+                   store.PLACES, free=True),
+}
+
+AUGMENT = {
+    'operations': Field((), 'Applied to training images in this order, drawn '
+                        'afresh whenever an image is seen',
+                        tuple(augment.OPERATIONS)),
+    'padding': Field(8, 'crop: zero pixels on every side', NOT_NEGATIVE),
+    'brightness': Field(0.4, 'jitter: x of the factor U[1 - x, 1 + x]',
+                        NOT_NEGATIVE),
+    'contrast': Field(0.4, 'jitter: the same of the contrast', NOT_NEGATIVE),
+    'saturation': Field(0.4, 'jitter: the same of the saturation',
+                        NOT_NEGATIVE),
+}
+
+TRAIN = {
+    'ways': Field(5, 'N, classes per task', WAYS),
+    'shots': Field(5, 'K, support images per class', COUNT),
+    'queries': Field(5, 'Q, query images per class', NOT_NEGATIVE),
+    'meta_batch': Field(2, 'T, tasks per step', COUNT),
+    'epoch_tasks': Field(1600, 'Tasks between two validations', COUNT),
+    'max_epochs': Field(1000, 'Training ends after this many epochs', COUNT,
+                        free=True),
+    'stop_patience': Field(15, 'Training ends after this many epochs without '
+                           'gain; 0: never', NOT_NEGATIVE),
+    'save_minutes': Field(10., 'Minutes between two saved states within an '
+                          'epoch; 0: only at validations', NOT_NEGATIVE,
+                          free=True),
+}
+
+OPTIMIZER = {
+    'name': Field('radam', 'The optimizer', optimizer.OPTIMIZERS),
+    'learning_rate': Field(1e-3, 'Rate before the schedule', POSITIVE),
+    'beta1': Field(0.9, 'radam, adam: decay of the first moment', SHARE),
+    'beta2': Field(0.999, 'radam, adam: decay of the second moment', SHARE),
+    'epsilon': Field(1e-8, 'radam, adam: added to the root of the second '
+                     'moment', POSITIVE),
+    'momentum': Field(0.9, 'sgd: momentum', SHARE),
+    'nesterov': Field(False, "sgd: whether the momentum is Nesterov's"),
+    'weight_decay': Field(0., 'radam, adam: decoupled, times the rate; sgd: '
+                          'added to the gradient', NOT_NEGATIVE),
+    'clip': Field(0., 'Each number of the gradient is clipped to +- this; 0: '
+                  'not clipped', NOT_NEGATIVE),
+    'schedule': Field('plateau', 'Schedule of the rate; plateau: of the '
+                      'validation accuracy', optimizer.SCHEDULES),
+    'step_epochs': Field((), 'step: from these epochs on the rate is scaled',
+                         NOT_NEGATIVE),
+    'step_scales': Field((), 'step: learning_rate is multiplied by these',
+                         POSITIVE),
+    'decay_epochs': Field(100, 'cosine, linear: the rate is zero after these '
+                          'epochs', POSITIVE),
+    'warmup_epochs': Field(0, 'cosine: linear warm-up, part of decay_epochs',
+                           NOT_NEGATIVE),
+    'plateau_factor': Field(0.1, 'plateau: the rate is multiplied by this',
+                            Range(0, above=True, high=1)),
+    'plateau_patience': Field(4, 'plateau: epochs without gain that are '
+                              'forgiven', NOT_NEGATIVE),
+    'plateau_threshold': Field(1e-4, 'plateau: relative gain that counts',
+                               NOT_NEGATIVE),
+}
+
+VALIDATION = {
+    'tasks': Field(400, 'Validation tasks, the same after every epoch; the '
+                   'best epoch is tested', COUNT),
+    'ways': Field(5, 'N, classes per task', WAYS),
+    'shots': Field(5, 'K, support images per class', COUNT),
+    'queries': Field(15, 'Q, query images per class', COUNT),
+    'head': Field('logistic', "New head on frozen features, or 'own': the "
+                  "method's adaptation"),
+    'normalise_features': Field(True, 'Whether features have unit length'),
+}
+
+EVAL = {
+    'data': Field('', 'Data set of the test; empty: the one trained on'),
+    'split': Field('test', 'Split that the tasks are drawn from',
+                   SPLITS),
+    'tasks': Field(2000, 'Test tasks, the same for every method and run',
+                   COUNT),
+    'ways': Field(5, 'N, classes per task', WAYS),
+    'shots': Field(5, 'K, support images per class', COUNT),
+    'queries': Field(15, 'Q, query images per class', COUNT),
+    'seed': Field(0, 'Of the test tasks', SEED),
+    'also_shots': Field((), 'Further shots, from the same pass over the '
+                        'images', COUNT),
+    'heads': Field(('logistic',), 'New heads on frozen features, by name; '
+                   "'own': the method's adaptation; 'tune_all': adapts every "
+                   "layer; the first one's accuracy is the run's"),
+    'normalise_features': Field(True, 'Whether features have unit length'),
+    'support_copies': Field(0, 'Heads are fitted on so many augmented copies '
+                            '(config.augment) of each support image in place '
+                            'of the image (RFS: 5); 0: on the image',
+                            NOT_NEGATIVE),
+    'choose_C': Field((), "Values among which validation tasks choose the "
+                      "logistic head's C", POSITIVE),
+    'read_episodes': Field('', 'A test_episodes.json whose tasks are tested; '
+                           'empty: tasks are drawn'),
+    'write_episodes': Field(False, 'Whether test_episodes.json is written'),
+    'allow_seen_classes': Field(False, 'Whether classes of another data set '
+                                'may be tested that were trained on'),
+    'baselines': Field(False, 'Whether the untrained backbone and raw pixels '
+                       'are scored too'),
+    'batch_size': Field(250, 'Images per forward pass', COUNT),
+    'tasks_at_once': Field(200, 'Tasks whose heads are fitted together; on a '
+                           'CPU about 200 stay in the cache', COUNT),
+}
+
+PARALLEL = {
+    'devices': Field(0, 'Local devices; 0: as many as divide the meta-batch',
+                     NOT_NEGATIVE, free=True),
+    'cpu_devices': Field(0, 'Devices that a CPU is counted as, best one per '
+                         'core; 0 leaves the default of JAX', NOT_NEGATIVE,
+                         free=True),
+    'compile': Field('jit', 'How the step is compiled; the step is the same',
+                     ('jit', 'pmap'), free=True),
+    'tasks_per_device': Field(
+        None, 'None: the devices share train.meta_batch; a number n: the '
+        'meta-batch is n times `devices`, which must be stated', COUNT,
+        kind=int),
+    'tasks_at_once': Field(0, 'Tasks of a device in one pass; the gradients of '
+                           'several passes are averaged, with the same result '
+                           'and less memory; 0: all', NOT_NEGATIVE),
+    'unroll_passes': Field(
+        False, 'Whether those passes are unrolled; a loop compiles faster and '
+        'suits an accelerator, but a CPU runs convolutions in a loop several '
+        'times slower'),
+}
+
+LOG = {
+    'every_steps': Field(50, 'Steps between two records of losses', COUNT),
+    'progress': Field(True, 'A bar on a terminal, plain lines elsewhere'),
+    'tensorboard': Field(True, 'Writes events where the extra is installed'),
+}
+
+FIELDS = {
+    'seed': Field(0, 'Of initial values, training and validation tasks', SEED),
+    'source': Field('', 'Where the settings stand, printed at the start',
+                    free=True),
+    **NAMED,
+    'data': DATA,
+    'augment': _each(AUGMENT, free_to_test=True),
+    'train': TRAIN,
+    'optimizer': OPTIMIZER,
+    'validation': _each(VALIDATION, free_to_test=True),
+    'eval': _each(EVAL, free=True),
+    'heads': {name: _each(module.OPTIONS, free_to_test=True)
+              for name, module in heads.HEADS.items()},
+    'tune_all': _each(tune_all.options(), free=True),
+    'parallel': PARALLEL,
+    'log': _each(LOG, free=True),
+}
 
 
 def base_config():
-  """Returns all common fields with their defaults."""
-  c = ConfigDict()
-  c.seed = 0  # initial values, order of the training tasks, validation tasks
-  c.source = ''  # where the settings stand, printed at the start
-
-  # The method and its own fields: see `options` in mtl_jax/algorithms/*.py.
-  # `:name` behind the config file chooses it.
-  c.method = ConfigDict({'name': ''})
-
-  # The backbone and its own fields: see mtl_jax/models/*.py.
-  c.model = ConfigDict({'name': 'conv4', 'width': 64, 'pool': 'flat',
-                        'dtype': 'float32'})
-
-  c.data = ConfigDict()
-  c.data.name = ''  # a data set of `python -m mtl_jax.data list`
-  c.data.dir = ''  # TFDS data_dir; '': $MTL_JAX_DATA, then TFDS's default
-  # Folder of the published files, read when the data set is built; '':
-  # $MTL_JAX_MANUAL.
-  c.data.manual_dir = ''
-  # Where training pixels are: all on the 'device', or on the 'host', with a
-  # thread that gathers the next steps' ones. The same episodes either way.
-  c.data.store = 'device'
-
-  # Of training images, in the order of `operations` (names in
-  # data/augment.py), each image drawn afresh whenever it is seen.
-  c.augment = ConfigDict()
-  c.augment.operations = ()
-  c.augment.padding = 8  # crop: pixels on every side, zero
-  c.augment.brightness = 0.4  # jitter: factors U[1 - x, 1 + x]
-  c.augment.contrast = 0.4
-  c.augment.saturation = 0.4
-
-  c.train = ConfigDict()
-  c.train.ways = 5  # N, classes of a task
-  c.train.shots = 5  # K, support images a class
-  c.train.queries = 5  # Q, query images a class
-  c.train.meta_batch = 2  # T, tasks of a step
-  c.train.epoch_tasks = 1600  # tasks between two validations
-  c.train.max_epochs = 1000
-  c.train.stop_patience = 15  # epochs without gain before the end; 0: never
-
-  c.optimizer = ConfigDict()
-  c.optimizer.name = 'radam'  # radam, adam, sgd
-  c.optimizer.learning_rate = 1e-3
-  c.optimizer.beta1 = 0.9  # radam, adam
-  c.optimizer.beta2 = 0.999
-  c.optimizer.epsilon = 1e-8
-  c.optimizer.momentum = 0.9  # sgd
-  c.optimizer.nesterov = False
-  # radam, adam: decoupled (times the rate); sgd: added to the gradient.
-  c.optimizer.weight_decay = 0.
-  c.optimizer.clip = 0.  # each number of the gradient to +- this; 0: not
-  # constant, step, cosine, linear, or plateau (of the validation accuracy).
-  c.optimizer.schedule = 'plateau'
-  c.optimizer.step_epochs = ()  # step: from these epochs on ...
-  c.optimizer.step_scales = ()  # ... the rate is learning_rate times these
-  c.optimizer.decay_epochs = 100  # cosine, linear: until the rate is zero
-  c.optimizer.warmup_epochs = 0  # cosine: linear warm-up, part of the above
-  c.optimizer.plateau_factor = 0.1
-  c.optimizer.plateau_patience = 4  # epochs without gain that are forgiven
-  c.optimizer.plateau_threshold = 1e-4  # relative gain that counts
-
-  # Validation tasks, the same after every epoch; the best epoch is tested.
-  c.validation = ConfigDict()
-  c.validation.tasks = 400
-  c.validation.ways = 5
-  c.validation.shots = 5
-  c.validation.queries = 15
-  c.validation.head = 'logistic'
-  c.validation.normalise_features = True  # unit length
-
-  # The test: the same tasks for every method and every run.
-  c.eval = ConfigDict()
-  c.eval.data = ''  # the data set; '': the one trained on
-  c.eval.split = 'test'
-  c.eval.tasks = 2000
-  c.eval.ways = 5
-  c.eval.shots = 5
-  c.eval.queries = 15
-  c.eval.seed = 0
-  c.eval.also_shots = ()  # more shots, from the same pass over the images
-  # New heads on frozen features, by name; 'own' is the method's adaptation,
-  # 'tune_all' adapts every layer.
-  # The first one's accuracy is the run's.
-  c.eval.heads = ('logistic',)
-  c.eval.normalise_features = True  # unit length
-  # Fit heads on so many augmented copies (config.augment) of each support
-  # image in place of the image; RFS has 5. 0: the image itself.
-  c.eval.support_copies = 0
-  # Values of C among which validation tasks choose the logistic head's.
-  c.eval.choose_C = ()
-  # test_episodes.json of tasks to take; '': drawn. And whether to write it.
-  c.eval.read_episodes = ''
-  c.eval.write_episodes = False
-  # Another data set's test classes may stand in the training split: refused
-  # unless this is set.
-  c.eval.allow_seen_classes = False
-  # Scores of the untrained backbone and of raw pixels beside the run's.
-  c.eval.baselines = False
-  c.eval.batch_size = 250  # images of a forward pass
-  # Tasks whose heads are fitted together; on a CPU about 200 stay in cache.
-  c.eval.tasks_at_once = 200
-
-  # Options of each head: see mtl_jax/heads/*.py.
-  c.heads = ConfigDict({name: dict(module.OPTIONS)
-                        for name, module in heads.HEADS.items()})
-
-  c.tune_all = tune_all.options()
-
-  c.parallel = ConfigDict()
-  c.parallel.devices = 0  # 0: as many local ones as divide the meta-batch
-  # Devices that a CPU is counted as, best one a core; 0: as jax finds it.
-  c.parallel.cpu_devices = 0
-  c.parallel.compile = 'jit'  # jit or pmap, the same step
-  # None: train.meta_batch must divide; a number n: the meta-batch becomes n
-  # times `devices`, which must be stated, and train.meta_batch is not read.
-  c.parallel.tasks_per_device = ml_collections.config_dict.placeholder(int)
-  # Tasks of a device in one pass; gradients of several passes are averaged,
-  # with the same result and less memory. 0: all.
-  c.parallel.tasks_at_once = 0
-  # Whether those passes are compiled one behind the other. A loop compiles
-  # faster and is what an accelerator wants; a CPU runs convolutions in a loop
-  # several times as long.
-  c.parallel.unroll_passes = False
-
-  c.log = ConfigDict()
-  c.log.every_steps = 50  # how often losses are fetched from the device
-  c.log.progress = True  # a bar on a terminal, plain lines elsewhere
-  c.log.tensorboard = True  # events, where the extra is installed
-  return c
-
-
-def set_method(config, name, *, benchmark, shots):
-  """Sets `config.method` and the method's published settings.
-
-  Args:
-    config: from base_config, changed in place.
-    name: of algorithms.METHODS.
-    benchmark: data set whose published settings are wanted.
-    shots: K of the test.
-  """
-  check_choice('the method behind the config file', name, METHODS)
-  config.method = METHODS[name].options()
-  config.method.name = name
-  published = METHODS[name].published(benchmark, shots)
-  config.update_from_flattened_dict(published.overrides)
-  config.source = ('ours; nearest: ' * published.ours) + published.source
+  """Returns the ConfigDict of all common fields with their defaults."""
+  config = ConfigDict(fields.defaults(FIELDS))
+  for name, field in fields.flat(FIELDS):
+    if field.default is None:
+      section, _, last = name.rpartition('.')
+      config[section][last] = ml_collections.config_dict.placeholder(
+          field.kind)
+  return config
 
 
 def method_options(config):

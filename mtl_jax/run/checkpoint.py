@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +20,7 @@ import orbax.checkpoint as ocp
 from mtl_jax.errors import UserError, first_line
 
 FOLDERS = {'latest': 'checkpoints', 'best': 'best'}
+_PENDING = 'pending_metrics'  # in the metadata of a step
 
 
 def manager(workdir, which):
@@ -28,24 +31,85 @@ def manager(workdir, which):
   return ocp.CheckpointManager(workdir / FOLDERS[which], options=options)
 
 
-def save(manager, step, state):
+def save(manager, step, state, pending=()):
   """Saves a state, unless this step is there.
 
   A resumed run may pass it again, with the same state to the bit: Orbax
   leaves what it has.
+
+  Args:
+    manager: from `manager`.
+    step: of the state.
+    state: TrainState.
+    pending: metrics {name: (sum, count)} of each step that no record of the
+      run holds yet; they are kept with the state.
 
   Raises:
     UserError: the disk is full, or the folder cannot be written.
   """
   try:
     with _one_voice():
-      manager.save(step, args=ocp.args.StandardSave(state))
+      manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={
+          _PENDING: [{name: [float(x) for x in value]
+                      for name, value in metrics.items()}
+                     for metrics in pending]})
   except (OSError, ValueError, RuntimeError) as error:
     _remove_unfinished(manager.directory)
     raise UserError(
         f'{manager.directory}: the checkpoint of step {step} cannot be '
         f'written ({first_line(error)}): make room and start again; earlier '
         'checkpoints are whole') from error
+
+
+class Saver(NamedTuple):
+  """Saves states within an epoch.
+
+  due() -> whether it is time for it.
+  now(step, state, pending) saves, as `save`.
+  """
+
+  due: Callable
+  now: Callable
+
+
+def every(minutes, manager):
+  """Returns a Saver that is due `minutes` after its last save; 0: never."""
+  last = time.monotonic()
+
+  def due():
+    return bool(minutes) and time.monotonic() - last >= 60 * minutes
+
+  def now(step, state, pending):
+    nonlocal last
+    save(manager, step, state, pending)
+    last = time.monotonic()
+
+  return Saver(due, now)
+
+
+def restore_latest(workdir, initial):
+  """Loads the state that a run resumes from.
+
+  Args:
+    workdir: of the run.
+    initial: the state before the first step.
+
+  Returns:
+    The newest state and the metrics that were saved with it; `initial` and
+    none where nothing has been saved.
+
+  Raises:
+    UserError: as `restore`.
+  """
+  # A manager makes its folder; a run that is only looked at stays as it is.
+  if not (workdir / FOLDERS['latest']).exists():
+    return initial, []
+  latest = manager(workdir, 'latest')
+  state = restore(latest, initial)
+  if state is None:
+    return initial, []
+  metadata = latest.metadata(int(state.step)).custom_metadata or {}
+  return state, metadata.get(_PENDING, [])
 
 
 def restore_best(workdir, like):

@@ -1,5 +1,6 @@
 """A run from config to test.json; reads from top to bottom."""
 
+import functools
 import time
 from typing import Any, NamedTuple
 
@@ -13,14 +14,7 @@ from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import interval, measure
-from mtl_jax.run import (
-  build,
-  checkpoint,
-  metrics,
-  report,
-  scoring,
-  workdir,
-)
+from mtl_jax.run import build, checkpoint, metrics, report, scoring, workdir
 from mtl_jax.train import optimizer
 from mtl_jax.train import step as steps
 
@@ -31,15 +25,16 @@ class Run(NamedTuple):
   algorithm: Any
   optimizer: Any
   meta_batch: int
+  epoch_steps: int  # steps of an epoch
   mesh: Any
   splits: dict[str, stores.Store]
 
 
 def train_and_evaluate(config, path):
-  """Trains, or goes on where the workdir stands, and tests the best epoch.
+  """Trains, or resumes the run in the workdir, and tests its best epoch.
 
   Args:
-    config: see config.py.
+    config: see config/fields.py.
     path: the workdir, a local folder or gs://...
 
   Returns:
@@ -54,15 +49,12 @@ def train_and_evaluate(config, path):
   workdir.check(path, config)
   run = make_run(config)
   initial = build.initial_state(config, run.algorithm,
-                                  run.splits['train'].images.shape[1:])
-  state = None
-  if (path / checkpoint.FOLDERS['latest']).exists():
-    state = checkpoint.restore(checkpoint.manager(path, 'latest'), initial)
+                                run.splits['train'].images.shape[1:])
+  state, pending = checkpoint.restore_latest(path, initial)
   workdir.claim(path, config, build.describe_data(run.splits['train']))
-  state = initial if state is None else state
   say = lambda text: config.log.progress and print(text, flush=True)
   say(describe(config, run, state))
-  train(config, path, run, state)
+  train(config, path, run, state, pending)
   best = checkpoint.restore_best(path, initial)
   result = scoring.test(
       config, path, run.algorithm, best, run.splits,
@@ -89,44 +81,73 @@ def make_run(config):
   splits['test'] = scoring.tested_store(
       config, build.describe_data(splits['train']), splits)
   scoring.test_tasks(config, splits['test'])  # an error is one before training
-  meta_batch = devices.meta_batch(config)
-  mesh = devices.mesh(config.parallel.devices, meta_batch)
-  at_once = config.parallel.tasks_at_once
-  if at_once and meta_batch // mesh.size % at_once:
-    raise UserError(
-        f'config.parallel.tasks_at_once is {at_once}: must divide the '
-        f'{meta_batch // mesh.size} tasks of a device')
-  algorithm = build.algorithm_of(config, splits['train'].num_classes)
-  return Run(algorithm, optimizer.build(config.optimizer), meta_batch, mesh,
+  meta_batch, mesh = make_mesh(config)
+  return Run(build.algorithm_of(config, splits['train'].num_classes),
+             optimizer.build(config.optimizer), meta_batch,
+             steps.steps_per_epoch(config.train.epoch_tasks, meta_batch), mesh,
              splits)
 
 
-def train(config, path, run, state):
-  """Trains until a limit or until validation stops gaining."""
+def make_mesh(config):
+  """Returns T and the mesh of the devices that share it.
+
+  Raises:
+    UserError: the devices cannot share the tasks of a step.
+  """
+  c = config.parallel
+  meta_batch = config.train.meta_batch
+  if c.tasks_per_device is not None:
+    meta_batch = c.tasks_per_device * c.devices
+  mesh = devices.mesh(c.devices, meta_batch)
+  if c.tasks_at_once and meta_batch // mesh.size % c.tasks_at_once:
+    raise UserError(
+        f'config.parallel.tasks_at_once is {c.tasks_at_once}: must divide the '
+        f'{meta_batch // mesh.size} tasks of a device')
+  return meta_batch, mesh
+
+
+def compile_step(config, run):
+  """Compiles the step of a run; returns devices.Compiled."""
+  step = steps.make_step(
+      run.algorithm, run.optimizer,
+      optimizer.schedule(config.optimizer, run.epoch_steps),
+      functools.partial(steps.draw_episode, train=config.train,
+                        augmentation=config.augment),
+      run.meta_batch, tasks_at_once=config.parallel.tasks_at_once,
+      unroll_passes=config.parallel.unroll_passes)
+  return devices.compile(step, run.mesh, config.parallel.compile)
+
+
+def train(config, path, run, state, pending=()):
+  """Trains until a limit or until validation stops gaining.
+
+  `pending` are the metrics of steps before `state` that have no record yet.
+  """
   c = config.train
-  per_epoch = steps.steps_per_epoch(config, run.meta_batch)
   latest = checkpoint.manager(path, 'latest')
   best = checkpoint.manager(path, 'best')
-  compiled = devices.compile(
-      steps.make_step(run.algorithm, run.optimizer, config, run.meta_batch),
-      run.mesh, config.parallel.compile)
+  compiled = compile_step(config, run)
   arrays, key = compiled.put((
       stores.arrays(run.splits['train'], config.data.store),
       episodes.stream_key(config.seed, episodes.Stream.TRAIN)))
+  one_step = lambda state, pixels: compiled.step(state, arrays, key, pixels)
   pixels = training_pixels(config, run, compiled.divide)
   validation = make_validation(config, run)
-  first = int(state.step) // per_epoch
-  log = metrics.Log(path, config, int(state.step), c.max_epochs * per_epoch)
+  save = checkpoint.every(c.save_minutes, latest)
+  log = metrics.Log(path, config.log, int(state.step),
+                    c.max_epochs * run.epoch_steps)
   try:
-    for epoch in range(first, c.max_epochs):
+    for epoch in range(int(state.step) // run.epoch_steps, c.max_epochs):
       if c.stop_patience and int(state.epochs_without_gain
                                  ) >= c.stop_patience:
         log.say(f'No gain in {c.stop_patience} epochs: training ends.')
         break
-      numbers = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+      # A run that was killed within an epoch resumes within it.
+      numbers = range(int(state.step), (epoch + 1) * run.epoch_steps)
       state = train_epoch(
-          compiled, state, arrays, key, pixels(numbers), numbers, log,
-          config.log.every_steps, run.meta_batch)
+          compiled._replace(step=one_step), state, pixels(numbers), numbers,
+          pending, log, run, save)
+      pending = ()
       start = time.monotonic()
       score = interval.summary(validation(state.variables))
       state = count_epoch(state, score['accuracy'], config.optimizer)
@@ -149,31 +170,52 @@ def training_pixels(config, run, divide):
   if config.data.store == 'device':
     return lambda numbers: (None for _ in numbers)
   key = episodes.stream_key(config.seed, episodes.Stream.TRAIN)
-  return feed.make(run.splits['train'], key, config, run.meta_batch, divide)
+  return feed.make(run.splits['train'], key, config.train, run.meta_batch,
+                   divide)
 
 
-def train_epoch(compiled, state, arrays, key, batches, numbers, log, every,
-                tasks):
-  """Runs the steps of an epoch; returns the state, off the mesh again."""
+def train_epoch(compiled, state, batches, numbers, pending, log, run, save):
+  """Runs the steps that are left of an epoch.
+
+  Args:
+    compiled: devices.Compiled with a step (state, pixels) -> (state, metrics).
+    state: TrainState, which is left as it is.
+    batches: pixels of each step, or None.
+    numbers: of the steps.
+    pending: metrics of the steps before that no record holds yet.
+    log: metrics.Log.
+    run: Run.
+    save: from checkpoint.every.
+
+  Returns:
+    The state, off the mesh again.
+  """
   # A copy, since the step donates what it gets and the caller's first state
   # is the untrained one, whose score may be asked for at the end.
   laid_out = compiled.put(jax.tree.map(jnp.copy, state))
-  pending, since = [], time.monotonic()
+  pending, running = list(pending), []
+  since, timed = time.monotonic(), 0
   for step, pixels in zip(numbers, batches, strict=True):
-    laid_out, values = compiled.step(laid_out, arrays, key, pixels)
-    pending.append(values)
+    laid_out, values = compiled.step(laid_out, pixels)
+    running.append(values)
+    timed += 1
     # However rarely losses are fetched, the host runs only so far ahead.
-    if len(pending) > devices.STEPS_AHEAD:
-      jax.block_until_ready(pending[-1 - devices.STEPS_AHEAD])
-    if len(pending) == every or step == numbers[-1]:
-      fetched = metrics.fetch(compiled.get(pending),
-                              step + 1 - len(pending))
+    if len(running) > devices.STEPS_AHEAD:
+      jax.block_until_ready(running[-1 - devices.STEPS_AHEAD])
+    end = step == numbers[-1]
+    due = not end and save.due()
+    if due or end or len(pending) + len(running) >= log.every_steps:
+      pending += metrics.fetch(compiled.get(running), step + 1 - len(running))
+      running = []
+    if end or len(pending) >= log.every_steps:
       now = time.monotonic()
       log.record({
-          'step': step + 1, 'epoch': (step + 1) / len(numbers),
-          **metrics.means(fetched),
-          'tasks_per_second': tasks * len(pending) / (now - since)})
-      pending, since = [], now
+          'step': step + 1, 'epoch': (step + 1) / run.epoch_steps,
+          **metrics.means(pending),
+          'tasks_per_second': run.meta_batch * timed / (now - since)})
+      pending, since, timed = [], now, 0
+    if due:
+      save.now(step + 1, compiled.get(laid_out), pending)
   return compiled.get(laid_out)
 
 
@@ -205,14 +247,17 @@ def describe(config, run, state):
   sizes = ', '.join(f'{name} {s.num_classes} classes, {len(s.images)} images'
                     for name, s in run.splits.items())
   device = run.mesh.devices.flat[0].device_kind
-  start = f'Going on at step {int(state.step)}.' if int(
+  start = f'Resuming at step {int(state.step)}.' if int(
       state.step) else 'Starting.'
+  to_come = c.max_epochs * run.epoch_steps - int(state.step)
+  images = run.meta_batch * c.ways * (c.shots + c.queries)
   return '\n'.join((
       f'{config.method.name} with {config.model.name} on '
       f'{config.data.name}: {count:,} parameters, {run.mesh.size} x {device}',
       f'data: {sizes}',
       f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
-      f'{c.queries} images a class; an epoch: '
-      f'{steps.steps_per_epoch(config, run.meta_batch)} steps; at most '
-      f'{c.max_epochs} epochs',
+      f'{c.queries} images per class; an epoch: {run.epoch_steps} steps; at '
+      f'most {c.max_epochs} epochs',
+      f'to come: {"at most " * bool(c.stop_patience)}{to_come:,} steps, '
+      f'{to_come * images:,} images',
       f'settings: {config.source or "config file"}', start))

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import time
 
 import jax
 import tqdm
@@ -71,12 +72,15 @@ class Log:
   def __init__(self, path, config, upto, total_steps):
     self._path = path / FILE
     self._records = read(path, upto)
+    self._first, self._total = upto, total_steps
+    self._start = time.monotonic()
+    self.every_steps = config.every_steps
     self._bar = None
-    if config.log.progress and _columns():
+    if config.progress and _columns():
       self._bar = tqdm.tqdm(total=total_steps, initial=upto, unit='step',
                             dynamic_ncols=True, smoothing=0.05)
-    self._plain = config.log.progress and self._bar is None
-    self._events = _events(path) if config.log.tensorboard else None
+    self._plain = config.progress and self._bar is None
+    self._events = _events(path) if config.tensorboard else None
 
   def record(self, values):
     """Adds a record of a step: 'step', 'epoch' and what was measured."""
@@ -93,7 +97,18 @@ class Log:
       # Loss and validation come in turn: the bar keeps both.
       self._bar.set_postfix_str(_short({**before, **values}))
     elif self._plain:
-      self.say(f'step {values["step"]}  {_short(values)}')
+      self.say(f'step {values["step"]}  {_short(values)}  '
+               f'{self._left(values["step"])}'.rstrip())
+
+  def _left(self, step):
+    """Says how long the rest takes at the pace so far, validations included.
+
+    Training may end before that, see train.stop_patience.
+    """
+    if step == self._first or step >= self._total:
+      return ''
+    pace = (time.monotonic() - self._start) / (step - self._first)
+    return f'{duration(pace * (self._total - step))} left'
 
   def say(self, text):
     """Prints a line above the bar."""
@@ -106,6 +121,14 @@ class Log:
       self._bar.close()
     if self._events:
       self._events.close()
+
+
+def duration(seconds):
+  """Returns a duration as text: '45 s', '12 min' or '3.2 h'."""
+  if seconds < 90:
+    return f'{seconds:.0f} s'
+  minutes = seconds / 60
+  return f'{minutes:.0f} min' if minutes < 90 else f'{minutes / 60:.1f} h'
 
 
 def _columns():

@@ -20,9 +20,6 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import layers
 from mtl_jax.run import build, checkpoint, saved_config, workdir
 
-# Sections that a test reads and a finished training does not.
-_TEST_ONLY = ('heads', 'validation', 'augment')
-
 
 class Trained(NamedTuple):
   """The best epoch of a run."""
@@ -55,7 +52,7 @@ def load(path, config=None):
   if config is None:
     config = saved_config.get_config(path)
   else:
-    workdir.check(path, config, free=_TEST_ONLY)
+    workdir.check(path, config, testing=True)
   validate(config)
   data = read_data(path)
   algorithm = build.algorithm_of(config, len(data['classes']))

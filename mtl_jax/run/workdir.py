@@ -11,17 +11,12 @@ import platform
 import jax
 import ml_collections
 
-from mtl_jax import files
-from mtl_jax.config import base_config, to_json
+from mtl_jax import fields, files
+from mtl_jax.config import FIELDS, base_config, to_json
 from mtl_jax.errors import UserError, first_line
 
 CONFIG = 'config.json'
 DATA = 'data.json'
-# Fields that cannot change what is trained, and limits that only end it.
-_FREE = ('source', 'data.dir', 'data.manual_dir', 'data.store',
-         'train.max_epochs', 'parallel.compile', 'parallel.cpu_devices',
-         'parallel.devices')
-_FREE_SECTIONS = ('log', 'eval', 'tune_all')
 
 
 def read_config(path):
@@ -66,10 +61,15 @@ def _tuples(value):
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def check(path, config, free=()):
-  """Raises UserError unless a run of `config` can start or go on in `path`.
+def check(path, config, testing=False):
+  """Raises UserError unless a run of `config` can start or resume in `path`.
 
-  Reads only. Sections named in `free` may differ too.
+  Reads only.
+
+  Args:
+    path: the workdir.
+    config: of the start.
+    testing: whether a finished run is tested, which leaves more fields free.
   """
   try:
     if path.exists() and not path.is_dir():
@@ -83,8 +83,8 @@ def check(path, config, free=()):
       raise UserError(f'{path} holds other files and no run: choose an empty '
                       'or a new --workdir')
     return
-  old = _identity(saved_config(path), free)
-  new = _identity(config, free)
+  old = _identity(saved_config(path), testing)
+  new = _identity(config, testing)
   for field in sorted(set(old) | set(new)):
     if old.get(field) != new.get(field):
       raise UserError(
@@ -116,22 +116,20 @@ def environment():
                    for name in packages}}
 
 
-def _identity(config, sections):
+def _identity(config, testing):
   """Returns field -> value of all that two starts of a run must share."""
-  flat = {}
-
-  def walk(section, prefix):
-    for name, value in section.items():
-      if isinstance(value, ml_collections.ConfigDict):
-        walk(value, f'{prefix}{name}.')
-      else:
-        flat[prefix + name] = value
-
   # Through JSON, so that tuples and lists are the same.
-  walk(ml_collections.ConfigDict(json.loads(to_json(config))), '')
-  free = set(_FREE)
-  if flat['parallel.tasks_per_device'] is not None:
-    free.remove('parallel.devices')  # then they make the meta-batch
-  return {field: value for field, value in flat.items()
-          if field not in free
-          and field.split('.')[0] not in (*_FREE_SECTIONS, *sections)}
+  values = _flat(json.loads(to_json(config)))
+  free = {name for name, field in fields.flat(FIELDS)
+          if field.free or (testing and field.free_to_test)}
+  if values['parallel.tasks_per_device'] is not None:
+    free.discard('parallel.devices')  # then they make the meta-batch
+  return {name: value for name, value in values.items() if name not in free}
+
+
+def _flat(section, prefix=''):
+  values = {}
+  for name, value in section.items():
+    values |= (_flat(value, f'{prefix}{name}.') if isinstance(value, dict)
+               else {prefix + name: value})
+  return values

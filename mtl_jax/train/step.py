@@ -49,12 +49,12 @@ def init_state(algorithm, optimizer, key, images):
       epochs_without_gain=jnp.int32(0))
 
 
-def steps_per_epoch(config, meta_batch):
-  """Returns the steps of an epoch of `train.epoch_tasks` tasks."""
-  return -(-config.train.epoch_tasks // meta_batch)
+def steps_per_epoch(epoch_tasks, meta_batch):
+  """Returns the steps of an epoch."""
+  return -(-epoch_tasks // meta_batch)
 
 
-def draw_episode(arrays, pixels, task_key, config):
+def draw_episode(arrays, pixels, task_key, *, train, augmentation):
   """Makes one training task.
 
   Args:
@@ -62,18 +62,18 @@ def draw_episode(arrays, pixels, task_key, config):
     pixels: uint8 [N, K + Q, h, w, c] of the task's images where the host
       gathers them; None where `arrays` holds all.
     task_key: the task's key.
-    config: read for `train` and `augment`.
+    train: with `ways`, `shots` and `queries`.
+    augmentation: keywords of augment.augment.
   """
-  c = config.train
-  class_ids, image_ids = episodes.draw_ids(arrays.offsets, task_key, c)
+  class_ids, image_ids = episodes.draw_ids(arrays.offsets, task_key, train)
   if pixels is None:
     pixels = arrays.images[image_ids]
   flat = pixels.reshape((-1,) + pixels.shape[2:])
   flat = augment.augment(
       jax.random.fold_in(task_key, episodes.Use.AUGMENT), flat,
-      **config.augment)
+      **augmentation)
   images = augment.normalise(flat, arrays.mean, arrays.std)
-  return episodes.split(images.reshape(pixels.shape), class_ids, c.shots)
+  return episodes.split(images.reshape(pixels.shape), class_ids, train.shots)
 
 
 def merge_statistics(running, batch, num_tasks):
@@ -86,24 +86,23 @@ def merge_statistics(running, batch, num_tasks):
   return jax.tree.map(lambda r, b: keep * r + (1. - keep) * b, running, batch)
 
 
-def make_step(algorithm, optimizer, config, meta_batch):
+def make_step(algorithm, optimizer, rate, draw, meta_batch, *,
+              tasks_at_once=0, unroll_passes=False):
   """Returns step(state, arrays, key, pixels) -> (state, metrics), pure.
 
   Args:
     algorithm: the method, see algorithms/base.py.
     optimizer: optax transformation without a rate (train/optimizer.py).
-    config: read for `train`, `augment`, `optimizer` and
-      `parallel`.
+    rate: step [] -> learning rate [].
+    draw: (arrays, pixels, task_key) -> Episode, see `draw_episode`.
     meta_batch: T, tasks of all devices; the axis' length must divide it.
+    tasks_at_once, unroll_passes: as in `accumulate`.
 
   The step's `arrays` is the training store's arrays, `key` the key of the
   run's training stream, the same at every step. `pixels` is None, or this
   device's share [T / devices, N, K + Q, h, w, c] of what the host gathered.
   Metrics are (sum, count).
   """
-  rate = optimizers.schedule(config.optimizer,
-                             steps_per_epoch(config, meta_batch))
-
   def step(state, arrays, key, pixels):
     local = meta_batch // jax.lax.axis_size(AXIS)
     first = jax.lax.axis_index(AXIS) * local
@@ -117,35 +116,35 @@ def make_step(algorithm, optimizer, config, meta_batch):
         key, pixels = task
         return algorithm.loss(
             variables, jax.random.fold_in(key, episodes.Use.LOSS),
-            draw_episode(arrays, pixels, key, config),
-            state.step * meta_batch)
+            draw(arrays, pixels, key), state.step * meta_batch)
 
       losses, aux = each_task(task_loss, tasks)
       return jnp.mean(losses), aux
 
     grads, aux = accumulate(
         jax.grad(mean_loss, has_aux=True), state.variables['params'],
-        (keys, pixels), config.parallel.tasks_at_once,
-        config.parallel.unroll_passes)
+        (keys, pixels), tasks_at_once, unroll_passes)
     grads, batch_stats = jax.lax.pmean((grads, aux.batch_stats), AXIS)
-    metrics = jax.lax.psum(aux.metrics, AXIS)
-
     learning_rate = rate(state.step) * state.plateau.scale
-    updates, opt_state = optimizer.update(grads, state.opt_state,
-                                          state.variables['params'])
-    updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-    variables = {
-        **state.variables,
-        'params': optax.apply_updates(state.variables['params'], updates),
-        'batch_stats': merge_statistics(state.variables['batch_stats'],
-                                        batch_stats, meta_batch)}
     one = jnp.float32(1)
-    metrics = {**metrics, 'gradient_norm': (optax.tree.norm(grads), one),
+    metrics = {**jax.lax.psum(aux.metrics, AXIS),
+               'gradient_norm': (optax.tree.norm(grads), one),
                'learning_rate': (learning_rate, one)}
-    return state.replace(step=state.step + 1, variables=variables,
-                         opt_state=opt_state), metrics
+    return update(state, optimizer, grads, learning_rate, merge_statistics(
+        state.variables['batch_stats'], batch_stats, meta_batch)), metrics
 
   return step
+
+
+def update(state, optimizer, grads, learning_rate, batch_stats):
+  """Returns the state after a step along the optimizer's direction."""
+  params = state.variables['params']
+  updates, opt_state = optimizer.update(grads, state.opt_state, params)
+  updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+  variables = {**state.variables, 'batch_stats': batch_stats,
+               'params': optax.apply_updates(params, updates)}
+  return state.replace(step=state.step + 1, variables=variables,
+                       opt_state=opt_state)
 
 
 def each_task(function, tasks):
@@ -168,7 +167,7 @@ def accumulate(grad_fn, params, tasks, tasks_at_once, unroll=False):
     params: what is differentiated.
     tasks: tree of arrays [T, ..], what makes each task.
     tasks_at_once: t; memory grows with it, the result does not. 0 is all.
-    unroll: whether the chunks are compiled one behind the other.
+    unroll: whether the loop over the chunks is unrolled.
 
   Returns:
     The mean gradient, and Aux with statistics averaged and metrics summed

@@ -1,0 +1,191 @@
+"""The flags of `python -m mtl_jax.main`, and the config that they make."""
+
+import ast
+import difflib
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from mtl_jax import fields, registry
+from mtl_jax.config.fields import FIELDS
+from mtl_jax.errors import UserError, check_choice, first_line
+
+MODES = ('train', 'evaluate', 'features')
+FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'help')
+_WORDS = {'true': True, '1': True, 'false': False, '0': False}
+
+
+class Command(NamedTuple):
+  """What a command line asks for."""
+
+  mode: str  # of MODES
+  config: Any  # ConfigDict
+  workdir: str
+  checkpoint: str | None  # workdir of the run to evaluate
+  help: bool = False
+
+
+def parse(argv, saved_config):
+  """Returns the Command of a command line.
+
+  Args:
+    argv: flags, without the program's name.
+    saved_config: path of a workdir -> the config of its run, which is taken
+      where --checkpoint is given and --config is not.
+
+  Raises:
+    UserError: whatever is wrong with them.
+  """
+  given, changes = _split(argv)
+  if 'help' in given:
+    return Command('', None, '', None, True)
+  mode, checkpoint = given.get('mode', 'train'), given.get('checkpoint')
+  check_choice('--mode', mode, MODES)
+  if mode == 'train' and checkpoint is not None:
+    raise UserError('--checkpoint is for --mode=evaluate and --mode=features: '
+                    'a run is resumed with --workdir')
+  if mode != 'train' and checkpoint is None:
+    raise UserError(f'--checkpoint is missing: --mode={mode} needs the workdir '
+                    'of a run')
+  if 'config' in given:
+    config = load(given['config'])
+  elif checkpoint is not None:
+    config = saved_config(checkpoint)
+  else:
+    raise UserError('--config is missing: name a file, such as '
+                    '--config=configs/quickstart.py')
+  for name, text in changes:
+    override(config, name, text)
+  if 'workdir' in given:
+    workdir = given['workdir']
+  elif mode == 'train':
+    name = pathlib.Path(_file_and_method(given['config'])[0]).stem
+    method = pathlib.Path(config.method.name).stem
+    workdir = os.path.join('runs', f'{name}_{method}')
+  else:
+    workdir = os.path.join(checkpoint, 'evaluate')
+  return Command(mode, config, workdir, checkpoint)
+
+
+def _split(argv):
+  """Returns flags by name, and the changes [(field, text or None)]."""
+  given, changes, rest = {}, [], list(argv)
+  while rest:
+    flag = rest.pop(0)
+    name, assigned, text = flag.lstrip('-').partition('=')
+    if not flag.startswith('-'):
+      raise UserError(f'{flag!r} is not a flag: fields are set by '
+                      '--config.field=value')
+    if not assigned:
+      follows = rest and not rest[0].startswith('-') and name != 'help'
+      text = rest.pop(0) if follows else None
+    negated = name.removeprefix('no')
+    if name.startswith('config.'):
+      changes.append((name, text))
+    elif negated.startswith('config.') and text is None:
+      changes.append((negated, 'false'))
+    elif name not in FLAGS:
+      raise UserError(f'--{name} is unknown: ' + _nearest(name, FLAGS, '--'))
+    elif text is None and name != 'help':
+      raise UserError(f'--{name} has no value: write --{name}=value')
+    else:
+      given[name] = text
+  return given, changes
+
+
+def _nearest(name, names, before=''):
+  near = difflib.get_close_matches(name, names, 1)
+  if near:
+    return f'did you mean {before}{near[0]}?'
+  return 'there are ' + ', '.join(before + known for known in sorted(names))
+
+
+def _file_and_method(text):
+  """Splits FILE.py[:METHOD]."""
+  path, _, method = text.partition('.py:')
+  return (f'{path}.py', method) if method else (text, None)
+
+
+def load(text):
+  """Returns the config of FILE.py[:METHOD].
+
+  Raises:
+    UserError: the file is not there, or raises something.
+  """
+  path, method = _file_and_method(text)
+  module = registry.load('--config', os.path.abspath(os.path.expanduser(path)))
+  if not hasattr(module, 'get_config'):
+    raise UserError(f'--config: {path} has no get_config: it must define '
+                    'get_config(method), which returns a config')
+  try:
+    config = module.get_config(*([method] if method else []))
+  except UserError:
+    raise
+  except Exception as error:  # a config file is code: it may raise anything
+    raise UserError(f'--config: {path}: {type(error).__name__}: '
+                    f'{first_line(error)}') from error
+  if not isinstance(getattr(config, 'to_dict', dict)(), Mapping) or not (
+      hasattr(config, 'to_dict') and 'method' in config):
+    raise UserError(f'--config: {path}: get_config returned '
+                    f'{type(config).__name__}: it must return what '
+                    'mtl_jax.config.base_config() makes')
+  return config
+
+
+def override(config, name, text):
+  """Sets the field `name` ('config.train.ways') from text, in place.
+
+  Raises:
+    UserError: unknown field, or text that is no value of its type.
+  """
+  *sections, last = name.split('.')[1:]
+  section = config
+  for i, part in enumerate([*sections, last]):
+    if not isinstance(section, Mapping) and not hasattr(section, 'to_dict'):
+      raise UserError(f'{name} is unknown: '
+                      f'config.{".".join(sections[:i])} is a single value')
+    if part not in section:
+      raise UserError(f'{name} is unknown: ' + _nearest(part, list(section)))
+    if i < len(sections):
+      section = section[part]
+  value = section[last]
+  if hasattr(value, 'to_dict'):
+    raise UserError(f'{name} is a section: set one of its fields, '
+                    + ', '.join(sorted(value)))
+  declared = dict(fields.flat(FIELDS)).get(name.removeprefix('config.'))
+  kind = declared.type if declared else type(value)
+  section[last] = _value(name, kind, text)
+
+
+def _value(name, kind, text):
+  """Returns the value that a text stands for."""
+  wrong = UserError(f'{name} is {text!r}: must be of type {kind.__name__}')
+  if kind is bool:
+    if text is None:
+      return True
+    if text.lower() not in _WORDS:
+      raise wrong
+    return _WORDS[text.lower()]
+  if text is None:
+    raise UserError(f'{name} has no value: write --{name}=value')
+  if kind is str:
+    return text
+  if kind is tuple:
+    return _tuple(text)
+  if text == 'None':
+    return None
+  try:
+    return kind(text)
+  except ValueError:
+    raise wrong from None
+
+
+def _tuple(text):
+  """Reads (1, 2), 1,2 and names without quotes: svm,centroid."""
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    parts = [part.strip(' \'"') for part in text.strip('()[]').split(',')]
+    return tuple(part for part in parts if part)
+  return tuple(value) if isinstance(value, (tuple, list)) else (value,)
