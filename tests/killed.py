@@ -40,8 +40,8 @@ def at_save(which, limit, inside):
   checkpoint.save = wrapped
 
 
-# Moment -> (how, step at which it comes, step of the checkpoint before it),
-# in a run with four steps an epoch.
+# Moment -> (how, step at which it comes, step of the saved state before it),
+# in a run with four steps an epoch and a record of every two.
 MOMENTS = {
     'between two steps': (lambda: between_steps(6), 6, 4),
     'inside the first save, of the best': (
@@ -53,7 +53,14 @@ MOMENTS = {
     'between the record of an epoch and its save': (
         lambda: at_save('latest', 8, inside=False), 8, 4),
 }
+# The same in a run that saves its state after every step.
+WITHIN_AN_EPOCH = {
+    'inside a save within an epoch': (
+        lambda: at_save('latest', 7, inside=True), 7, 6),
+    'while the metrics of a step have no record yet': (
+        lambda: between_steps(7), 8, 7),
+}
 
 if __name__ == '__main__':
-  MOMENTS[sys.argv[1]][0]()
+  (MOMENTS | WITHIN_AN_EPOCH)[sys.argv[1]][0]()
   sys.exit(main.main([sys.argv[0], *sys.argv[2:]]))

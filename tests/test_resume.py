@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from etils import epath
-from killed import MOMENTS
+from killed import MOMENTS, WITHIN_AN_EPOCH
 
 from mtl_jax.run import build, checkpoint, loop, metrics, workdir
 
@@ -36,34 +36,48 @@ def lasting(records):
   return [{k: v for k, v in r.items() if 'second' not in k} for r in records]
 
 
-@pytest.mark.parametrize('moment', MOMENTS)
-def test_killed_and_started_again_ends_equal_to_the_bit(
-    moment, uninterrupted, tmp_path):
-  path = tmp_path / 'run'
-  flags = command.arguments(path)
+def kill_and_start_again(moment, path, **changes):
+  """Returns what the second start printed."""
+  flags = command.arguments(path, **changes)
   killed = command.run([moment, *flags], program=(
       str(ROOT / 'tests/killed.py'),))
   assert killed.returncode == -signal.SIGKILL, killed.stderr
   assert not (path / 'test.json').exists()
-  step, start = MOMENTS[moment][1], MOMENTS[moment][2]
-  whole = [p.name for p in (path / 'checkpoints').iterdir()
+  _, step, start = (MOMENTS | WITHIN_AN_EPOCH)[moment]
+  whole = [int(p.name) for p in (path / 'checkpoints').iterdir()
            if p.name.isdigit()]
-  assert whole == ([str(start)] if start else []), 'killed at another moment'
-  assert step > start
+  assert max(whole, default=0) == start < step, 'killed at another moment'
   again = command.run(flags)
   assert again.returncode == 0, again.stderr
   assert f'Resuming at step {start}.' in again.stdout or not start
 
-  for a, b in zip(jax.tree.leaves(final_state(uninterrupted)),
-                  jax.tree.leaves(final_state(path)), strict=True):
+
+def assert_same_run(path, other):
+  """To the bit; but for the times in the records."""
+  for a, b in zip(jax.tree.leaves(final_state(path)),
+                  jax.tree.leaves(final_state(other)), strict=True):
     np.testing.assert_array_equal(a, b)
   assert lasting(metrics.read(epath.Path(path))) == lasting(
-      metrics.read(epath.Path(uninterrupted)))
-  assert (path / 'test.json').read_text() == (
-      uninterrupted / 'test.json').read_text()
-  # Nothing is left of the save that was killed.
+      metrics.read(epath.Path(other)))
+  assert (path / 'test.json').read_text() == (other / 'test.json').read_text()
+  # Nothing is left of a save that was killed.
   assert {p.name for p in path.iterdir()} == {
-      p.name for p in uninterrupted.iterdir()}
+      p.name for p in other.iterdir()}
+
+
+@pytest.mark.parametrize('moment', MOMENTS)
+def test_killed_and_started_again_ends_equal_to_the_bit(
+    moment, uninterrupted, tmp_path):
+  kill_and_start_again(moment, tmp_path / 'run')
+  assert_same_run(tmp_path / 'run', uninterrupted)
+
+
+@pytest.mark.parametrize('moment', WITHIN_AN_EPOCH)
+def test_a_run_that_was_killed_within_an_epoch_loses_no_saved_step(
+    moment, uninterrupted, tmp_path):
+  kill_and_start_again(moment, tmp_path / 'run',
+                       config__train__save_minutes=1e-9)
+  assert_same_run(tmp_path / 'run', uninterrupted)
 
 
 def test_a_larger_limit_goes_on_and_equals_a_run_with_that_limit(

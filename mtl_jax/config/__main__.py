@@ -1,0 +1,66 @@
+"""Prints docs/fields.md: every field of a config, from its declaration.
+
+    python -m mtl_jax.config > docs/fields.md
+"""
+
+import dataclasses
+
+from mtl_jax import fields, models
+from mtl_jax.algorithms import METHODS
+from mtl_jax.config.fields import FIELDS, NAMED
+from mtl_jax.fields import Field, Range
+
+HEAD = '''# Fields of a config
+
+This page is the output of `python -m mtl_jax.config`. Every field is declared
+once, in `mtl_jax/config/fields.py`, and the fields of a method or head in its
+own file. On the command line a field is set by
+`--config.SECTION.FIELD=VALUE`. "Resume" says whether a run may resume with
+another value, "test" whether only a finished run may be tested with another
+value; all other fields make the run what it is.'''
+TABLE = '''| field | default | allowed | may differ | meaning |
+|---|---|---|---|---|'''
+
+
+def page():
+  """Returns the page as text."""
+  parts = [HEAD]
+  single = {k: v for k, v in FIELDS.items() if isinstance(v, Field)}
+  parts += ['## Single fields', table(single, '')]
+  for name, section in FIELDS.items():
+    if isinstance(section, Field) or name in NAMED:
+      continue
+    parts += [f'## {name}', table(section, f'{name}.')]
+  parts.append('## method\n\n`:name` behind the config file chooses the method '
+               'and its recipe.')
+  for name, method in METHODS.items():
+    parts += [f'### {name}', table(method.OPTIONS, 'method.')]
+  parts.append('## model\n\nThe fields of a network are the attributes of its '
+               'class, which documents them (`mtl_jax/models/`).')
+  for name, network in models.MODELS.items():
+    parts.append(f'- `{name}`: ' + ', '.join(
+        f'`{f.name}={f.default!r}`' for f in dataclasses.fields(network)
+        if f.name not in ('parent', 'name')))
+  return '\n\n'.join(parts) + '\n'
+
+
+def table(section, prefix):
+  """Returns the Markdown table of a section."""
+  return '\n'.join([TABLE, *(
+      f'| `{prefix}{name}` | `{field.default!r}` | {_allowed(field)} '
+      f'| {_free(field)} | {field.meaning} |'
+      for name, field in fields.flat(section))])
+
+
+def _allowed(field):
+  if isinstance(field.allowed, Range):
+    return str(field.allowed)
+  return ', '.join(f'`{value}`' for value in field.allowed or ())
+
+
+def _free(field):
+  return 'resume' if field.free else 'test' if field.free_to_test else ''
+
+
+if __name__ == '__main__':
+  print(page(), end='')
