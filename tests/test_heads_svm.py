@@ -200,9 +200,9 @@ def test_projection_is_the_nearest_point(seed):
 def test_svm_says_what_is_wrong():
   """A traceback from inside a solver helps nobody."""
   x, y, _ = draw_task(2, 1, dim=16)
-  with pytest.raises(UserError, match=r'config\.heads\.svm\.C: 0'):
+  with pytest.raises(UserError, match='config.heads.svm.C is 0: must be above'):
     svm.fit(x, y, 2, C=0)
-  with pytest.raises(UserError, match=r'config\.heads\.svm\.ridge: -1'):
+  with pytest.raises(UserError, match='config.heads.svm.ridge is -1: must be'):
     svm.fit(x, y, 2, ridge=-1)
   with pytest.raises(UserError, match='num_ways: 1'):
     svm.fit(x, 0 * y, 1)

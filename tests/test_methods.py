@@ -12,7 +12,9 @@ import pytest
 from conftest import ROOT
 from small_backbone import Small, directional, distance, dot, start, task
 
+from mtl_jax import algorithms
 from mtl_jax.algorithms import METHODS, minibatch_prox
+from mtl_jax.config import base_config
 from mtl_jax.errors import UserError
 
 KEY = jax.random.key(5)
@@ -25,10 +27,9 @@ def float64():
 
 
 def build(name, smooth=False, **changes):
-  options = dict(METHODS[name].options())
-  options |= {'unroll': False} if 'unroll' in options else {}
-  options |= changes
-  return METHODS[name].build(Small(smooth=smooth), 6, 3, **options)
+  unroll = {'unroll': False} if 'unroll' in METHODS[name].OPTIONS else {}
+  return algorithms.create(name, Small(smooth=smooth), 6, 3,
+                           **unroll | changes)
 
 
 def loss_of(algorithm, variables, episode):
@@ -112,13 +113,11 @@ def test_first_order_is_second_order_without_the_hessian_term():
   params = variables['params']
   g1, g2 = (jax.jit(jax.grad(loss_of(a, variables, episode)))(params)
             for a in (one, two))
-  adapted = lambda p: one.adapt({**variables, 'params': p}, KEY,
-                                episode.support_x, episode.support_y, 3).params
   # One step of MAML is p - rate * slope(p): slope from what adapting moves.
   single = build('maml', test_steps=1, inner_rate=rate)
   adapted = jax.jit(lambda p: single.adapt(
       {**variables, 'params': p}, KEY, episode.support_x, episode.support_y,
-      3).params)
+      3).variables['params'])
   slope = lambda p: jax.tree.map(lambda a, b: (a - b) / rate, p, adapted(p))
   s = 1e-4 / float(optax.tree.norm(g1))
   moved = lambda sign: slope(jax.tree.map(lambda p, g: p + sign * s * g,
@@ -289,6 +288,21 @@ def test_drawn_shots_equal_ridge_on_those_images_alone():
 def test_wrong_options_are_named(name, changes, words):
   with pytest.raises(UserError, match=words):
     build(name, **changes)
+
+
+@pytest.mark.parametrize('max_shots, fits', [(0, True), (6, True), (7, False)])
+def test_drawn_shots_must_leave_a_query(max_shots, fits):
+  """The loss of a task without a query would be 0 / 0."""
+  options = {name: field.default
+             for name, field in METHODS['r2d2'].OPTIONS.items()}
+  train = base_config().train
+  train.shots, train.queries = 3, 4
+  options['max_shots'] = max_shots
+  if fits:
+    algorithms.check('r2d2', options, train)
+  else:
+    with pytest.raises(UserError, match=r'max_shots is 7: must be below .* 7'):
+      algorithms.check('r2d2', options, train)
 
 
 def test_the_document_shows_the_method_that_is_kept():

@@ -6,17 +6,16 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mtl_jax import models
-from mtl_jax.algorithms import mtl
+from mtl_jax import algorithms, models
 from mtl_jax.data import episodes
 
 NUM_CLASSES = 7
 
 
 def build(**changes):
-  options = dict(mtl.options()) | changes
-  return mtl.build(models.create('conv4', width=4, pool='global'),
-                   NUM_CLASSES, 3, **options)
+  return algorithms.create('mtl', models.create('conv4', width=4,
+                                                pool='global'),
+                           NUM_CLASSES, 3, **changes)
 
 
 def episode(class_ids):

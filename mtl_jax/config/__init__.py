@@ -5,9 +5,9 @@ from mtl_jax.config.fields import (
     base_config,
     method_options,
     model_options,
-    set_method,
     to_json,
 )
+from mtl_jax.config.recipes import set_method
 
 __all__ = ['ConfigDict', 'base_config', 'method_options', 'model_options',
            'set_method', 'to_json']

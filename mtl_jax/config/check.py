@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from mtl_jax import heads, models
-from mtl_jax.algorithms import METHODS
+from mtl_jax import algorithms, heads, models
 from mtl_jax.config import ConfigDict, base_config, method_options
 from mtl_jax.data import augment, sources, store
 from mtl_jax.errors import UserError, check_choice
@@ -74,7 +73,7 @@ def validate(config):
     if value is not None and not allowed.holds(value):
       raise UserError(f'config.{field} is {value}: must be {allowed}')
   for field, allowed in (
-      ('method.name', METHODS), ('model.name', models.MODELS),
+      ('model.name', models.MODELS),
       ('data.name', sources.names()),
       ('data.store', store.PLACES),
       ('optimizer.name', optimizer.OPTIMIZERS),
@@ -91,8 +90,7 @@ def validate(config):
   for head in config.eval.heads:
     check_choice('config.eval.heads', head, (
         *heads.HEADS, measure.OWN, tune_all.NAME))
-  _check_fields(METHODS[config.method.name].options(), ConfigDict(
-      method_options(config)), 'method.', ())
+  algorithms.check(config.method.name, method_options(config), config.train)
   _check_schedule(config.optimizer)
   _check_eval(config)
 
@@ -117,7 +115,7 @@ def _check_eval(config):
   for section, used in (('validation', (config.validation.head,)),
                         ('eval', config.eval.heads)):
     ways = config[section].ways
-    fixed = not METHODS[config.method.name].any_ways
+    fixed = not algorithms.find(config.method.name).ANY_WAYS
     if fixed and measure.OWN in used and ways != config.train.ways:
       raise UserError(
           f'config.{section}.ways is {ways}: {config.method.name} adapts by '

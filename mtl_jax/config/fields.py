@@ -9,9 +9,7 @@ import json
 
 import ml_collections
 
-from mtl_jax import heads
-from mtl_jax.algorithms import METHODS
-from mtl_jax.errors import check_choice
+from mtl_jax import fields, heads
 from mtl_jax.evaluate import tune_all
 
 ConfigDict = ml_collections.ConfigDict
@@ -23,7 +21,7 @@ def base_config():
   c.seed = 0  # initial values, order of the training tasks, validation tasks
   c.source = ''  # where the settings stand, printed at the start
 
-  # The method and its own fields: see `options` in mtl_jax/algorithms/*.py.
+  # The method and its own fields: see OPTIONS in mtl_jax/algorithms/*.py.
   # `:name` behind the config file chooses it.
   c.method = ConfigDict({'name': ''})
 
@@ -122,7 +120,7 @@ def base_config():
   c.eval.tasks_at_once = 200
 
   # Options of each head: see mtl_jax/heads/*.py.
-  c.heads = ConfigDict({name: dict(module.OPTIONS)
+  c.heads = ConfigDict({name: fields.defaults(module.OPTIONS)
                         for name, module in heads.HEADS.items()})
 
   c.tune_all = tune_all.options()
@@ -148,23 +146,6 @@ def base_config():
   c.log.progress = True  # a bar on a terminal, plain lines elsewhere
   c.log.tensorboard = True  # events, where the extra is installed
   return c
-
-
-def set_method(config, name, *, benchmark, shots):
-  """Sets `config.method` and the method's published settings.
-
-  Args:
-    config: from base_config, changed in place.
-    name: of algorithms.METHODS.
-    benchmark: data set whose published settings are wanted.
-    shots: K of the test.
-  """
-  check_choice('the method behind the config file', name, METHODS)
-  config.method = METHODS[name].options()
-  config.method.name = name
-  published = METHODS[name].published(benchmark, shots)
-  config.update_from_flattened_dict(published.overrides)
-  config.source = ('ours; nearest: ' * published.ours) + published.source
 
 
 def method_options(config):

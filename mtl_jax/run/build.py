@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from mtl_jax import models
-from mtl_jax.algorithms import METHODS
+from mtl_jax import algorithms, models
 from mtl_jax.config import method_options, model_options
 from mtl_jax.data import episodes
 from mtl_jax.train import optimizer
@@ -21,8 +20,9 @@ def describe_data(store):
 def algorithm_of(config, num_classes):
   """Builds the method of a config over its backbone."""
   backbone = models.create(config.model.name, **model_options(config))
-  return METHODS[config.method.name].build(
-      backbone, num_classes, config.train.ways, **method_options(config))
+  return algorithms.create(
+      config.method.name, backbone, num_classes, config.train.ways,
+      **method_options(config))
 
 
 def initial_state(config, algorithm, image_shape):
