@@ -10,7 +10,7 @@
 Images are [B, h, w, c], features float32. In training `mutated` holds the
 statistics of this batch itself, not running ones: see layers.py.
 `own_statistics` says whether BatchNorm takes the statistics of this batch or
-stored ones; None is as `train`, which also says whether values are dropped.
+the stored ones; with None it equals `train`, which also turns dropout on.
 `tasks_seen` ([] int32 or int), the training tasks before this step, drives
 schedules within a model. A new model is one file and one line in MODELS.
 
