@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_heads import draw_task
+from head_tasks import draw_task
 
 from mtl_jax import config, fields
 from mtl_jax.errors import UserError
@@ -16,7 +16,7 @@ heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
 
 
 def test_all_names_are_there():
-  """The names are in configs and in result files."""
+  """Configs and result files name heads: a lost name would make them void."""
   assert set(HEADS) == {'centroid', 'gradient', 'logistic', 'ridge', 'svm'}
 
 
@@ -75,7 +75,7 @@ def test_half_precision_features_are_computed_in_float32(head):
 
 @heads
 def test_gradient_in_features_is_finite_and_not_zero(head):
-  """Methods train a backbone through their head, on any support."""
+  """Methods could not train a backbone through the head, on any support."""
   x, y, query = draw_task(3, 4, dim=32)
 
   def loss(x):
@@ -89,7 +89,7 @@ def test_gradient_in_features_is_finite_and_not_zero(head):
 
 @heads
 def test_clusters_are_learned(head):
-  """Far above chance on new examples of five well separated classes."""
+  """A head at chance on well separated classes would have learned nothing."""
   x, y, query = draw_task(5, 5, queries=20)
   out = head.logits(jax.jit(lambda x: head.fit(x, y, 5))(x), query)
   assert np.mean(np.argmax(out, 1) == np.repeat(np.arange(5), 20)) > 0.9

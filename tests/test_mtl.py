@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from mtl_jax import algorithms, models
+from mtl_jax.config import base_config, set_method
 from mtl_jax.data import episodes
 
 NUM_CLASSES = 7
@@ -67,7 +68,6 @@ def test_only_the_rows_of_the_task_get_a_gradient():
 
 
 def test_published_settings_name_every_field_of_the_config():
-  from mtl_jax.config import base_config, set_method
   for benchmark, shots, per_class, tasks in (
       ('mini_imagenet', 5, 10, 2), ('mini_imagenet', 1, 10, 6),
       ('tiered_imagenet', 5, 40, 1), ('cifar_fs', 1, 20, 2),

@@ -1,4 +1,8 @@
-"""Meta-SGD (Li, Zhou, Chen & Li, 2017): MAML, a learned rate per parameter."""
+"""Meta-SGD (Li, Zhou, Chen & Li, 2017): MAML, a learned rate per parameter.
+
+MAML's learned_rate='per_parameter' with one step is the same, but for other
+names in checkpoints and another dropout key of the query.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +17,7 @@ OPTIONS = {
     'batch_norm': Field('transductive', 'BatchNorm statistics of a task',
                         network.BATCH_NORM_ALL_LAYERS),
 }
-# MAML's settings, without its own options but for the rate.
+# MAML's settings; of its own options the rate alone.
 RECIPES = {key: base.Recipe({
     field: value for field, value in recipe.overrides.items()
     if field == 'method.inner_rate' or not field.startswith('method.')
