@@ -24,7 +24,8 @@ import numpy as np
 from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
-from mtl_jax.algorithms import METHODS, network
+from mtl_jax import algorithms
+from mtl_jax.algorithms import network
 from mtl_jax.config import base_config
 from mtl_jax.data import store as stores
 from mtl_jax.models import layers
@@ -54,15 +55,16 @@ class Blocks(nn.Module):
 
 def build(name, smooth, **changes):
   """Returns a method over `Blocks`, its inner loop compiled as a loop."""
-  return METHODS[name].build(Blocks(smooth), 0, 5, **(
-      dict(METHODS[name].options()) | {'unroll': False} | changes))
+  return algorithms.create(name, Blocks(smooth), 0, 5,
+                           **({'unroll': False} | changes))
 
 
 def largest_curvature(smooth, variables, episode, iterations=50):
   """Returns the largest |eigenvalue| of the support loss's Hessian."""
   loss = network.support_loss(
-      Blocks(smooth), variables, episode.support_x, episode.support_y,
-      'transductive', network.Mode(True, jax.random.key(0), 0))
+      network.Body(Blocks(smooth), 'transductive'), variables,
+      episode.support_x, episode.support_y,
+      network.Mode(True, jax.random.key(0), 0))
   flat, unravel = ravel_pytree(variables['params'])
   slope = jax.grad(lambda flat: loss(unravel(flat), 0)[0])
 

@@ -2,10 +2,10 @@
 
     python benchmarks/methods.py --data=omniglot --out=runs/methods
 
-One command line of `mtl_jax.main` a method, one after another: the same CNN-4,
-the same initial backbone, the same test tasks; settings are the methods' own
-for the benchmark (`published` in mtl_jax/algorithms). A method that is done is
-not run again, so the command goes on where it stopped. Then
+One command line of `mtl_jax.main` per method, one after another: the same
+CNN-4, the same initial backbone, the same test tasks; settings are the
+methods' own for the benchmark (RECIPES in mtl_jax/algorithms). A method that
+is done is not run again, so the command resumes where it stopped. Then
 
   accuracy     of the method's own adaptation to unseen classes, 95% interval
   untrained    the same adaptation from the initial values
@@ -27,18 +27,22 @@ import time
 
 import numpy as np
 
-from mtl_jax.algorithms import METHODS
+from mtl_jax import algorithms
 from mtl_jax.evaluate import interval
 
 ROOT = pathlib.Path(__file__).parent.parent
-CONFIGS = {'omniglot': 'omniglot_5shot', 'glyphs': 'quickstart'}
+# (config, scale of its recipes)
+CONFIGS = {'omniglot': ('omniglot_5shot', 'cpu'),
+           'glyphs': ('quickstart', 'fast')}
 HEADS = {'own': "('own','logistic')", 'logistic': "('logistic',)"}
 
 
 def train(method, data, path, width, seed):
   """Runs one method into `path`; writes cost.json behind the run's files."""
-  own = METHODS[method].published(data, 5).overrides.get('validation.head')
-  flags = [f'--config={ROOT}/configs/{CONFIGS[data]}.py:{method}',
+  config, scale = CONFIGS[data]
+  recipe = algorithms.recipe(method, data, 5, scale)
+  own = recipe.overrides.get('validation.head')
+  flags = [f'--config={ROOT}/configs/{config}.py:{method}',
            f'--workdir={path}', f'--config.model.width={width}',
            f'--config.seed={seed}', '--config.eval.tasks=1000',
            '--config.validation.tasks=100', '--config.validation.queries=10',
@@ -97,7 +101,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--data', default='omniglot', choices=CONFIGS)
   parser.add_argument('--out', default='runs/methods', type=pathlib.Path)
-  parser.add_argument('--methods', default=','.join(METHODS))
+  parser.add_argument('--methods', default=','.join(algorithms.METHODS))
   parser.add_argument('--width', default=32, type=int, help='channels')
   parser.add_argument('--seed', default=0, type=int)
   args = parser.parse_args()

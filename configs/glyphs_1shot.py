@@ -10,7 +10,7 @@ def get_config(method='mtl'):
   """Returns the config of one method, `configs/glyphs_1shot.py:method`."""
   c = base_config()
   c.data.name = 'glyphs'
-  set_method(c, method, benchmark='glyphs', shots=1)
+  set_method(c, method, benchmark='glyphs', shots=1, scale='cpu')
   c.validation.tasks = 200
   c.validation.shots = 1
   c.eval.shots = 1

@@ -14,7 +14,7 @@ def get_config(method='mtl'):
   """Returns the config of one method, `configs/glyphs_5shot.py:method`."""
   c = base_config()
   c.data.name = 'glyphs'
-  set_method(c, method, benchmark='glyphs', shots=5)
+  set_method(c, method, benchmark='glyphs', shots=5, scale='cpu')
   c.validation.tasks = 200
   c.eval.baselines = True
   return c

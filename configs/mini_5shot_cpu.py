@@ -17,23 +17,7 @@ def get_config(method='mtl'):
   c = base_config()
   c.data.name = 'mini_imagenet'
   c.augment.operations = ('crop', 'flip')
-  set_method(c, method, benchmark='mini_imagenet', shots=5)
-  if method == 'mtl':
-    c.train.ways, c.train.shots, c.train.queries = 32, 1, 0
-    c.method.head_init = 'shared'
-    c.method.normalise_train_features = False
-    c.source = 'ours, see the head of the config file'
-    c.train.meta_batch = 2
-    c.train.epoch_tasks = 1920
-    c.train.max_epochs = 5
-    c.train.stop_patience = 0
-    c.optimizer.name = 'sgd'
-    c.optimizer.learning_rate = 0.1
-    c.optimizer.nesterov = True
-    c.optimizer.weight_decay = 5e-4
-    c.optimizer.schedule = 'cosine'
-    c.optimizer.decay_epochs = 5
+  set_method(c, method, benchmark='mini_imagenet', shots=5, scale='cpu')
   c.validation.tasks = 100
   c.eval.baselines = True
-  c.parallel.cpu_devices = 2
   return c

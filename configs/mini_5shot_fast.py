@@ -21,19 +21,5 @@ def get_config(method='mtl'):
       'drop_block': 5, 'ramp_tasks': 3750, 'pool': 'global',
       'dtype': 'bfloat16'})
   c.augment.operations = ('crop', 'jitter', 'flip')
-  set_method(c, method, benchmark='mini_imagenet', shots=5)
-  if method == 'mtl':
-    c.train.ways, c.train.shots, c.train.queries = 64, 1, 1
-    c.method.normalise_train_features = False
-    c.source = 'ours, see the head of the config file'
-    c.train.meta_batch = 1
-    c.train.epoch_tasks = 1500  # five passes over the images
-    c.train.max_epochs = 5
-    c.train.stop_patience = 0
-    c.optimizer.name = 'sgd'
-    c.optimizer.learning_rate = 0.1
-    c.optimizer.nesterov = True
-    c.optimizer.weight_decay = 5e-4
-    c.optimizer.schedule = 'cosine'
-    c.optimizer.decay_epochs = 5
+  set_method(c, method, benchmark='mini_imagenet', shots=5, scale='fast')
   return c

@@ -12,7 +12,7 @@ def get_config(method='mtl'):
   """Returns the config of one method, `configs/omniglot_1shot.py:method`."""
   c = base_config()
   c.data.name = 'omniglot'
-  set_method(c, method, benchmark='omniglot', shots=1)
+  set_method(c, method, benchmark='omniglot', shots=1, scale='cpu')
   c.validation.tasks = 400
   c.validation.shots = 1
   c.eval.shots = 1

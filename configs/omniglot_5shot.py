@@ -12,7 +12,7 @@ def get_config(method='mtl'):
   """Returns the config of one method, `configs/omniglot_5shot.py:method`."""
   c = base_config()
   c.data.name = 'omniglot'
-  set_method(c, method, benchmark='omniglot', shots=5)
+  set_method(c, method, benchmark='omniglot', shots=5, scale='cpu')
   c.validation.tasks = 400
   c.eval.tasks = 1000
   c.eval.baselines = True

@@ -11,13 +11,7 @@ def get_config(method='mtl'):
   """Returns the config of one method, `configs/quickstart.py:method`."""
   c = base_config()
   c.data.name = 'glyphs'
-  set_method(c, method, benchmark='glyphs', shots=5)
-  if method == 'mtl':
-    c.train.epoch_tasks = 800
-    c.train.max_epochs = 3
-    c.optimizer.learning_rate = 3e-3
-    c.optimizer.schedule = 'cosine'
-    c.optimizer.decay_epochs = 3
+  set_method(c, method, benchmark='glyphs', shots=5, scale='fast')
   c.validation.tasks = 200
   c.eval.tasks = 1000
   c.eval.baselines = True

@@ -303,7 +303,6 @@ def build(*args, **kwargs):
     return value * bad, aux._replace(
         metrics={**aux.metrics, 'loss': (total * bad, count)})
   return algorithm._replace(loss=loss)
-from mtl_jax import algorithms
-algorithms.METHODS['mtl'] = algorithms.METHODS['mtl']._replace(build=build)
+mtl.build = build
 sys.exit(main.main(['main', *sys.argv[1:]]))
 """

@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
-from mtl_jax.algorithms import METHODS
-from mtl_jax.config import base_config, set_method, to_json
+from mtl_jax import fields
+from mtl_jax.algorithms import METHODS, base
+from mtl_jax.config import ConfigDict, base_config, set_method, to_json
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
 from mtl_jax.run import workdir
@@ -23,18 +24,88 @@ def load(path, method):
   return module.get_config(method)
 
 
+# Files that promise a short run on mini-ImageNet, which MTL alone has.
+SHORT = ('mini_5shot_cpu', 'mini_5shot_fast')
+
+
 @pytest.mark.parametrize('method', sorted(METHODS))
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_every_config_is_valid_with_every_method(path, method):
+  if path.stem in SHORT and method != 'mtl':
+    with pytest.raises(UserError, match=f'{method} has no recipe'):
+      load(path, method)
+    return
   config = load(path, method)
   validate(config)
   assert config.method.name == method and config.source
 
 
+def test_a_refused_method_is_told_which_recipes_it_has():
+  with pytest.raises(UserError) as refused:
+    load(ROOT / 'configs/mini_5shot_cpu.py', 'anil')
+  assert str(refused.value) == (
+      'anil has no recipe (cpu, 5 shots) for mini_imagenet: it has '
+      '(published, 5 shots), (published, 1 shot)')
+
+
+def test_a_benchmark_without_recipes_is_told_those_that_have_some():
+  with pytest.raises(UserError, match='for svhn: it has recipes for cifar'):
+    set_method(base_config(), 'anil', benchmark='svhn', shots=5)
+
+
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_every_recipe_is_valid(method):
+  for (_, shots, scale), recipe in METHODS[method].RECIPES.items():
+    assert scale in base.SCALES and shots in (None, 1, 5) and str(recipe)
+    config = config_with()
+    config.method = ConfigDict(
+        fields.defaults(METHODS[method].OPTIONS) | {'name': method})
+    config.update_from_flattened_dict(recipe.overrides)
+    # What recipes of MTL and of RFS leave to the base config.
+    config.augment.operations = ('flip',)
+    validate(config)
+
+
+@pytest.mark.parametrize('benchmark, shots, source', [
+    ('here', 1, 'exact'), ('here', 5, 'any shots'),
+    ('there', 1, 'any benchmark'), ('there', 5, 'anything')])
+def test_the_most_specific_recipe_is_taken(benchmark, shots, source, tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text(OWN_METHOD)
+  config = base_config()
+  set_method(config, str(path), benchmark=benchmark, shots=shots, scale='fast')
+  assert config.source == source
+
+
+OWN_METHOD = """
+from mtl_jax.algorithms import base, mtl
+from mtl_jax.fields import Field
+OPTIONS = mtl.OPTIONS | {'extra': Field(1, 'a field of its own')}
+RECIPES = {key: base.Recipe({'train.shots': 3}, source, ours=False)
+           for key, source in {
+               (None, None, 'fast'): 'anything',
+               (None, 1, 'fast'): 'any benchmark',
+               ('here', None, 'fast'): 'any shots',
+               ('here', 1, 'fast'): 'exact'}.items()}
+ANY_WAYS = True
+def build(backbone, num_classes, ways, *, extra, **options):
+  return mtl.build(backbone, num_classes, ways, **options)
+"""
+
+
+def test_a_method_of_the_users_own_is_configured_by_its_path(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text(OWN_METHOD)
+  config = config_with()
+  set_method(config, str(path), benchmark='glyphs', shots=5, scale='fast')
+  validate(config)
+  assert (config.method.name, config.method.extra) == (str(path), 1)
+
+
 def config_with(**changes):
   c = base_config()
   c.data.name = 'glyphs'
-  set_method(c, 'mtl', benchmark='glyphs', shots=5)
+  set_method(c, 'mtl', benchmark='glyphs', shots=5, scale='cpu')
   c.update_from_flattened_dict(changes)
   return c
 

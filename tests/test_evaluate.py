@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from mtl_jax import models
+from mtl_jax import fields, models
 from mtl_jax.algorithms import mtl
 from mtl_jax.data import augment, episodes, sources
 from mtl_jax.data import store as stores
@@ -24,7 +24,7 @@ def store():
 @pytest.fixture(scope='module')
 def trained(store):
   algorithm = mtl.build(models.create('conv4', width=16, pool='flat'),
-                        12, 5, **dict(mtl.options()))
+                        12, 5, **fields.defaults(mtl.OPTIONS))
   variables = algorithm.init(jax.random.key(3), jnp.zeros((2, 28, 28, 1)))
   return algorithm, variables
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from head_tasks import draw_task, fit
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
@@ -14,22 +15,6 @@ from mtl_jax.heads import HEADS, linear, logistic
 from mtl_jax.solvers import multinomial
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
-
-
-def draw_task(ways, shots, dim=640, queries=4, scale=1.0, seed=0):
-  """Non-negative features like a backbone's, of norm `scale`."""
-  rng = np.random.default_rng(seed)
-  means = 0.4 * rng.normal(size=(ways, 1, dim))
-  noise = rng.normal(size=(ways, shots + queries, dim))
-  x = np.maximum(means + noise + 0.1, 0)
-  x = (scale * x / np.linalg.norm(x, axis=-1, keepdims=True)).astype('float32')
-  support = x[:, :shots].reshape(-1, dim)
-  query = x[:, shots:].reshape(-1, dim)
-  return support, np.repeat(np.arange(ways, dtype='int32'), shots), query
-
-
-def fit(head, x, y, ways, **options):
-  return jax.jit(lambda x, y: head.fit(x, y, ways, **options))(x, y)
 
 
 def probabilities(params, query):
@@ -87,7 +72,7 @@ def test_separable_labels_are_fitted(head):
 
 
 def reference(x, y, query, C=3.0, **options):
-  """scikit-learn's float64 solution; its 2-way objective is another one."""
+  """Scores would not be those of the published head, scikit-learn's."""
   # Only the span of the support matters: an exact problem of S dimensions.
   basis = np.linalg.svd(x.astype(float), full_matrices=False)[2].T
   x, query = x @ basis, query @ basis
@@ -119,14 +104,14 @@ def reference_two_ways(x, y, query, C):
 @pytest.mark.parametrize('shots', [1, 5, 15])
 @pytest.mark.parametrize('ways', [2, 5, 20])
 def test_logistic_is_scikit_learns(ways, shots):
-  """Otherwise MTL's accuracies are not those of the published head."""
+  """MTL's accuracies would not be those of the published head."""
   x, y, query = draw_task(ways, shots, seed=ways + shots)
   got = probabilities(fit(logistic, x, y, ways), query)
   assert np.abs(got - reference(x, y, query)).max() < 1e-4
 
 
 def test_logistic_penalty_and_intercept_on_unequal_classes():
-  """Fails for another C, a mean in place of the sum, a penalised intercept."""
+  """Another C, a mean for the sum or a penalised intercept would pass."""
   x, y, query = draw_task(3, 12)
   x, y = (part[np.r_[0:15, 24:26]] for part in (x, y))
   got = probabilities(fit(logistic, x, y, 3), query)
@@ -141,7 +126,7 @@ def test_logistic_penalty_and_intercept_on_unequal_classes():
 
 @pytest.mark.parametrize('ways,shots,scale', [(5, 5, 100.0), (20, 1, 1000.0)])
 def test_logistic_on_raw_features_with_large_norm(ways, shots, scale):
-  """MetaOptNet's features are flat and un-normalised: 16,000 of them."""
+  """MetaOptNet's 16,000 flat, un-normalised features would not be fitted."""
   x, y, query = draw_task(ways, shots, dim=16000, scale=scale)
   got = probabilities(fit(logistic, x, y, ways), query)
   gap = got - reference(x, y, query, solver='newton-cg')
@@ -150,7 +135,7 @@ def test_logistic_on_raw_features_with_large_norm(ways, shots, scale):
 
 @pytest.mark.parametrize('value', [0.0, 3.7, 1000.0])
 def test_logistic_on_constant_features_predicts_class_frequencies(value):
-  """What an intercept alone can do; a penalised one would not."""
+  """A penalised intercept would not reach the class frequencies."""
   y = np.array([0, 0, 0, 1, 1, 2], 'int32')
   x = np.full((6, 16), value, 'float32')
   got = probabilities(fit(logistic, x, y, 3), x[:1])
@@ -195,7 +180,7 @@ def test_solver_keeps_its_tolerance():
 
 
 def test_solver_steps_always_descend():
-  """Newton's length overshoots from confident mistakes and then diverges."""
+  """Newton's length would overshoot from confident mistakes and diverge."""
   rng = np.random.default_rng(0)
   onehot = np.eye(3)[:, [0, 0, 1, 1, 2, 2]]
 
@@ -254,14 +239,14 @@ def test_logistic_gradient_is_that_of_the_optimum():
 def test_logistic_says_what_is_wrong():
   """A traceback from inside a solver helps nobody."""
   x, y, _ = draw_task(2, 1, dim=16)
-  with pytest.raises(UserError, match='C: 0'):
+  with pytest.raises(UserError, match='logistic.C is 0: must be above 0'):
     logistic.fit(x, y, 2, C=0)
   with pytest.raises(UserError, match='num_ways: 1'):
     logistic.fit(x, 0 * y, 1)
 
 
 def test_rows_are_drawn_as_published():
-  """Bounds of hyperparameters 1.2; features have no scale to correct them."""
+  """A start of another size would stay, as features have no scale."""
   for num_classes, bound in [(64, 0.1414), (351, 0.3312), (60, 0.1369)]:
     rows = linear.init(jax.random.key(0), num_classes, 640, 5)
     assert rows.shape == (num_classes, 640)
@@ -271,7 +256,7 @@ def test_rows_are_drawn_as_published():
 
 
 def test_shared_rows_are_one_vector():
-  """The theory lets every task start from the same head."""
+  """Tasks would start from different heads, against the theory."""
   rows = np.asarray(linear.init(jax.random.key(0), 64, 640, 5, how='shared'))
   assert rows.shape == (64, 640) and (rows == rows[0]).all()
   np.testing.assert_allclose(np.abs(rows).max(), 0.1414, rtol=0.02)
@@ -289,11 +274,3 @@ def test_rows_of_a_task_are_those_of_its_classes():
   total = lambda rows: linear.logits(rows, ids, features).sum()
   used = np.abs(jax.grad(total)(rows)).sum(1) > 0
   assert list(np.flatnonzero(used)) == sorted(ids)
-
-
-def test_memory_of_rows_and_of_a_head_per_task():
-  """The numbers the documentation gives for sharing rows between tasks."""
-  assert linear.memory(64) == (7_624_512 * 5 * 640 * 4, 163_840)
-  assert linear.memory(351) == (43_144_760_295 * 5 * 640 * 4, 898_560)
-  assert linear.memory(64)[0] / 1e9 == pytest.approx(98, abs=0.5)
-  assert linear.memory(351)[0] / 1e12 == pytest.approx(552, abs=0.5)

@@ -6,17 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_heads import draw_task
+from head_tasks import draw_task
 
-from mtl_jax import config
-from mtl_jax.heads import HEADS
+from mtl_jax import config, fields
+from mtl_jax.errors import UserError
+from mtl_jax.heads import HEADS, find
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
 
 
 def test_all_names_are_there():
-  """The names are in configs and in result files."""
+  """Configs and result files name heads: a lost name would make them void."""
   assert set(HEADS) == {'centroid', 'gradient', 'logistic', 'ridge', 'svm'}
+
+
+def test_a_head_of_the_users_own_is_found_by_its_path(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text('from mtl_jax.heads.ridge import *\n')
+  assert find(str(path)).OPTIONS == HEADS['ridge'].OPTIONS
+
+
+def test_a_file_without_what_a_head_needs_is_refused(tmp_path):
+  path = tmp_path / 'own.py'
+  path.write_text('OPTIONS = {}\n')
+  with pytest.raises(UserError, match='has no fit: it must define OPTIONS'):
+    find(str(path))
 
 
 @heads
@@ -25,8 +39,9 @@ def test_options_are_those_of_fit(head):
   fit = inspect.signature(head.fit).parameters
   name = head.__name__.split('.')[-1]
   in_config = config.base_config().heads[name].to_dict()
-  assert head.OPTIONS == in_config
-  for option, default in head.OPTIONS.items():
+  defaults = fields.defaults(head.OPTIONS)
+  assert defaults == in_config
+  for option, default in defaults.items():
     assert fit[option].kind == inspect.Parameter.KEYWORD_ONLY
     assert fit[option].default == default
 
@@ -35,10 +50,11 @@ def test_options_are_those_of_fit(head):
 def test_diagnostics_takes_what_fit_takes(head):
   """Residuals of other options than the fitted ones would be no residuals."""
   x, y, _ = draw_task(3, 4, dim=16, scale=5.0)
-  for option, value in head.OPTIONS.items():
+  defaults = fields.defaults(head.OPTIONS)
+  for option, value in defaults.items():
     if isinstance(value, (bool, str)) or option == 'steps':
       continue
-    options = {**head.OPTIONS, option: 1.5 * value}
+    options = {**defaults, option: 1.5 * value}
     params = head.fit(x, y, 3, **options)
     for residual in head.diagnostics(params, x, y, **options).values():
       assert abs(residual) < 1e-3
@@ -59,7 +75,7 @@ def test_half_precision_features_are_computed_in_float32(head):
 
 @heads
 def test_gradient_in_features_is_finite_and_not_zero(head):
-  """Methods train a backbone through their head, on any support."""
+  """Methods could not train a backbone through the head, on any support."""
   x, y, query = draw_task(3, 4, dim=32)
 
   def loss(x):
@@ -73,7 +89,7 @@ def test_gradient_in_features_is_finite_and_not_zero(head):
 
 @heads
 def test_clusters_are_learned(head):
-  """Far above chance on new examples of five well separated classes."""
+  """A head at chance on well separated classes would have learned nothing."""
   x, y, query = draw_task(5, 5, queries=20)
   out = head.logits(jax.jit(lambda x: head.fit(x, y, 5))(x), query)
   assert np.mean(np.argmax(out, 1) == np.repeat(np.arange(5), 20)) > 0.9

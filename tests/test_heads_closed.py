@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from head_tasks import draw_task, fit
 from scipy.special import log_softmax, softmax
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
-from test_heads import draw_task, fit
 
 from mtl_jax.errors import UserError
 from mtl_jax.heads import centroid, gradient, ridge
@@ -48,7 +48,7 @@ def check_gradient(head, at, options):
 
 @pytest.mark.parametrize('distance', ['squared', 'mean_squared'])
 def test_centroid_is_scikit_learns(distance):
-  """Centroids, predictions and the distances themselves, far from zero."""
+  """Large norms would cost the digits of centroids and distances."""
   x, y, query = draw_task(5, 4, dim=64)
   x, y, query = x[:17] + 30, y[:17], query + 30
   model = NearestCentroid().fit(x.astype(float), y)
@@ -83,7 +83,7 @@ CONVENTIONS = {
 
 
 def published(x, y, query, name, regulariser=50.0):
-  """Each convention as its own code has it, in float64 numpy."""
+  """Logits would follow another convention than the published code."""
   x, query = x.astype(float), query.astype(float)
   onehot = np.eye(y.max() + 1)[y]
   if name != 'r2d2':
@@ -98,7 +98,7 @@ def published(x, y, query, name, regulariser=50.0):
 @pytest.mark.parametrize('name', CONVENTIONS)
 @pytest.mark.parametrize('dim', [8, 96])
 def test_ridge_is_as_published(name, dim):
-  """Dual and primal, with 15 examples: logits, not only predictions."""
+  """Dual and primal would disagree on the logits."""
   x, y, query = draw_task(5, 3, dim=dim, scale=20.0)
   params = fit(ridge, x, y, 5, **CONVENTIONS[name])
   want = published(x, y, query, name)
@@ -107,7 +107,7 @@ def test_ridge_is_as_published(name, dim):
 
 
 def test_ridge_where_rounding_outweighs_the_penalty():
-  """Duplicates of norm 3,000 have no Cholesky factor in float32."""
+  """Duplicates of norm 3,000 would give NaN: no Cholesky factor exists."""
   x, y, query = draw_task(5, 3, dim=64, scale=3e3)
   x, y = np.r_[x, x], np.r_[y, y]
   for dim in (64, 16):
@@ -122,7 +122,7 @@ def test_ridge_where_rounding_outweighs_the_penalty():
 @pytest.mark.parametrize('dim_is', ['primal', 'dual'])
 @pytest.mark.parametrize('name', CONVENTIONS)
 def test_ridge_gradient(name, dim_is):
-  """Through the solution in features, regulariser and target."""
+  """Features, regulariser or target would get a wrong gradient."""
   at = {'regulariser': 0.3, 'target': 1.5}
   options = {k: v for k, v in CONVENTIONS[name].items() if k != 'target'}
   # `draw_task(3, 4, dim=7)` is primal; wide features make it dual.
@@ -144,7 +144,7 @@ class Wide:
 
 @pytest.mark.parametrize('distance', centroid.DISTANCES)
 def test_centroid_gradient(distance):
-  """ProtoNet trains through it."""
+  """ProtoNet would train on a wrong gradient."""
   check_gradient(centroid, {'scale': 1.3}, {'distance': distance})
 
 
@@ -160,7 +160,7 @@ def descent(x, y, query, rates, bias, weights, intercepts):
 
 @pytest.mark.parametrize('bias', [True, False])
 def test_gradient_head_takes_the_textbook_steps(bias):
-  """Rate, number of steps, mean of the loss, start, with and without bias."""
+  """A step would use another rate, mean, start or bias than documented."""
   x, y, query = draw_task(3, 4, dim=8, scale=3.0)
   y[0] = 1
   rng = np.random.default_rng(0)
@@ -197,7 +197,7 @@ def test_gradient_head_tells_of_a_rate_too_large():
 
 @pytest.mark.parametrize('bias', [True, False])
 def test_gradient_through_the_steps(bias):
-  """ANIL learns features, rates and start through them."""
+  """ANIL would learn features, rates and start from a wrong gradient."""
   rng = np.random.default_rng(1)
   at = {'rate': np.array([0.5, 1.0, 0.7])}
   check_gradient(gradient, at, {
@@ -219,7 +219,7 @@ def test_gradient_through_the_steps(bias):
   (gradient, 'steps', 0), (gradient, 'rate', -0.1),
 ])
 def test_a_bad_option_is_named(head, option, value):
-  """The line must say which field of the config to mend."""
+  """The user would not know which field of the config to mend."""
   name = head.__name__.split('.')[-1]
   x, y, _ = draw_task(2, 1, dim=16)
   with pytest.raises(UserError, match=rf'config\.heads\.{name}\.{option}'):

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from head_tasks import draw_task, fit
 from scipy.optimize import minimize
 from sklearn.svm import LinearSVC
-from test_heads import draw_task, fit
 
 from mtl_jax.errors import UserError
 from mtl_jax.heads import svm
@@ -81,7 +81,7 @@ def test_duality_gap_in_float32(ways, shots):
   (1.0, 0.1, 1.0), (10.0, 0.1, 1.0), (3.0, 0.1, 0.01), (1.0, 10.0, 0.5)
 ])
 def test_dual_is_a_generic_solvers(scale, C, ridge):
-  """Fails for another bound, margin, ridge, or a face that is not optimal."""
+  """Another bound, margin or ridge, or a wrong face, would pass unnoticed."""
   x, y, _ = draw_task(4, 5, dim=16, scale=scale, seed=3)
   x, y = x[:18], y[:18]  # unequal classes
   want = reference(x, y, 4, C, ridge)
@@ -92,7 +92,7 @@ def test_dual_is_a_generic_solvers(scale, C, ridge):
 
 @pytest.mark.parametrize('C', [0.01, 0.1, 1.0])
 def test_without_ridge_it_is_scikit_learns(C):
-  """Their C and ours must mean the same, or no published C carries over."""
+  """No published C would carry over: theirs and ours would differ."""
   x, y, query = draw_task(5, 6, dim=24, scale=3.0)
   model = LinearSVC(
     multi_class='crammer_singer', fit_intercept=False, C=C, tol=1e-8,
@@ -107,7 +107,7 @@ def test_without_ridge_it_is_scikit_learns(C):
 
 @pytest.mark.parametrize('scale,C', [(3.0, 0.01), (3.0, 0.1), (3.0, 1.0)])
 def test_gradient_is_that_of_the_optimum(scale, C):
-  """Through features, C and ridge; a stopped one would mislead silently."""
+  """Features, C or ridge would get a wrong gradient, silently."""
   x, y, query = draw_task(3, 4, dim=8, scale=scale)
   direction = np.random.default_rng(1).normal(size=x.shape)
   weigh = np.random.default_rng(2).normal(size=(len(query), 3))
@@ -135,7 +135,7 @@ def test_gradient_is_that_of_the_optimum(scale, C):
 
 
 def test_gradient_on_many_tasks_at_once_in_float32():
-  """Training runs in float32; noise there would be noise of the backbone."""
+  """Noise in float32, which training uses, would be noise of the backbone."""
   tasks = [draw_task(5, 5, scale=s, seed=s) for s in (1, 2, 4)]
   x = np.stack([task[0] for task in tasks])
   y, query = tasks[0][1:]
@@ -154,7 +154,7 @@ def test_gradient_on_many_tasks_at_once_in_float32():
 
 @pytest.mark.parametrize('ridge', [0.0, 1.0])
 def test_degenerate_support_stays_finite_with_its_gradient(ridge):
-  """Duplicates under two labels, constant, zero: at ridge 0 all singular."""
+  """Singular problems, such as duplicates at ridge 0, would give NaN."""
   x, y, query = draw_task(3, 4, dim=32)
   twice = np.repeat(x[:1], len(x), 0)
   cases = np.stack([x, 0 * x, 0 * x + 3.7, twice, 1e3 * twice, 1e-6 * x])
@@ -183,7 +183,7 @@ def test_an_early_end_is_told():
 
 @pytest.mark.parametrize('seed', range(3))
 def test_projection_is_the_nearest_point(seed):
-  """Bisection on the sum, for bounds far above and below what is projected."""
+  """Dual points would leave their simplex or lose digits far below C."""
   rng = np.random.default_rng(seed)
   v = rng.normal(size=(50, 4)) * 10.0 ** rng.integers(-4, 2, size=(50, 1))
   bound = 0.1 * np.eye(4)[rng.integers(4, size=50)]
@@ -200,9 +200,9 @@ def test_projection_is_the_nearest_point(seed):
 def test_svm_says_what_is_wrong():
   """A traceback from inside a solver helps nobody."""
   x, y, _ = draw_task(2, 1, dim=16)
-  with pytest.raises(UserError, match=r'config\.heads\.svm\.C: 0'):
+  with pytest.raises(UserError, match='config.heads.svm.C is 0: must be above'):
     svm.fit(x, y, 2, C=0)
-  with pytest.raises(UserError, match=r'config\.heads\.svm\.ridge: -1'):
+  with pytest.raises(UserError, match='config.heads.svm.ridge is -1: must be'):
     svm.fit(x, y, 2, ridge=-1)
   with pytest.raises(UserError, match='num_ways: 1'):
     svm.fit(x, 0 * y, 1)

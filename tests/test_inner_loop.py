@@ -32,7 +32,7 @@ def end_of(start, **options):
 @pytest.mark.parametrize('unroll', [True, False])
 @pytest.mark.parametrize('remat', [True, False])
 def test_descent_on_a_quadratic_is_a_matrix_power(unroll, remat):
-  """x_t - x* = (I - r (A + l2 I))^t (x_0 - x*), and so is its derivative."""
+  """x_t - x* would not be (I - r (A + l2 I))^t (x_0 - x*), or its slope."""
   A, b = quadratic()
   start, l2, steps = jnp.arange(6.), 0.4, 5
   end, numbers = end_of(start, steps=steps, l2=l2, unroll=unroll, remat=remat)
@@ -80,7 +80,7 @@ def _updates(value, grads, count):
 
 
 def test_any_optimizer_starts_anew():
-  """Adam's first step is a rate long, whatever the gradient's size."""
+  """Moments of another task would change Adam's first step, a rate long."""
   A, b = quadratic()
   loss = lambda x, _: (1e3 * (0.5 * x @ A @ x - b @ x), None)
   end, _ = inner_loop.descend(loss, jnp.zeros(6), optax.adam(1e-2, b1=0.),
@@ -91,27 +91,27 @@ def test_any_optimizer_starts_anew():
 @pytest.mark.parametrize('unroll', [True, False])
 def test_conjugate_gradients_solve(unroll):
   A, b = quadratic()
-  found = jax.jit(lambda b: conjugate_gradients.solve(
+  solution = jax.jit(lambda b: conjugate_gradients.solve(
       lambda v: A @ v, b, steps=12, tolerance=1e-20, unroll=unroll))(b)
-  np.testing.assert_allclose(found.x, np.linalg.solve(A, b), rtol=1e-8)
-  assert found.residual < 1e-9 and not found.negative
-  assert found.steps <= 7  # six distinct eigenvalues, and rounding
+  np.testing.assert_allclose(solution.x, np.linalg.solve(A, b), rtol=1e-8)
+  assert solution.residual < 1e-9 and not solution.negative
+  assert solution.steps <= 7  # six distinct eigenvalues, and rounding
 
 
 def test_the_residual_is_that_of_the_returned_point():
   A, b = quadratic()
-  found = conjugate_gradients.solve(lambda v: A @ v, b, steps=2)
+  solution = conjugate_gradients.solve(lambda v: A @ v, b, steps=2)
   np.testing.assert_allclose(
-      found.residual,
-      np.linalg.norm(b - A @ found.x) / np.linalg.norm(b), rtol=1e-8)
+      solution.residual,
+      np.linalg.norm(b - A @ solution.x) / np.linalg.norm(b), rtol=1e-8)
 
 
 def test_negative_curvature_ends_with_what_the_positive_ones_gave():
   A = jnp.diag(jnp.array([4., 2., -1.]))
   b = jnp.array([1., 1., 0.2])
-  found = conjugate_gradients.solve(lambda v: A @ v, b, steps=10)
-  assert found.negative and 0 < found.steps < 3
-  assert b @ found.x > 0  # still a direction of ascent of b
+  solution = conjugate_gradients.solve(lambda v: A @ v, b, steps=10)
+  assert solution.negative and 0 < solution.steps < 3
+  assert b @ solution.x > 0  # still a direction of ascent of b
   only = conjugate_gradients.solve(lambda v: -v, b, steps=10)
   assert only.negative
   np.testing.assert_array_equal(only.x, b)
@@ -119,5 +119,6 @@ def test_negative_curvature_ends_with_what_the_positive_ones_gave():
 
 def test_zero_has_the_solution_zero():
   A, _ = quadratic()
-  found = conjugate_gradients.solve(lambda v: A @ v, jnp.zeros(6), steps=4)
-  assert not found.negative and not np.any(found.x) and found.residual == 0
+  solution = conjugate_gradients.solve(lambda v: A @ v, jnp.zeros(6), steps=4)
+  assert not solution.negative
+  assert not np.any(solution.x) and solution.residual == 0

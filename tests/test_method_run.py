@@ -56,8 +56,8 @@ def test_the_score_is_that_of_the_methods_own_adaptation(run):
     logits = own(images[:, :2].reshape(-1, 28, 28, 1),
                  images[:, 2:].reshape(-1, 28, 28, 1))
     expected.append(np.mean(np.argmax(logits, -1) == np.repeat(range(5), 3)))
-  found = np.load(path / 'tasks.npz')['own']
-  np.testing.assert_allclose(found, expected, atol=1e-6)
+  scores = np.load(path / 'tasks.npz')['own']
+  np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 def test_the_score_says_which_statistics_it_rests_on(run):
@@ -68,15 +68,15 @@ def test_the_score_says_which_statistics_it_rests_on(run):
 
 
 def test_the_untrained_start_adapts_in_the_same_way(run):
-  """Wrong: a logistic head on features for the one and own for the other."""
+  """The untrained score would come from another head than the run's."""
   path, config, _ = run
   model = trained.load(path)
   start = build.initial_state(config, model.algorithm,
                                 model.data['image_shape']).variables
-  found = measure.meta_test(
+  scores = measure.meta_test(
       model.algorithm, start, stores.load(config.data.name, 'test'),
       scoring.test_protocols(config)[0], {'untrained': ('own', {})})
-  np.testing.assert_array_equal(found['untrained'],
+  np.testing.assert_array_equal(scores['untrained'],
                                 np.load(path / 'tasks.npz')['untrained'])
 
 

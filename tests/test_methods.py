@@ -1,7 +1,7 @@
 """The methods' gradients against independent answers, in float64.
 
-With a convolutional backbone and BatchNorm, and by hand: a gradient that
-misses a path trains, and scores a little less.
+With a convolutional backbone and BatchNorm, and by hand: a method whose
+gradient misses a path would still train, and score only a little less.
 """
 
 import jax
@@ -12,8 +12,11 @@ import pytest
 from conftest import ROOT
 from small_backbone import Small, directional, distance, dot, start, task
 
+from mtl_jax import algorithms
 from mtl_jax.algorithms import METHODS, minibatch_prox
+from mtl_jax.config import base_config
 from mtl_jax.errors import UserError
+from mtl_jax.heads import ridge
 
 KEY = jax.random.key(5)
 
@@ -25,14 +28,13 @@ def float64():
 
 
 def build(name, smooth=False, **changes):
-  options = dict(METHODS[name].options())
-  options |= {'unroll': False} if 'unroll' in options else {}
-  options |= changes
-  return METHODS[name].build(Small(smooth=smooth), 6, 3, **options)
+  unroll = {'unroll': False} if 'unroll' in METHODS[name].OPTIONS else {}
+  return algorithms.create(name, Small(smooth=smooth), 6, 3,
+                           **unroll | changes)
 
 
 def loss_of(algorithm, variables, episode):
-  """Returns jitted params -> loss."""
+  """Returns a jitted function, params -> loss."""
   return jax.jit(lambda params: algorithm.loss(
       {**variables, 'params': params}, KEY, episode, 0)[0])
 
@@ -70,12 +72,12 @@ def test_gradient_equals_central_differences(case):
 
 def hand_loss(params, features, support, query, steps, rate, order,
               smooth=False):
-  """MAML's loss with its steps written out, through plain Flax calls."""
+  """Returns MAML's loss with its steps written out, by plain Flax calls."""
   def cross_entropy(p, images, labels):
-    found, _ = Small(smooth=smooth).apply(
+    outputs, _ = Small(smooth=smooth).apply(
         {'params': p['backbone'], 'batch_stats': features}, images,
         train=True, mutable=['batch_stats'])
-    logits = found @ p['head']['weights'] + p['head']['bias']
+    logits = outputs @ p['head']['weights'] + p['head']['bias']
     logp = logits - jax.scipy.special.logsumexp(logits, -1, keepdims=True)
     return -jnp.mean(logp[jnp.arange(len(labels)), labels])
 
@@ -104,7 +106,7 @@ def test_maml_equals_its_steps_written_out(order):
 
 
 def test_first_order_is_second_order_without_the_hessian_term():
-  """g2 = g1 - rate H g1 for one step; H by differences of the gradient."""
+  """g2 would not be g1 - rate H g1, H by differences of the gradient."""
   episode, rate = task(), 0.3
   one, two = (build('maml', inner_steps=1, inner_rate=rate, first_order=first)
               for first in (True, False))
@@ -112,13 +114,11 @@ def test_first_order_is_second_order_without_the_hessian_term():
   params = variables['params']
   g1, g2 = (jax.jit(jax.grad(loss_of(a, variables, episode)))(params)
             for a in (one, two))
-  adapted = lambda p: one.adapt({**variables, 'params': p}, KEY,
-                                episode.support_x, episode.support_y, 3).params
   # One step of MAML is p - rate * slope(p): slope from what adapting moves.
   single = build('maml', test_steps=1, inner_rate=rate)
   adapted = jax.jit(lambda p: single.adapt(
       {**variables, 'params': p}, KEY, episode.support_x, episode.support_y,
-      3).params)
+      3).variables['params'])
   slope = lambda p: jax.tree.map(lambda a, b: (a - b) / rate, p, adapted(p))
   s = 1e-4 / float(optax.tree.norm(g1))
   moved = lambda sign: slope(jax.tree.map(lambda p, g: p + sign * s * g,
@@ -167,7 +167,7 @@ def test_imaml_goes_to_the_unrolled_gradient_as_the_inner_problem_converges():
 
 
 def test_imaml_public_code_pulls_back_once_and_damps():
-  """A = 2 I + H / (lambda + 10), by a dense solve with jax's own Hessian."""
+  """A would not be 2 I + H / (lambda + 10): a dense solve is the answer."""
   episode = task(shots=1, queries=1)
   algorithm = build('imaml', public_code=True, l2=2., damping=1.,
                     curvature_damping=10., inner_steps=3, inner_rate=0.1,
@@ -194,7 +194,7 @@ def test_imaml_public_code_pulls_back_once_and_damps():
 
 
 def test_imaml_says_so_where_curvature_is_not_positive():
-  """A tiny lambda makes I + H / lambda indefinite away from the optimum."""
+  """An indefinite I + H / lambda, from a tiny lambda, would stay unseen."""
   episode = task()
   algorithm = build('imaml', l2=1e-3, inner_steps=1, inner_rate=0.1,
                     cg_steps=20, unroll=False)
@@ -207,7 +207,7 @@ def test_imaml_says_so_where_curvature_is_not_positive():
 
 
 def test_minibatch_prox_ends_where_its_condition_of_optimality_holds():
-  """grad L(w_t; D) + lambda (w_t - w) = 0; the gradient is w - w_t."""
+  """grad L(w_t; D) + lambda (w_t - w) would not vanish at w_t."""
   episode, l2 = task(), 3.
   algorithm = build('minibatch_prox', smooth=True, l2=l2, inner_steps=2000,
                     inner_rate=5e-4, inner_batch=100)
@@ -247,7 +247,6 @@ def test_other_query_images_matter_only_where_batch_norm_says_so():
 
 
 def test_drawn_shots_equal_ridge_on_those_images_alone():
-  from mtl_jax.heads import ridge
   episode = task(shots=1, queries=4)
   algorithm = build('r2d2', max_shots=3, scale=2., shift=0.1)
   variables = start(algorithm, episode)
@@ -260,7 +259,7 @@ def test_drawn_shots_equal_ridge_on_those_images_alone():
   support, query = features[:3].reshape(3, 1, -1), features[3:].reshape(
       3, 4, -1)
   by_class = jnp.concatenate([support, query], 1)
-  adjust, found = variables['params']['adjust'], []
+  adjust, losses = variables['params']['adjust'], []
   for shots in (1, 2, 3):
     flat = lambda x: x.reshape(-1, x.shape[-1])
     head = ridge.fit(flat(by_class[:, :shots]),
@@ -268,11 +267,11 @@ def test_drawn_shots_equal_ridge_on_those_images_alone():
                      target=1., bias=True, average=True)
     logits = adjust['shift'] + adjust['scale'] * ridge.logits(
         head, flat(by_class[:, shots:]))
-    found.append(float(jnp.mean(
+    losses.append(float(jnp.mean(
         optax.softmax_cross_entropy_with_integer_labels(
             logits, jnp.repeat(jnp.arange(3), 5 - shots)))))
   shots = 5 - int(aux.metrics['accuracy'][1]) // 3
-  np.testing.assert_allclose(value, found[shots - 1], rtol=1e-6)
+  np.testing.assert_allclose(value, losses[shots - 1], rtol=1e-6)
 
 
 @pytest.mark.parametrize('name, changes, words', [
@@ -289,6 +288,21 @@ def test_drawn_shots_equal_ridge_on_those_images_alone():
 def test_wrong_options_are_named(name, changes, words):
   with pytest.raises(UserError, match=words):
     build(name, **changes)
+
+
+@pytest.mark.parametrize('max_shots, fits', [(0, True), (6, True), (7, False)])
+def test_drawn_shots_must_leave_a_query(max_shots, fits):
+  """The loss of a task without a query would be 0 / 0."""
+  options = {name: field.default
+             for name, field in METHODS['r2d2'].OPTIONS.items()}
+  train = base_config().train
+  train.shots, train.queries = 3, 4
+  options['max_shots'] = max_shots
+  if fits:
+    algorithms.check('r2d2', options, train)
+  else:
+    with pytest.raises(UserError, match=r'max_shots is 7: must be below .* 7'):
+      algorithms.check('r2d2', options, train)
 
 
 def test_the_document_shows_the_method_that_is_kept():

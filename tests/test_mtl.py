@@ -6,17 +6,17 @@ import ml_collections
 import numpy as np
 import pytest
 
-from mtl_jax import models
-from mtl_jax.algorithms import mtl
+from mtl_jax import algorithms, models
+from mtl_jax.config import base_config, set_method
 from mtl_jax.data import episodes
 
 NUM_CLASSES = 7
 
 
 def build(**changes):
-  options = dict(mtl.options()) | changes
-  return mtl.build(models.create('conv4', width=4, pool='global'),
-                   NUM_CLASSES, 3, **options)
+  return algorithms.create('mtl', models.create('conv4', width=4,
+                                                pool='global'),
+                           NUM_CLASSES, 3, **changes)
 
 
 def episode(class_ids):
@@ -68,7 +68,6 @@ def test_only_the_rows_of_the_task_get_a_gradient():
 
 
 def test_published_settings_name_every_field_of_the_config():
-  from mtl_jax.config import base_config, set_method
   for benchmark, shots, per_class, tasks in (
       ('mini_imagenet', 5, 10, 2), ('mini_imagenet', 1, 10, 6),
       ('tiered_imagenet', 5, 40, 1), ('cifar_fs', 1, 20, 2),

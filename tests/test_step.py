@@ -30,7 +30,7 @@ SHORT = {'method.inner_steps': 1, 'method.cg_steps': 2,
 def small_config(method, **changes):
   c = base_config()
   c.data.name = 'glyphs/tiny'
-  set_method(c, method, benchmark='glyphs', shots=5)
+  set_method(c, method, benchmark='glyphs', shots=5, scale='cpu')
   c.model.width, c.model.pool = 8, 'global'
   c.train.ways, c.train.shots, c.train.queries = 5, 2, 2
   c.train.meta_batch = META_BATCH

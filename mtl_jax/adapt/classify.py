@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mtl_jax import files, heads
+from mtl_jax import fields, files, heads
 from mtl_jax.adapt import sheet
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError, check_choice
@@ -86,7 +86,7 @@ def choose_head(config, head=None):
   check_choice('--head', head, heads.HEADS)
   # A run of an older version may lack a head, or an option of it.
   saved = config.heads.get(head, {})
-  return head, dict(heads.HEADS[head].OPTIONS) | dict(saved)
+  return head, fields.defaults(heads.HEADS[head].OPTIONS) | dict(saved)
 
 
 def predict(model, head, options, support, query):

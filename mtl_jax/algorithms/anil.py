@@ -3,48 +3,41 @@
     min over theta, w of  mean_t  L(theta, w_t; query_t),
     w_t = w after a few steps of descent on L(theta, .; support_t)
 
-MAML whose body stays as it is within a task: the features are computed once
-and the steps cost next to nothing. The authors published no code; settings
+MAML whose body stays fixed within a task: the features are computed once, and
+the steps cost next to nothing. The authors published no code; the settings
 are learn2learn's.
 """
 
-import jax.numpy as jnp
-import ml_collections
+import functools
 
-from mtl_jax.algorithms import base, maml, network
-from mtl_jax.errors import check_choice
+import jax.numpy as jnp
+
+from mtl_jax.algorithms import base, network
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.heads import gradient
 from mtl_jax.solvers import inner_loop
 
-
-def options():
-  """Returns ANIL's own fields with their defaults."""
-  c = ml_collections.ConfigDict()
-  c.inner_steps = 5  # in training
-  c.test_steps = 5
-  c.inner_rate = 0.1  # of the mean cross-entropy
-  c.learned_rate = False  # whether the rate, one number, is trained
-  c.inner_l2 = 0.  # times 1/2 |w_t - w|^2, in the inner loss
-  c.first_order = False
-  c.loss = 'cross_entropy'  # or 'squared'
-  # learn2learn never leaves training mode and passes support and query
-  # together: one batch.
-  c.batch_norm = 'episode'
-  return c
-
-
-_RUNS = {  # (inner rate, meta-batch), examples/vision of learn2learn
-    ('fc100', 5): (0.1, 32), ('cifar_fs', 5): (0.05, 16),
-    ('mini_imagenet', 5): (0.1, 16),
+ANY_WAYS = False  # the head has as many outputs as in training
+OPTIONS = {
+    'inner_steps': Field(5, 'steps of the inner loop in training', COUNT),
+    'test_steps': Field(5, 'steps of the inner loop at test time', COUNT),
+    'inner_rate': Field(
+        0.1, 'rate of the inner steps, on the mean cross-entropy', POSITIVE),
+    'learned_rate': Field(False, 'whether the inner rate, one number, is '
+                          'trained; inner_rate is then where it starts'),
+    'inner_l2': Field(0., 'factor of 1/2 |w_t - w|^2 in the inner loss',
+                      NOT_NEGATIVE),
+    'first_order': Field(False, 'whether the gradient counts the inner '
+                         'gradients as constants'),
+    'loss': Field('cross_entropy', 'loss of an example', network.LOSSES),
+    # learn2learn never leaves training mode and passes support and query
+    # together: one batch.
+    'batch_norm': Field('episode', 'BatchNorm statistics of a task',
+                        network.BATCH_NORM),
 }
-SMALL = base.SMALL_TRAINING | {'method.inner_rate': 0.1}
 
 
-def published(benchmark, shots):
-  """Returns the published settings, mini-ImageNet's where there are none."""
-  ours = (benchmark, shots) not in _RUNS
-  rate, meta_batch = _RUNS[
-      ('mini_imagenet', 5) if ours else (benchmark, shots)]
+def _published(shots, rate, meta_batch, ours=False):
   overrides = {
       'train.ways': 5, 'train.shots': shots, 'train.queries': 5,
       'train.meta_batch': meta_batch, 'train.epoch_tasks': 10 * meta_batch,
@@ -52,19 +45,31 @@ def published(benchmark, shots):
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
       'optimizer.schedule': 'constant', 'method.inner_rate': rate,
   } | base.OWN_TEST
-  return base.settings(
-      benchmark, overrides, SMALL, 'learn2learn, examples/vision/anil_fc100.py '
-      'and lightning/Makefile (no selection)', ours)
+  return base.Recipe(
+      overrides, 'learn2learn, examples/vision/anil_fc100.py and '
+      'lightning/Makefile (no selection)', ours)
+
+
+RECIPES = {
+    ('mini_imagenet', 5, 'published'): _published(5, 0.1, 16),
+    ('mini_imagenet', 1, 'published'): _published(1, 0.1, 16, ours=True),
+    ('cifar_fs', 5, 'published'): _published(5, 0.05, 16),
+    ('fc100', 5, 'published'): _published(5, 0.1, 32),
+    **base.small_recipes(
+        _published(5, 0.1, 16),
+        base.SMALL_TRAINING | {'method.inner_rate': 0.1}),
+}
 
 
 def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,
           learned_rate, inner_l2, first_order, loss, batch_norm):
-  """Returns ANIL over a backbone; see `options` for the keywords."""
+  """Returns ANIL over a backbone; see OPTIONS for the keywords.
+
+  Where parameters hold a 'rate', it takes the place of `inner_rate`: one
+  number, or one per part of the head, {'weights': .., 'bias': ..}.
+  """
   del num_classes
-  check_choice('config.method.loss', loss, network.LOSSES)
-  check_choice('config.method.batch_norm', batch_norm, network.BATCH_NORM)
-  maml.check_inner(inner_steps, test_steps, inner_rate, inner_l2)
-  losses = lambda logits, labels: network.example_losses(loss, logits, labels)
+  score = functools.partial(network.score, loss=loss)
 
   def init(key, images):
     variables = network.init_with_head(backbone, ways)(key, images)
@@ -74,9 +79,10 @@ def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,
 
   def fit(steps):
     def fit(params, features, labels, num_ways):
-      del num_ways  # the head has as many as in training
+      del num_ways  # the head has as many outputs as in training
       support_loss = lambda head, _: (
-          jnp.mean(losses(gradient.logits(head, features), labels)), None)
+          jnp.mean(score(gradient.logits(head, features), labels).losses),
+          None)
       return inner_loop.descend(
           support_loss, params['head'],
           inner_loop.rate(params.get('rate', inner_rate)), steps=steps,
@@ -84,8 +90,8 @@ def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,
     return fit
 
   logits = lambda params, head, features: gradient.logits(head, features)
-  train, test = (
-      network.last_layer(backbone, batch_norm, fit(steps), logits, losses)
-      for steps in (inner_steps, test_steps))
+  body = network.Body(backbone, batch_norm)
+  train, test = (network.last_layer(body, fit(steps), logits, score)
+                 for steps in (inner_steps, test_steps))
   return base.Algorithm(init, train.loss, network.features_function(backbone),
                         test.adapt, test.predict)

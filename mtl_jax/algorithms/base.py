@@ -22,7 +22,7 @@ class Algorithm(NamedTuple):
   features(variables, images [B, h, w, c]) -> [B, D], float32; frozen, with
     running statistics: what heads are fitted on.
   adapt(variables, key, support_x, support_y, num_ways) -> adapted, the
-    method's own way to learn an unseen task.
+    method's own way to learn an unseen task; a tree of arrays.
   predict(adapted, query_x) -> logits [.., N].
   """
 
@@ -33,22 +33,38 @@ class Algorithm(NamedTuple):
   predict: Callable
 
 
-class Published(NamedTuple):
-  """A method's settings for one benchmark.
+SCALES = ('published', 'cpu', 'fast')
 
-  `overrides` maps config fields ('train.meta_batch') to values; `source`
-  says where they stand; `ours` marks settings that nobody published, of which
-  `source` is the nearest.
+
+class Recipe(NamedTuple):
+  """The settings of a method for a benchmark, a number of shots and a scale.
+
+  A recipe's key in RECIPES is (benchmark, shots, scale). The benchmark or the
+  shots may be None, which stands for any. The scale is one of SCALES: the
+  size of the publication, a run for two CPU cores, or one of a few minutes.
+
+  overrides: config field ('train.meta_batch') -> value.
+  source: where the settings stand. For settings that nobody published: where
+    the nearest published ones stand; '' if the config file gives the reasons.
+  ours: whether nobody published these settings.
   """
 
   overrides: dict[str, Any]
   source: str
   ours: bool
 
+  def __str__(self):
+    """Returns config.source, which a run prints at its start."""
+    if not self.ours:
+      return self.source
+    return (f'ours; nearest: {self.source}' if self.source
+            else 'ours, see the head of the config file')
 
-# Benchmarks of ours, small enough for a CPU, and what all methods but MTL and
-# whole-class training share on them: tasks of 5 ways, 5 + 5 images a class.
-SMALL = ('glyphs', 'omniglot')
+
+# Benchmarks of ours that are small enough for a CPU, with their scales.
+SMALL = (('glyphs', 'cpu'), ('glyphs', 'fast'), ('omniglot', 'cpu'))
+# What all methods but MTL and whole-class training share on them: tasks of 5
+# ways with 5 + 5 images per class.
 SMALL_TRAINING = {
     'train.ways': 5, 'train.shots': 5, 'train.queries': 5,
     'train.meta_batch': 4, 'train.epoch_tasks': 800, 'train.max_epochs': 3,
@@ -58,8 +74,8 @@ SMALL_TRAINING = {
     'optimizer.decay_epochs': 3, 'optimizer.step_epochs': (),
     'optimizer.step_scales': (), 'parallel.cpu_devices': 2,
 }
-# Where all layers adapt, each task has kernels of its own: on a CPU one task
-# at a time is fastest, and not in a loop.
+# Where all layers adapt, each task has kernels of its own. A CPU is then
+# fastest with one task at a time, and outside of a loop.
 SMALL_ALL_LAYERS = SMALL_TRAINING | {
     'parallel.tasks_at_once': 1, 'parallel.unroll_passes': True,
     'train.epoch_tasks': 480,
@@ -68,24 +84,13 @@ SMALL_ALL_LAYERS = SMALL_TRAINING | {
 OWN_TEST = {'validation.head': 'own', 'eval.heads': ('own',)}
 
 
-def settings(benchmark, overrides, small, source, ours):
-  """Returns Published; on a benchmark of SMALL with `small` on top, as ours."""
-  if benchmark in SMALL:
-    overrides, ours = {**overrides, **small}, True
-  return Published(overrides, source, ours)
+def small_recipes(nearest, changes, benchmarks=SMALL):
+  """Returns RECIPES of ours for small benchmarks, for any number of shots.
 
-
-class Method(NamedTuple):
-  """An entry of METHODS.
-
-  build(backbone, num_classes, ways, **options) -> Algorithm; raises UserError
-    for an option's wrong value.
-  options() -> ConfigDict of the method's own fields and their defaults.
-  published(benchmark, shots) -> Published.
-  any_ways: whether `adapt` takes other numbers of ways than training had.
+  Args:
+    nearest: the nearest published Recipe.
+    changes: overrides on top of it.
+    benchmarks: pairs (benchmark, scale).
   """
-
-  build: Callable
-  options: Callable
-  published: Callable
-  any_ways: bool = True
+  recipe = Recipe(nearest.overrides | changes, nearest.source, ours=True)
+  return {(benchmark, None, scale): recipe for benchmark, scale in benchmarks}

@@ -17,47 +17,39 @@ residual |g - A x| / |g|.
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.flatten_util import ravel_pytree
 
-from mtl_jax.algorithms import base, maml, network
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.algorithms import base, network
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.solvers import conjugate_gradients, inner_loop
 
-
-def options():
-  """Returns iMAML's own fields with their defaults."""
-  c = ml_collections.ConfigDict()
-  c.l2 = 2.  # lambda
-  c.inner_steps = 16  # of gradient descent, in training
-  c.inner_rate = 0.1  # of the mean cross-entropy
-  c.test_steps = 16
-  c.test_l2 = 0.  # lambda at test time; the public code takes none
-  c.cg_steps = 5
-  # A v = (1 + damping) v + H v / (lambda + curvature_damping). Zero is the
-  # paper's. Damping bends A towards the first-order gradient.
-  c.damping = 0.
-  c.curvature_damping = 0.
-  # As imaml_dev: steps without the l2 term, then one step on it alone; its
-  # damping is set by damping=1., curvature_damping=10.
-  c.public_code = False
-  c.batch_norm = 'transductive'  # always batch statistics, as published
-  c.unroll = True  # compile inner steps one behind the other
-  return c
-
-
-SMALL = base.SMALL_ALL_LAYERS | {
-    'method.inner_steps': 3, 'method.test_steps': 5,
-    'method.inner_rate': 0.4, 'method.l2': 0.5, 'optimizer.epsilon': 1e-8,
-    # Without damping nearly every task ends at negative curvature.
-    # With it three steps of conjugate gradients leave a residual near 1e-2.
-    'method.damping': 1., 'method.curvature_damping': 10.,
-    'method.cg_steps': 3, 'train.epoch_tasks': 400,
+ANY_WAYS = False  # the head has as many outputs as in training
+OPTIONS = {
+    'l2': Field(2., 'lambda in training', POSITIVE),
+    'inner_steps': Field(16, 'steps of gradient descent in training', COUNT),
+    'inner_rate': Field(
+        0.1, 'rate of the inner steps, on the mean cross-entropy', POSITIVE),
+    'test_steps': Field(16, 'steps of gradient descent at test time', COUNT),
+    'test_l2': Field(0., 'lambda at test time; the public code takes none',
+                     NOT_NEGATIVE),
+    'cg_steps': Field(5, 'most steps of conjugate gradients', NOT_NEGATIVE),
+    # Zero is the paper's. Damping bends A towards the first-order gradient.
+    'damping': Field(0., 'a in A v = (1 + a) v + H v / (lambda + b)',
+                     NOT_NEGATIVE),
+    'curvature_damping': Field(0., 'b in A v = (1 + a) v + H v / (lambda + b)',
+                               NOT_NEGATIVE),
+    # The damping of imaml_dev is damping=1., curvature_damping=10.
+    'public_code': Field(
+        False, 'whether to do as imaml_dev: the steps leave the l2 term out, '
+        'and one more step is taken on it alone'),
+    # Always batch statistics, as published.
+    'batch_norm': Field('transductive', 'BatchNorm statistics of a task',
+                        network.BATCH_NORM_ALL_LAYERS),
+    'unroll': Field(True, 'whether inner steps are unrolled at compilation'),
 }
 
 
-def published(benchmark, shots):
-  """Returns the published settings, those of Omniglot for all benchmarks."""
+def _published(shots, ours):
   overrides = {
       'train.ways': 5, 'train.shots': shots, 'train.queries': shots,
       'train.meta_batch': 32, 'train.epoch_tasks': 32000,
@@ -65,30 +57,74 @@ def published(benchmark, shots):
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
       'optimizer.epsilon': 1e-3, 'optimizer.schedule': 'constant',
   } | base.OWN_TEST
-  return base.settings(
-      benchmark, overrides, SMALL, 'aravindr93/imaml_dev README (Omniglot), '
-      'lambda 2 and 5 steps of conjugate gradients', benchmark != 'omniglot')
+  return base.Recipe(overrides, 'aravindr93/imaml_dev README (Omniglot), '
+                     'lambda 2 and 5 steps of conjugate gradients', ours)
+
+
+RECIPES = {
+    ('omniglot', 5, 'published'): _published(5, ours=False),
+    ('omniglot', 1, 'published'): _published(1, ours=False),
+    ('mini_imagenet', 5, 'published'): _published(5, ours=True),
+    ('mini_imagenet', 1, 'published'): _published(1, ours=True),
+    **base.small_recipes(_published(5, ours=False), base.SMALL_ALL_LAYERS | {
+        'method.inner_steps': 3, 'method.test_steps': 5,
+        'method.inner_rate': 0.4, 'method.l2': 0.5, 'optimizer.epsilon': 1e-8,
+        # Without damping nearly every task ends at negative curvature.
+        # With it three steps of conjugate gradients leave a residual near
+        # 1e-2.
+        'method.damping': 1., 'method.curvature_damping': 10.,
+        'method.cg_steps': 3, 'train.epoch_tasks': 400,
+    }),
+}
 
 
 def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
           test_steps, test_l2, cg_steps, damping, curvature_damping,
           public_code, batch_norm, unroll):
-  """Returns iMAML over a backbone; see `options` for the keywords."""
+  """Returns iMAML over a backbone; see OPTIONS for the keywords."""
   del num_classes
-  check_choice('config.method.batch_norm', batch_norm, maml.BATCH_NORM)
-  maml.check_inner(inner_steps, test_steps, inner_rate)
-  if not l2 > 0:
-    raise UserError(f'config.method.l2 is {l2}: must be above 0')
-  for name, value in (('test_l2', test_l2), ('cg_steps', cg_steps),
-                      ('damping', damping),
-                      ('curvature_damping', curvature_damping)):
-    if value < 0:
-      raise UserError(f'config.method.{name} is {value}: must be at least 0')
+  body = network.Body(backbone, batch_norm)
+  inner = _inner_loop(inner_rate, public_code, unroll)
+
+  def task_loss(variables, key, episode, tasks_seen):
+    mode = network.Mode(True, key, tasks_seen)
+    fixed = jax.lax.stop_gradient(variables)
+    loss = network.support_loss(body, fixed, episode.support_x,
+                                episode.support_y, mode)
+    phi, statistics = inner(fixed['params'], loss, inner_steps, l2)
+
+    query_loss = lambda phi: network.query_loss(
+        body, {**fixed, 'params': phi}, episode, mode.at(inner_steps))
+    (value, scored), g = jax.value_and_grad(query_loss, has_aux=True)(phi)
+    x, solution = _solve(
+        lambda phi: loss(phi, inner_steps)[0], phi, g, identity=1. + damping,
+        curvature=l2 + curvature_damping, steps=cg_steps, unroll=unroll)
+    # The value of the query's loss with the implicit gradient.
+    zero = jax.tree.map(lambda p, same: p - same, variables['params'],
+                        fixed['params'])
+    linear = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, x, zero)))
+    return (value + linear,
+            network.aux(statistics, scored, residual=solution.residual,
+                        negative_curvature=solution.negative))
+
+  def adapt(variables, key, support_x, support_y, num_ways):
+    del key, num_ways  # nothing random; the head's outputs are fixed
+    loss = network.support_loss(body, variables, support_x, support_y,
+                                network.TEST)
+    phi, _ = inner(variables['params'], loss, test_steps, test_l2)
+    return network.Adapted({**variables, 'params': phi}, support_x)
+
+  return base.Algorithm(
+      network.init_with_head(backbone, ways), task_loss,
+      network.features_function(backbone), adapt,
+      network.predict_adapted(body))
+
+
+def _inner_loop(inner_rate, public_code, unroll):
+  """Returns (theta, loss, steps, l2) -> (phi, statistics at theta)."""
   rate = inner_loop.rate(inner_rate)
 
-  def inner(variables, loss, steps, l2):
-    """Returns (phi, statistics at theta)."""
-    theta = variables['params']
+  def inner(theta, loss, steps, l2):
     phi, statistics = network.descend(
         loss, theta, rate, steps=steps, l2=0. if public_code else l2,
         first_order=True, unroll=unroll)
@@ -97,48 +133,23 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
                          theta)
     return phi, statistics
 
-  def solve(loss, phi, g):
-    """Solves A x = g at phi; returns (x, Solution)."""
-    flat, unravel = ravel_pytree(phi)
-    slope = jax.grad(lambda flat: loss(unravel(flat), inner_steps)[0])
+  return inner
 
-    def product(v):
-      # Reverse over reverse: the convolution has no forward mode.
-      hessian_v = jax.grad(lambda flat: jnp.vdot(slope(flat), v))(flat)
-      return (1. + damping) * v + hessian_v / (l2 + curvature_damping)
 
-    found = conjugate_gradients.solve(product, ravel_pytree(g)[0],
-                                      steps=cg_steps, unroll=unroll)
-    return unravel(found.x), found
+def _solve(loss, phi, g, *, identity, curvature, steps, unroll):
+  """Solves (identity I + H / curvature) x = g, H the Hessian of loss at phi.
 
-  def task_loss(variables, key, episode, tasks_seen):
-    mode = network.Mode(True, key, tasks_seen)
-    fixed = jax.lax.stop_gradient(variables)
-    loss = network.support_loss(backbone, fixed, episode.support_x,
-                                episode.support_y, batch_norm, mode)
-    phi, statistics = inner(fixed, loss, inner_steps, l2)
+  Returns:
+    (x, Solution of conjugate gradients).
+  """
+  flat, unravel = ravel_pytree(phi)
+  slope = jax.grad(lambda flat: loss(unravel(flat)))
 
-    query_loss = lambda phi: network.query_loss(
-        backbone, phi, fixed['batch_stats'], episode, batch_norm,
-        mode.at(inner_steps))
-    (value, scored), g = jax.value_and_grad(query_loss, has_aux=True)(phi)
-    x, found = solve(loss, phi, g)
-    # The value of the query's loss with the implicit gradient.
-    zero = jax.tree.map(lambda p, same: p - same, variables['params'],
-                        fixed['params'])
-    linear = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, x, zero)))
-    return (value + linear,
-            network.aux(statistics, *scored, residual=found.residual,
-                        negative_curvature=found.negative))
+  def product(v):
+    # Reverse over reverse: the convolution has no forward mode.
+    hessian_v = jax.grad(lambda flat: jnp.vdot(slope(flat), v))(flat)
+    return identity * v + hessian_v / curvature
 
-  def adapt(variables, key, support_x, support_y, num_ways):
-    del key, num_ways  # nothing random; the head has as many as in training
-    loss = network.support_loss(backbone, variables, support_x, support_y,
-                                batch_norm, network.TEST)
-    phi, _ = inner(variables, loss, test_steps, test_l2)
-    return network.Adapted(phi, variables['batch_stats'], support_x)
-
-  return base.Algorithm(
-      network.init_with_head(backbone, ways), task_loss,
-      network.features_function(backbone), adapt,
-      network.predict_adapted(backbone, batch_norm))
+  solution = conjugate_gradients.solve(product, ravel_pytree(g)[0],
+                                       steps=steps, unroll=unroll)
+  return unravel(solution.x), solution

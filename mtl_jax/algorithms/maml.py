@@ -10,86 +10,78 @@ layer makes it ANIL), `inner_l2`, `first_order`, and learned rates.
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from mtl_jax.algorithms import base, network
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.solvers import inner_loop
 
-ADAPTS = {'all': ('backbone', 'head'), 'last': ('head',)}
-LEARNED = ('none', 'shared', 'per_parameter')
-BATCH_NORM = ('transductive', 'support', 'each_query', 'running')
-
-
-def options():
-  """Returns MAML's own fields with their defaults."""
-  c = ml_collections.ConfigDict()
-  c.adapts = 'all'  # or 'last': the head alone
-  c.inner_steps = 5  # in training
-  c.test_steps = 10
-  # Of the mean cross-entropy. The public code takes the sum over the examples
-  # over K, so that its 0.01 is N times that: 0.05.
-  c.inner_rate = 0.05
-  # Whether the rate is trained: 'none', 'shared' (one number), or
-  # 'per_parameter' (Meta-SGD).
-  c.learned_rate = 'none'
-  c.inner_l2 = 0.  # times 1/2 |theta_t - theta|^2, in the inner loss
-  c.first_order = False
-  c.loss = 'cross_entropy'  # or 'squared'
-  # Query images are a batch of their own in training and test, as published.
-  c.batch_norm = 'transductive'
-  c.remat = False  # compute steps again in place of keeping them
-  c.unroll = True  # compile inner steps one behind the other
-  return c
-
-
-_RUNS = {  # (N times the rate, meta-batch, inner steps, queries)
-    ('mini_imagenet', 5): (0.05, 4, 5, 15),
-    ('mini_imagenet', 1): (0.05, 4, 5, 15),
-    ('cifar_fs', 5): (0.05, 4, 5, 15), ('cifar_fs', 1): (0.05, 4, 5, 15),
-    ('omniglot', 1): (2., 32, 1, 1),
+_ADAPTS = {'all': ('backbone', 'head'), 'last': ('head',)}
+ANY_WAYS = False  # the head has as many outputs as in training
+OPTIONS = {
+    'adapts': Field('all', 'parts that adapt: all layers, or the last one, '
+                    'the head', tuple(_ADAPTS)),
+    'inner_steps': Field(5, 'steps of the inner loop in training', COUNT),
+    'test_steps': Field(10, 'steps of the inner loop at test time', COUNT),
+    # The public code takes the sum over the examples over K, so that its 0.01
+    # is N times that: 0.05.
+    'inner_rate': Field(
+        0.05, 'rate of the inner steps, on the mean cross-entropy', POSITIVE),
+    'learned_rate': Field(
+        'none', 'whether the inner rate is trained: not, as one number, or '
+        'as one per parameter (as in Meta-SGD)',
+        ('none', 'shared', 'per_parameter')),
+    'inner_l2': Field(0., 'factor of 1/2 |theta_t - theta|^2 in the inner '
+                      'loss', NOT_NEGATIVE),
+    'first_order': Field(False, 'whether the gradient counts the inner '
+                         'gradients as constants'),
+    'loss': Field('cross_entropy', 'loss of an example', network.LOSSES),
+    # Query images are a batch of their own in training and test, as published.
+    'batch_norm': Field('transductive', 'BatchNorm statistics of a task',
+                        network.BATCH_NORM_ALL_LAYERS),
+    'remat': Field(False, 'whether inner steps are computed again for the '
+                   'gradient, which saves memory'),
+    'unroll': Field(True, 'whether inner steps are unrolled at compilation'),
 }
+_SOURCE = 'cbfinn/maml main.py (4 convolutions of 32 channels, no selection)'
 
 
-# Ours, for the small benchmarks: few steps at a high rate.
-SMALL = base.SMALL_ALL_LAYERS | {
-    'method.inner_steps': 3, 'method.test_steps': 5,
-    'method.inner_rate': 0.4, 'optimizer.clip': 0.,
-}
-
-
-def published(benchmark, shots):
-  """Returns the published settings, mini-ImageNet's where there are none."""
-  ours = (benchmark, shots) not in _RUNS
-  rate, meta_batch, steps, queries = _RUNS[
-      ('mini_imagenet', 5) if ours else (benchmark, shots)]
-  overrides = {
+def _published(shots, *, rate=0.05, meta_batch=4, steps=5, queries=15,
+               clip=10., source=_SOURCE):
+  """Returns a published Recipe; `rate` is N times that of the code."""
+  return base.Recipe({
       'train.ways': 5, 'train.shots': shots, 'train.queries': queries,
       'train.meta_batch': meta_batch, 'train.epoch_tasks': 2000,
       'train.max_epochs': 30 * meta_batch, 'train.stop_patience': 0,
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
-      'optimizer.schedule': 'constant',
-      'optimizer.clip': 10. if benchmark != 'omniglot' else 0.,
+      'optimizer.schedule': 'constant', 'optimizer.clip': clip,
       'method.inner_rate': rate, 'method.inner_steps': steps,
       'method.test_steps': 10,
-  } | base.OWN_TEST
-  where = 'cbfinn/maml main.py (4 convolutions of 32 channels, no selection)'
-  if benchmark == 'cifar_fs':
-    where = 'ArnoutDevos/maml-cifar-fs, after ' + where
-  return base.settings(benchmark, overrides, SMALL, where, ours)
+  } | base.OWN_TEST, source, ours=False)
+
+
+_CIFAR_FS = 'ArnoutDevos/maml-cifar-fs, after ' + _SOURCE
+RECIPES = {
+    ('mini_imagenet', 5, 'published'): _published(5),
+    ('mini_imagenet', 1, 'published'): _published(1),
+    ('cifar_fs', 5, 'published'): _published(5, source=_CIFAR_FS),
+    ('cifar_fs', 1, 'published'): _published(1, source=_CIFAR_FS),
+    ('omniglot', 1, 'published'): _published(
+        1, rate=2., meta_batch=32, steps=1, queries=1, clip=0.),
+    # Few steps at a high rate.
+    **base.small_recipes(_published(5), base.SMALL_ALL_LAYERS | {
+        'method.inner_steps': 3, 'method.test_steps': 5,
+        'method.inner_rate': 0.4, 'optimizer.clip': 0.,
+    }),
+}
 
 
 def build(backbone, num_classes, ways, *, adapts, inner_steps, test_steps,
           inner_rate, learned_rate, inner_l2, first_order, loss, batch_norm,
           remat, unroll):
-  """Returns MAML over a backbone; see `options` for the keywords."""
+  """Returns MAML over a backbone; see OPTIONS for the keywords."""
   del num_classes
-  check_choice('config.method.adapts', adapts, ADAPTS)
-  check_choice('config.method.learned_rate', learned_rate, LEARNED)
-  check_choice('config.method.loss', loss, network.LOSSES)
-  check_choice('config.method.batch_norm', batch_norm, BATCH_NORM)
-  check_inner(inner_steps, test_steps, inner_rate, inner_l2)
-  part = lambda params: {name: params[name] for name in ADAPTS[adapts]}
+  body = network.Body(backbone, batch_norm)
+  part = lambda params: {name: params[name] for name in _ADAPTS[adapts]}
 
   def init(key, images):
     variables = network.init_with_head(backbone, ways)(key, images)
@@ -102,44 +94,28 @@ def build(backbone, num_classes, ways, *, adapts, inner_steps, test_steps,
     return variables
 
   def inner(variables, support_x, support_y, steps, mode):
-    """Returns (parameters after the inner loop, statistics before it)."""
+    """Returns (variables after the inner loop, statistics before it)."""
     params = variables['params']
     end, statistics = network.descend(
-        network.support_loss(backbone, variables, support_x, support_y,
-                             batch_norm, mode, loss),
+        network.support_loss(body, variables, support_x, support_y, mode,
+                             loss),
         part(params), inner_loop.rate(params.get('rate', inner_rate)),
         steps=steps, l2=inner_l2, first_order=first_order, remat=remat,
         unroll=unroll)
-    return {**params, **end}, statistics
+    return {**variables, 'params': {**params, **end}}, statistics
 
   def task_loss(variables, key, episode, tasks_seen):
     mode = network.Mode(True, key, tasks_seen)
-    params, statistics = inner(variables, episode.support_x,
-                               episode.support_y, inner_steps, mode)
-    value, scored = network.query_loss(
-        backbone, params, variables['batch_stats'], episode, batch_norm,
-        mode.at(inner_steps), loss)
-    return value, network.aux(statistics, *scored)
+    end, statistics = inner(variables, episode.support_x, episode.support_y,
+                            inner_steps, mode)
+    value, scored = network.query_loss(body, end, episode,
+                                       mode.at(inner_steps), loss)
+    return value, network.aux(statistics, scored)
 
   def adapt(variables, key, support_x, support_y, num_ways):
-    del key, num_ways  # nothing random; the head has as many as in training
-    params, _ = inner(variables, support_x, support_y, test_steps,
-                      network.TEST)
-    return network.Adapted(params, variables['batch_stats'], support_x)
+    del key, num_ways  # nothing random; the head's outputs are fixed
+    end, _ = inner(variables, support_x, support_y, test_steps, network.TEST)
+    return network.Adapted(end, support_x)
 
   return base.Algorithm(init, task_loss, network.features_function(backbone),
-                        adapt, network.predict_adapted(backbone, batch_norm))
-
-
-def check_inner(inner_steps, test_steps, inner_rate, inner_l2=0.):
-  """Raises UserError for an inner loop that cannot be meant."""
-  for name, value in (('inner_steps', inner_steps),
-                      ('test_steps', test_steps)):
-    if value < 1:
-      raise UserError(f'config.method.{name} is {value}: must be at least 1')
-  if not inner_rate > 0:
-    raise UserError(f'config.method.inner_rate is {inner_rate}: must be above '
-                    '0')
-  if inner_l2 < 0:
-    raise UserError(f'config.method.inner_l2 is {inner_l2}: must be at least '
-                    '0')
+                        adapt, network.predict_adapted(body))

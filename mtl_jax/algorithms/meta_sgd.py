@@ -1,31 +1,32 @@
-"""Meta-SGD (Li, Zhou, Chen & Li, 2017): MAML with a learned rate a number."""
+"""Meta-SGD (Li, Zhou, Chen & Li, 2017): MAML, a learned rate per parameter.
+
+MAML's learned_rate='per_parameter' with one step is the same, but for other
+names in checkpoints and another dropout key of the query.
+"""
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from mtl_jax.algorithms import base, maml, network
-from mtl_jax.errors import check_choice
+from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.solvers import inner_loop
 
-
-def options():
-  """Returns Meta-SGD's own fields with their defaults."""
-  return ml_collections.ConfigDict({
-      'inner_rate': 0.05, 'batch_norm': 'transductive'})
-
-
-def published(benchmark, shots):
-  """Returns MAML's settings, from which the paper departs in the rates."""
-  overrides, source, _ = maml.published(benchmark, shots)
-  return base.Published({
-      k: v for k, v in overrides.items()
-      if k == 'method.inner_rate' or not k.startswith('method.')}, source, True)
+ANY_WAYS = False  # the head has as many outputs as in training
+OPTIONS = {
+    'inner_rate': Field(0.05, 'where all rates start', POSITIVE),
+    'batch_norm': Field('transductive', 'BatchNorm statistics of a task',
+                        network.BATCH_NORM_ALL_LAYERS),
+}
+# MAML's settings; of its own options the rate alone.
+RECIPES = {key: base.Recipe({
+    field: value for field, value in recipe.overrides.items()
+    if field == 'method.inner_rate' or not field.startswith('method.')
+}, recipe.source, ours=True) for key, recipe in maml.RECIPES.items()}
 
 
 def build(backbone, num_classes, ways, *, inner_rate, batch_norm):
-  """Returns Meta-SGD over a backbone."""
-  check_choice('config.method.batch_norm', batch_norm, maml.BATCH_NORM)
+  """Returns Meta-SGD over a backbone: one inner step; see OPTIONS."""
+  body = network.Body(backbone, batch_norm)
 
   def init(key, images):
     variables = network.init_with_head(backbone, ways)(key, images)
@@ -36,22 +37,19 @@ def build(backbone, num_classes, ways, *, inner_rate, batch_norm):
   def adapted(variables, support_x, support_y, mode):
     start = {k: variables['params'][k] for k in ('backbone', 'head')}
     end, statistics = network.descend(
-        network.support_loss(backbone, variables, support_x, support_y,
-                             batch_norm, mode),
+        network.support_loss(body, variables, support_x, support_y, mode),
         start, inner_loop.rate(variables['params']['rates']), steps=1)
-    return (network.Adapted(end, variables['batch_stats'], support_x),
-            statistics)
+    return network.Adapted({**variables, 'params': end}, support_x), statistics
 
   def loss(variables, key, episode, tasks_seen):
     mode = network.Mode(True, key, tasks_seen)
     end, statistics = adapted(variables, episode.support_x,
                               episode.support_y, mode)
-    value, scored = network.query_loss(
-        backbone, end.params, end.batch_stats, episode, batch_norm, mode)
-    return value, network.aux(statistics, *scored)
+    value, scored = network.query_loss(body, end.variables, episode, mode)
+    return value, network.aux(statistics, scored)
 
   def adapt(variables, key, support_x, support_y, num_ways):
     return adapted(variables, support_x, support_y, network.TEST)[0]
 
   return base.Algorithm(init, loss, network.features_function(backbone), adapt,
-                        network.predict_adapted(backbone, batch_norm))
+                        network.predict_adapted(body))

@@ -12,8 +12,8 @@ may know, and so what its score means. It is a field of every method,
   'transductive'  of the query images themselves, a batch without the support
   'episode'       of support and query images together, one batch
 
-Under the last two the other query images influence a prediction. Under all
-but 'running' the support is normalised by its own statistics (with the query
+Under the last two, other query images influence a prediction. Under all
+but 'running', the support is normalised by its own statistics (with the query
 under 'episode').
 """
 
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from mtl_jax.algorithms.base import Aux
 from mtl_jax.heads import gradient, logistic
@@ -30,6 +31,14 @@ from mtl_jax.solvers import inner_loop
 
 LOSSES = ('cross_entropy', 'squared')
 BATCH_NORM = ('running', 'support', 'each_query', 'transductive', 'episode')
+# Where all layers adapt, the support passes before there is a query.
+BATCH_NORM_ALL_LAYERS = ('transductive', 'support', 'each_query', 'running')
+# What the key of a task's loss is folded with where a method draws from it.
+# Dropout takes the key itself, or folds it with the number of the inner step
+# (Mode.at): inner step 1 has the same number as these. They keep it, so that
+# runs can be repeated to the bit.
+DRAWN_SHOTS = 1  # r2d2
+INNER_BATCHES = 1  # minibatch_prox
 
 
 class Mode(NamedTuple):
@@ -68,33 +77,43 @@ def init_head(key, dim, ways):
           'bias': jnp.zeros(ways)}
 
 
-def forward(backbone, params, batch_stats, images, mode, *, own=True):
+class Body(NamedTuple):
+  """A backbone, and which statistics normalise the images of a task."""
+
+  backbone: Any  # Flax module
+  batch_norm: str  # one of BATCH_NORM
+
+
+def forward(backbone, variables, images, mode, *, own=True):
   """Returns (features [B, D], the statistics that normalised them).
 
   Args:
-    params: with 'backbone'.
-    batch_stats: statistics to normalise with, unless `own`.
+    backbone: Flax module.
+    variables: 'params' with 'backbone'; 'batch_stats', the statistics to
+      normalise with unless `own`.
     images: [B, h, w, c], one batch.
     mode: Mode.
     own: whether BatchNorm takes the statistics of these images.
   """
+  batch_stats = variables['batch_stats']
   features, mutated = backbone.apply(
-      {'params': params['backbone'], 'batch_stats': batch_stats}, images,
-      train=mode.train, own_statistics=own, tasks_seen=mode.tasks_seen,
-      mutable=['batch_stats'],
+      {'params': variables['params']['backbone'], 'batch_stats': batch_stats},
+      images, train=mode.train, own_statistics=own,
+      tasks_seen=mode.tasks_seen, mutable=['batch_stats'],
       rngs={'dropout': mode.key} if mode.train else {})
   return features, mutated.get('batch_stats', batch_stats)
 
 
-def support_pass(backbone, params, batch_stats, support_x, how, mode):
-  """Returns (features of the support images, their statistics)."""
-  return forward(backbone, params, batch_stats, support_x, mode,
-                 own=mode.train or how != 'running')
+def support_pass(body, variables, support_x, mode):
+  """Returns (features of the support images [S, D], their statistics)."""
+  return forward(body.backbone, variables, support_x, mode,
+                 own=mode.train or body.batch_norm != 'running')
 
 
-def query_pass(backbone, params, batch_stats, support_x, query_x, how, mode):
-  """Returns the features of the query images [Q, D] under `how`."""
-  own = lambda images: forward(backbone, params, batch_stats, images, mode)[0]
+def query_pass(body, variables, support_x, query_x, mode):
+  """Returns the features of the query images [Q, D]."""
+  how = body.batch_norm
+  own = lambda images: forward(body.backbone, variables, images, mode)[0]
   if how == 'transductive' or (how == 'running' and mode.train):
     return own(query_x)
   if how == 'episode':
@@ -103,33 +122,31 @@ def query_pass(backbone, params, batch_stats, support_x, query_x, how, mode):
     return jax.vmap(lambda image: own(
         jnp.concatenate([support_x, image[None]]))[-1])(query_x)
   if how == 'support':
-    batch_stats = forward(backbone, params, batch_stats, support_x, mode)[1]
-  return forward(backbone, params, batch_stats, query_x, mode, own=False)[0]
+    statistics = forward(body.backbone, variables, support_x, mode)[1]
+    variables = {**variables, 'batch_stats': statistics}
+  return forward(body.backbone, variables, query_x, mode, own=False)[0]
 
 
-def task_pass(backbone, params, batch_stats, support_x, query_x, how, mode):
+def task_pass(body, variables, support_x, query_x, mode):
   """Returns (support features, query features, statistics), one network.
 
   For methods that adapt nothing below the head. In training 'running' and
   'episode' take support and query as one batch.
   """
+  how = body.batch_norm
   if how == 'episode' or (how == 'running' and mode.train):
     features, statistics = forward(
-        backbone, params, batch_stats,
-        jnp.concatenate([support_x, query_x]), mode)
+        body.backbone, variables, jnp.concatenate([support_x, query_x]), mode)
     return features[:len(support_x)], features[len(support_x):], statistics
-  support, statistics = support_pass(backbone, params, batch_stats, support_x,
-                                     how, mode)
-  return support, query_pass(backbone, params, batch_stats, support_x,
-                             query_x, how, mode), statistics
+  support, statistics = support_pass(body, variables, support_x, mode)
+  query = query_pass(body, variables, support_x, query_x, mode)
+  return support, query, statistics
 
 
 def features_function(backbone):
   """Returns Algorithm.features: running statistics, nothing dropped."""
-  def features(variables, images):
-    return forward(backbone, variables['params'], variables['batch_stats'],
-                   images, TEST, own=False)[0]
-  return features
+  return lambda variables, images: forward(
+      backbone, variables, images, TEST, own=False)[0]
 
 
 def example_losses(name, logits, targets, smoothing=0.):
@@ -151,12 +168,32 @@ def example_losses(name, logits, targets, smoothing=0.):
   return optax.softmax_cross_entropy(logits, wanted)
 
 
-def aux(batch_stats, values, logits, targets, **means):
-  """Returns Aux of a task; `means` are further numbers [] to average."""
-  count = jnp.float32(targets.size)
-  hits = jnp.sum(jnp.argmax(logits, axis=-1) == targets)
+class Scored(NamedTuple):
+  """Examples and how well they are classified."""
+
+  losses: Any  # [B]
+  logits: Any  # [B, N]
+  targets: Any  # int [B]
+
+
+def score(logits, targets, loss='cross_entropy', smoothing=0.):
+  """Returns Scored; the arguments are those of `example_losses`."""
+  return Scored(example_losses(loss, logits, targets, smoothing), logits,
+                targets)
+
+
+def aux(batch_stats, scored, **means):
+  """Returns Aux of a task.
+
+  Args:
+    batch_stats: the task's own statistics.
+    scored: Scored, the examples that are reported.
+    **means: further numbers [] to average over tasks.
+  """
+  count = jnp.float32(scored.targets.size)
+  hits = jnp.sum(jnp.argmax(scored.logits, axis=-1) == scored.targets)
   return Aux(batch_stats, {
-      'loss': (jnp.sum(values), count),
+      'loss': (jnp.sum(scored.losses), count),
       'accuracy': (hits.astype(jnp.float32), count),
       **{name: (jnp.float32(value), jnp.float32(1))
          for name, value in means.items()}})
@@ -168,13 +205,12 @@ def aux(batch_stats, values, logits, targets, **means):
 class Adapted(NamedTuple):
   """What `predict` needs of a task whose network has adapted."""
 
-  params: Any
-  batch_stats: Any
+  variables: Any  # 'params' are the adapted ones
   support_x: Any
 
 
 def init_with_head(backbone, ways):
-  """Returns Algorithm.init: {'backbone', 'head'}."""
+  """Returns Algorithm.init: parameters {'backbone', 'head'}."""
   def init_fn(key, images):
     variables, dim, head_key = init(backbone, key, images)
     variables['params']['head'] = init_head(head_key, dim, ways)
@@ -182,28 +218,20 @@ def init_with_head(backbone, ways):
   return init_fn
 
 
-def support_loss(backbone, variables, support_x, support_y, how, mode,
+def support_loss(body, variables, support_x, support_y, mode,
                  loss='cross_entropy'):
   """Returns (values, i) -> (mean loss [], statistics) for inner_loop.descend.
 
-  `values` take the place of those of variables' parameters that adapt.
+  `values` take the place of the parameters that adapt.
   """
   def function(values, i):
     params = {**variables['params'], **values}
     features, statistics = support_pass(
-        backbone, params, variables['batch_stats'], support_x, how,
-        mode.at(i))
+        body, {**variables, 'params': params}, support_x, mode.at(i))
     losses = example_losses(loss, gradient.logits(params['head'], features),
                             support_y)
     return jnp.mean(losses), statistics
   return function
-
-
-def adapted_logits(backbone, params, batch_stats, support_x, query_x, how,
-                   mode):
-  """Returns the logits of the query images [Q, N]."""
-  return gradient.logits(params['head'], query_pass(
-      backbone, params, batch_stats, support_x, query_x, how, mode))
 
 
 def descend(loss, start, optimizer, **options):
@@ -212,71 +240,88 @@ def descend(loss, start, optimizer, **options):
   return end, jax.tree.map(lambda s: s[0], statistics)
 
 
-def query_loss(backbone, params, batch_stats, episode, how, mode,
-               loss='cross_entropy'):
-  """Returns (mean loss on the query, (losses [Q], logits, labels))."""
-  logits = adapted_logits(backbone, params, batch_stats, episode.support_x,
-                          episode.query_x, how, mode)
-  values = example_losses(loss, logits, episode.query_y)
-  return jnp.mean(values), (values, logits, episode.query_y)
+def query_logits(body, variables, support_x, query_x, mode):
+  """Returns the logits of the query images [Q, N]."""
+  return gradient.logits(
+      variables['params']['head'],
+      query_pass(body, variables, support_x, query_x, mode))
 
 
-def predict_adapted(backbone, how):
+def query_loss(body, variables, episode, mode, loss='cross_entropy'):
+  """Returns (mean loss on the query [], Scored of the query)."""
+  logits = query_logits(body, variables, episode.support_x, episode.query_x,
+                        mode)
+  scored = score(logits, episode.query_y, loss)
+  return jnp.mean(scored.losses), scored
+
+
+def predict_adapted(body):
   """Returns Algorithm.predict for Adapted."""
-  return lambda adapted, query_x: adapted_logits(
-      backbone, *adapted, query_x, how, TEST)
+  return lambda adapted, query_x: query_logits(
+      body, adapted.variables, adapted.support_x, query_x, TEST)
 
 
 # --- Methods that adapt nothing below the head. ---
 
 
 class LastLayer(NamedTuple):
-  """What such a method is made of; see base.Algorithm."""
+  """Three functions of such a method; see base.Algorithm."""
 
   loss: Any
   adapt: Any
   predict: Any
 
 
-def last_layer(backbone, how, fit, logits, losses):
-  """Returns the LastLayer of a head; see base.Algorithm for the functions.
+@struct.dataclass
+class FittedTask:
+  """What `predict` needs of a task whose head has been fitted.
+
+  Under 'episode' the support's features depend on the query: `head` is None,
+  and `predict` fits it.
+  """
+
+  variables: Any
+  support_x: Any
+  support_y: Any
+  head: Any
+  num_ways: int = struct.field(pytree_node=False)  # static: sets shapes
+
+
+def last_layer(body, fit, logits, score=score):
+  """Returns the LastLayer of a head.
 
   Args:
-    backbone: Flax module.
-    how: one of BATCH_NORM.
+    body: Body.
     fit: (params, features [S, D], labels [S], num_ways) -> head.
     logits: (params, head, features [Q, D]) -> [Q, N].
-    losses: (logits [Q, N], labels [Q]) -> [Q].
+    score: (logits [Q, N], labels [Q]) -> Scored.
   """
   def loss(variables, key, episode, tasks_seen):
     params = variables['params']
     support, query, statistics = task_pass(
-        backbone, params, variables['batch_stats'], episode.support_x,
-        episode.query_x, how, Mode(True, key, tasks_seen))
+        body, variables, episode.support_x, episode.query_x,
+        Mode(True, key, tasks_seen))
     ways = episode.class_ids.shape[0]
-    out = logits(params, fit(params, support, episode.support_y, ways), query)
-    values = losses(out, episode.query_y)
-    return jnp.mean(values), aux(statistics, values, out, episode.query_y)
+    head = fit(params, support, episode.support_y, ways)
+    scored = score(logits(params, head, query), episode.query_y)
+    return jnp.mean(scored.losses), aux(statistics, scored)
 
   def adapt(variables, key, support_x, support_y, num_ways):
     del key  # nothing random
-    adapted = {'variables': variables, 'support_x': support_x}
-    if how == 'episode':
-      # The support's features depend on the query: fitted in `predict`.
-      return adapted | {'support_y': support_y, 'ways': jnp.zeros(num_ways)}
-    features = support_pass(backbone, variables['params'],
-                            variables['batch_stats'], support_x, how, TEST)[0]
-    return adapted | {
-        'head': fit(variables['params'], features, support_y, num_ways)}
+    head = None
+    if body.batch_norm != 'episode':
+      features, _ = support_pass(body, variables, support_x, TEST)
+      head = fit(variables['params'], features, support_y, num_ways)
+    return FittedTask(variables, support_x, support_y, head, num_ways)
 
   def predict(adapted, query_x):
-    params = adapted['variables']['params']
-    args = (backbone, params, adapted['variables']['batch_stats'],
-            adapted['support_x'], query_x, how, TEST)
-    if how != 'episode':
-      return logits(params, adapted['head'], query_pass(*args))
-    support, query, _ = task_pass(*args)
-    head = fit(params, support, adapted['support_y'], len(adapted['ways']))
+    params, head = adapted.variables['params'], adapted.head
+    images = (adapted.support_x, query_x)
+    if body.batch_norm == 'episode':
+      support, query, _ = task_pass(body, adapted.variables, *images, TEST)
+      head = fit(params, support, adapted.support_y, adapted.num_ways)
+    else:
+      query = query_pass(body, adapted.variables, *images, TEST)
     return logits(params, head, query)
 
   return LastLayer(loss, adapt, predict)

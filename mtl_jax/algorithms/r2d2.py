@@ -8,44 +8,36 @@ The last layer adapts, regularised by l2; the gradient goes through the solve.
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 
 from mtl_jax.algorithms import base, network
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.data import episodes
+from mtl_jax.errors import UserError
+from mtl_jax.fields import NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.heads import ridge
 
-BATCH_NORM = ('running', 'episode')
-
-
-def options():
-  """Returns R2D2's own fields with their defaults."""
-  c = ml_collections.ConfigDict()
-  # Of ridge regression on features and labels over sqrt(S), so that it counts
-  # S times on the sum of squares; the intercept is penalised, as published.
-  c.regulariser = 50.
-  c.scale = 10.  # initial factor of the outputs, trained; mini-ImageNet 1e-4
-  c.shift = 0.  # initial shift of the outputs, trained
-  # Shots of a training task: 0, train.shots; n, drawn from 1..n, and what is
-  # left of its train.shots + train.queries images a class is query.
-  c.max_shots = 0
-  # Support and query are one batch in training; running statistics at test.
-  c.batch_norm = 'running'
-  return c
-
-
-_RUNS = {  # (ways, images a class, initial scale), experiments.sh
-    'mini_imagenet': (16, 15, 1e-4), 'cifar_fs': (20, 12, 10.),
-    'omniglot': (60, 10, 10.),
+ANY_WAYS = True
+OPTIONS = {
+    # The regression is on features and labels over sqrt(S), so that it counts
+    # S times on the sum of squares; the intercept is penalised, as published.
+    'regulariser': Field(50., 'factor of the penalty of ridge regression on '
+                         'the mean square', POSITIVE),
+    # mini-ImageNet has 1e-4.
+    'scale': Field(10., 'where the factor of the outputs starts; it is '
+                   'trained'),
+    'shift': Field(0., 'where the shift of the outputs starts; it is trained'),
+    'max_shots': Field(
+        0, '0: a training task has train.shots; n: its shots are drawn from '
+        '1..n, and the rest of its train.shots + train.queries images per '
+        'class is query', NOT_NEGATIVE),
+    # Support and query are one batch in training; running statistics at test.
+    'batch_norm': Field('running', 'BatchNorm statistics of a task',
+                        ('running', 'episode')),
 }
-SMALL = base.SMALL_TRAINING | {'method.max_shots': 0, 'method.scale': 10.}
 
 
-def published(benchmark, shots):
-  """Returns the published settings, mini-ImageNet's where there are none."""
-  del shots  # one network for all
-  ours = benchmark not in _RUNS
-  ways, images, scale = _RUNS.get(benchmark, _RUNS['mini_imagenet'])
-  overrides = {
+def _published(ways, images, scale):
+  """Returns a Recipe of experiments.sh, with `images` per class in a task."""
+  return base.Recipe({
       'train.ways': ways, 'train.shots': 1, 'train.queries': images - 1,
       'train.meta_batch': 1, 'train.epoch_tasks': 100,
       'train.max_epochs': 1200, 'train.stop_patience': 200,
@@ -54,23 +46,32 @@ def published(benchmark, shots):
       'optimizer.step_epochs': tuple(range(20, 1200, 20)),
       'optimizer.step_scales': tuple(0.5 ** i for i in range(1, 60)),
       'method.scale': scale, 'method.max_shots': 9,
-  } | base.OWN_TEST
-  return base.settings(
-      benchmark, overrides, SMALL,
-      'bertinetto/r2d2 scripts/train (backbone: r2d2_net)', ours)
+  } | base.OWN_TEST, 'bertinetto/r2d2 scripts/train (backbone: r2d2_net)',
+      ours=False)
+
+
+RECIPES = {  # one network for all shots of the test
+    ('mini_imagenet', None, 'published'): _published(16, 15, 1e-4),
+    ('cifar_fs', None, 'published'): _published(20, 12, 10.),
+    ('omniglot', None, 'published'): _published(60, 10, 10.),
+    **base.small_recipes(_published(16, 15, 1e-4), base.SMALL_TRAINING | {
+        'method.max_shots': 0, 'method.scale': 10.}),
+}
+
+
+def check(options, train):
+  """Raises UserError where drawn shots would leave no query."""
+  images = train.shots + train.queries
+  if options['max_shots'] >= images:
+    raise UserError(
+        f'config.method.max_shots is {options["max_shots"]}: must be below '
+        f'config.train.shots + config.train.queries, {images}')
 
 
 def build(backbone, num_classes, ways, *, regulariser, scale, shift,
           max_shots, batch_norm):
-  """Returns R2D2 over a backbone; see `options` for the keywords."""
+  """Returns R2D2 over a backbone; see OPTIONS for the keywords."""
   del num_classes, ways
-  check_choice('config.method.batch_norm', batch_norm, BATCH_NORM)
-  if not regulariser > 0:
-    raise UserError(f'config.method.regulariser is {regulariser}: must be '
-                    'above 0')
-  if max_shots < 0:
-    raise UserError(f'config.method.max_shots is {max_shots}: must be at '
-                    'least 0')
 
   def init(key, images):
     variables, _, _ = network.init(backbone, key, images)
@@ -83,49 +84,48 @@ def build(backbone, num_classes, ways, *, regulariser, scale, shift,
     return ridge.fit(features, labels, num_ways, regulariser=regulariser,
                      target=1., bias=True, average=True)
 
-  def logits(params, head, features):
-    adjust = params['adjust']
-    return adjust['scale'] * ridge.logits(head, features) + adjust['shift']
+  parts = network.last_layer(network.Body(backbone, batch_norm), fit, _logits)
+  return base.Algorithm(
+      init, _drawn_shots_loss(backbone, regulariser, max_shots)
+      if max_shots else parts.loss,
+      network.features_function(backbone), parts.adapt, parts.predict)
 
-  losses = lambda logits, labels: network.example_losses(
-      'cross_entropy', logits, labels)
-  parts = network.last_layer(backbone, batch_norm, fit, logits, losses)
 
-  def loss_of_drawn_shots(variables, key, episode, tasks_seen):
-    """As parts.loss, with the first drawn number of each class as support.
+def _logits(params, head, features):
+  adjust = params['adjust']
+  return adjust['scale'] * ridge.logits(head, features) + adjust['shift']
 
-    Shapes are fixed: every image has a row, and those of the other side are
-    zero, which changes no sum of the regression.
-    """
+
+def _drawn_shots_loss(backbone, regulariser, max_shots):
+  """Returns Algorithm.loss with the first images of each class as support.
+
+  Their number is drawn from 1..max_shots. Shapes are fixed: every image has a
+  row, and those of the other side are zero, which changes no sum of the
+  regression.
+  """
+  def loss(variables, key, episode, tasks_seen):
     params = variables['params']
     num_ways = episode.class_ids.shape[0]
-    images = jnp.concatenate([episode.support_x, episode.query_x])
-    labels = jnp.concatenate([episode.support_y, episode.query_y])
+    images, labels = episodes.joined(episode)
     features, statistics = network.forward(
-        backbone, params, variables['batch_stats'], images,
-        network.Mode(True, key, tasks_seen))
+        backbone, variables, images, network.Mode(True, key, tasks_seen))
     shots, queries = (len(y) // num_ways for y in (
         episode.support_y, episode.query_y))
-    if max_shots >= shots + queries:
-      raise UserError(
-          f'config.method.max_shots is {max_shots}: must be below config.'
-          f'train.shots + config.train.queries, {shots + queries}')
     number = jnp.concatenate([  # of an image within its class
         jnp.tile(jnp.arange(shots), num_ways),
         shots + jnp.tile(jnp.arange(queries), num_ways)])
-    drawn = jax.random.randint(jax.random.fold_in(key, 1), (), 1,
-                               max_shots + 1)
+    drawn = jax.random.randint(
+        jax.random.fold_in(key, network.DRAWN_SHOTS), (), 1, max_shots + 1)
     support = (number < drawn).astype(features.dtype)
     rows = jnp.concatenate([features, jnp.ones_like(features[:, :1])], -1)
     head = ridge.fit(rows * support[:, None], labels, num_ways, target=1.,
                      regulariser=regulariser * drawn * num_ways)
-    out = logits(params, head, rows)
-    values = losses(out, labels) * (1 - support)
+    scored = network.score(_logits(params, head, rows), labels)
+    values = scored.losses * (1 - support)
     count = jnp.sum(1 - support)
-    hits = jnp.sum((jnp.argmax(out, -1) == labels) * (1 - support))
+    hits = jnp.sum(
+        (jnp.argmax(scored.logits, -1) == labels) * (1 - support))
     return jnp.sum(values) / count, base.Aux(statistics, {
         'loss': (jnp.sum(values), count), 'accuracy': (hits, count)})
 
-  return base.Algorithm(
-      init, loss_of_drawn_shots if max_shots else parts.loss,
-      network.features_function(backbone), parts.adapt, parts.predict)
+  return loss

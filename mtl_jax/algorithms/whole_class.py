@@ -10,38 +10,23 @@ holds, with its own BatchNorm statistics as there.
 """
 
 import jax.numpy as jnp
-import ml_collections
 
 from mtl_jax.algorithms import base, network
 from mtl_jax.data import episodes
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.heads import gradient
 
-
-def options():
-  """Returns whole-class training's own fields with their defaults."""
-  c = ml_collections.ConfigDict()
-  c.test_C = 1.  # C of the new head of an unseen task
-  c.batch_norm = 'running'  # at test time: statistics of training
-  return c
-
-
-SMALL = {
-    'train.ways': 160, 'train.shots': 1, 'train.queries': 0,
-    'train.meta_batch': 1, 'train.epoch_tasks': 200,
-    'train.max_epochs': 3, 'optimizer.decay_epochs': 3,
-    'optimizer.name': 'adam', 'optimizer.learning_rate': 3e-3,
-    'optimizer.weight_decay': 0., 'optimizer.schedule': 'cosine',
-    'eval.support_copies': 0,
+ANY_WAYS = True
+OPTIONS = {
+    'test_C': Field(1., 'C of the new head of an unseen task', POSITIVE),
+    'batch_norm': Field('running', 'BatchNorm statistics at test time: '
+                        'running ones of training', ('running',)),
 }
 
 
-def published(benchmark, shots):
-  """Returns the published settings, mini-ImageNet's where there are none."""
-  del shots  # one network for all
-  classes = {'fc100': 60}.get(benchmark, 64)
-  images = {'tiered_imagenet': 448695, 'fc100': 36000}.get(benchmark, 38400)
-  overrides = {
+def _published(classes=64, images=38400):
+  """Returns a Recipe for a training split of so many images."""
+  return base.Recipe({
       'train.ways': classes, 'train.shots': 1, 'train.queries': 0,
       'train.meta_batch': 1, 'train.epoch_tasks': images // classes,
       'train.max_epochs': 100, 'train.stop_patience': 0,
@@ -51,29 +36,38 @@ def published(benchmark, shots):
       'optimizer.step_scales': (0.1, 0.01),
       'validation.head': 'logistic', 'eval.heads': ('logistic',),
       'heads.logistic.C': 1.,
-  }
-  return base.settings(
-      benchmark, overrides, SMALL, 'WangYueFt/rfs train_supervised.py '
-      '(balanced batches are ours)', False)
+  }, 'WangYueFt/rfs train_supervised.py (balanced batches are ours)',
+      ours=False)
+
+
+RECIPES = {  # one network for all shots of the test
+    ('mini_imagenet', None, 'published'): _published(),
+    ('tiered_imagenet', None, 'published'): _published(images=448695),
+    ('cifar_fs', None, 'published'): _published(),
+    ('fc100', None, 'published'): _published(classes=60, images=36000),
+    **base.small_recipes(_published(), {
+        'train.ways': 160, 'train.shots': 1, 'train.queries': 0,
+        'train.meta_batch': 1, 'train.epoch_tasks': 200,
+        'train.max_epochs': 3, 'optimizer.decay_epochs': 3,
+        'optimizer.name': 'adam', 'optimizer.learning_rate': 3e-3,
+        'optimizer.weight_decay': 0., 'optimizer.schedule': 'cosine',
+        'eval.support_copies': 0,
+    }),
+}
 
 
 def build(backbone, num_classes, ways, *, test_C, batch_norm):
-  """Returns whole-class training; see `options` for the keywords."""
-  del ways
-  check_choice('config.method.batch_norm', batch_norm, ('running',))
-  if not test_C > 0:
-    raise UserError(f'config.method.test_C is {test_C}: must be above 0')
-  features = network.features_function(backbone)
+  """Returns whole-class training; see OPTIONS for the keywords."""
+  del ways, batch_norm  # `features` has running statistics
 
   def loss(variables, key, episode, tasks_seen):
     images, labels = episodes.joined(episode)
-    classes = episode.class_ids[labels]
-    found, statistics = network.forward(
-        backbone, variables['params'], variables['batch_stats'], images,
-        network.Mode(True, key, tasks_seen))
-    out = gradient.logits(variables['params']['head'], found)
-    values = network.example_losses('cross_entropy', out, classes)
-    return jnp.mean(values), network.aux(statistics, values, out, classes)
+    features, statistics = network.forward(
+        backbone, variables, images, network.Mode(True, key, tasks_seen))
+    logits = gradient.logits(variables['params']['head'], features)
+    scored = network.score(logits, episode.class_ids[labels])
+    return jnp.mean(scored.losses), network.aux(statistics, scored)
 
+  features = network.features_function(backbone)
   return base.Algorithm(network.init_with_head(backbone, num_classes), loss,
                         features, *network.new_head(features, test_C))

@@ -4,8 +4,7 @@ What depends on the data (ways above the class count) is checked where the
 data is: `data/episodes.check`.
 """
 
-from mtl_jax import fields, heads, models
-from mtl_jax.algorithms import METHODS
+from mtl_jax import algorithms, fields, heads, models
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError, check_choice
@@ -19,8 +18,11 @@ def validate(config):
   The network and the method are built once, which checks their own fields.
   """
   values = config.to_dict()
-  fields.check({**FIELDS, 'method': _declared(values, 'method', _of_method),
-                'model': _declared(values, 'model', _of_model)}, values)
+  fields.check({**FIELDS, 'method': _any_named(values, 'method'),
+                'model': _any_named(values, 'model')}, values)
+  method, options = _named(values['method'])
+  algorithms.find(method)
+  algorithms.check(method, options, config.train)
   _check_names(values)
   _check_schedule(values['optimizer'])
   _check_eval(values)
@@ -39,8 +41,8 @@ def build_method(config, num_classes=1):
   """
   (method, own), (model, options) = (
       _named(config[section]) for section in ('method', 'model'))
-  return METHODS[method].build(models.create(model, **options), num_classes,
-                               config['train']['ways'], **own)
+  return algorithms.create(method, models.create(model, **options),
+                           num_classes, config['train']['ways'], **own)
 
 
 def _named(section):
@@ -48,43 +50,31 @@ def _named(section):
   return section['name'], {k: v for k, v in section.items() if k != 'name'}
 
 
-def _declared(values, section, own_fields):
-  """Returns the declared fields of a section whose name chooses them."""
+def _any_named(values, section):
+  """Returns fields that allow whatever a section holds beside a name.
+
+  The name decides what else there is; `algorithms.check` and `models.create`
+  know it.
+  """
   given = values.get(section)
-  if not isinstance(given, dict) or 'name' not in given:
+  if not isinstance(given, dict):
     return FIELDS[section]  # its check says what is wrong
-  return {'name': Field('', ''), **own_fields(given)}
-
-
-def _of_method(given):
-  if given['name'] not in METHODS:
-    return _anything(given)  # _check_names says so
-  return {name: Field(default, '') for name, default in
-          METHODS[given['name']].options().items()}
-
-
-def _of_model(given):
-  return _anything(given)  # `models.create` checks them
-
-
-def _anything(given):
-  return {name: Field(value, '') for name, value in given.items()
-          if name != 'name'}
+  return {'name': Field('', ''), **{
+      name: Field(value, '') for name, value in given.items()
+      if name != 'name'}}
 
 
 def _check_names(c):
-  """Checks the fields that hold names of what is registered."""
-  check_choice('config.method.name', c['method']['name'], METHODS)
-  check_choice('config.model.name', c['model']['name'], models.MODELS)
+  """Checks the fields that hold names of heads and data sets."""
   check_choice('config.data.name', c['data']['name'], sources.names())
   check_choice('config.eval.data', c['eval']['data'], ('', *sources.names()))
-  check_choice('config.validation.head', c['validation']['head'],
-               (*heads.HEADS, measure.OWN))
+  if c['validation']['head'] != measure.OWN:
+    heads.find(c['validation']['head'], 'config.validation.head')
   if not c['eval']['heads']:
     raise UserError('config.eval.heads is empty: name at least one head')
   for head in c['eval']['heads']:
-    check_choice('config.eval.heads', head, (
-        *heads.HEADS, measure.OWN, tune_all.NAME))
+    if head not in (measure.OWN, tune_all.NAME):
+      heads.find(head)
 
 
 def _check_eval(c):
@@ -96,7 +86,7 @@ def _check_eval(c):
     raise UserError(f'config.eval.support_copies is {test["support_copies"]}, '
                     'but config.augment.operations is empty: the copies would '
                     'all be the image')
-  any_ways = METHODS[c['method']['name']].any_ways
+  any_ways = algorithms.find(c['method']['name']).ANY_WAYS
   for section, used in (('validation', (c['validation']['head'],)),
                         ('eval', test['heads'])):
     ways = c[section]['ways']

@@ -24,9 +24,7 @@ SPLITS = ('train', 'validation', 'test')
 
 def _each(section, **marks):
   """Marks all fields of a section."""
-  declared = lambda f: f if isinstance(f, Field) else Field(f, '')
-  return {name: declared(field)._replace(**marks)
-          for name, field in section.items()}
+  return {name: field._replace(**marks) for name, field in section.items()}
 
 
 # The name chooses what other fields these sections have: OPTIONS in
@@ -198,7 +196,8 @@ FIELDS = {
     'eval': _each(EVAL, free=True),
     'heads': {name: _each(module.OPTIONS, free_to_test=True)
               for name, module in heads.HEADS.items()},
-    'tune_all': _each(tune_all.options(), free=True),
+    'tune_all': {name: Field(value, '', free=True)
+                 for name, value in tune_all.options().items()},
     'parallel': PARALLEL,
     'log': _each(LOG, free=True),
 }

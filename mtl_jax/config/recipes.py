@@ -1,23 +1,27 @@
-"""Take the recipe of a method: what its file declares for a benchmark."""
+"""Set the method of a config and the recipe that it is trained by."""
 
-from mtl_jax.algorithms import METHODS
-from mtl_jax.errors import check_choice
+import ml_collections
+
+from mtl_jax import algorithms, fields
 
 
 def set_method(config, name, *, benchmark, shots, scale='published'):
-  """Sets `config.method` and the method's published settings.
+  """Sets `config.method` and the settings of one of the method's recipes.
 
   Args:
-    config: from base_config, changed in place.
-    name: of algorithms.METHODS.
-    benchmark: data set whose published settings are wanted.
+    config: of base_config, changed in place.
+    name: a key of algorithms.METHODS, or the path of a user's file.
+    benchmark: data set whose settings are wanted.
     shots: K of the test.
-    scale: not used yet.
+    scale: 'published', 'cpu' or 'fast'; see algorithms.base.Recipe.
+
+  Raises:
+    UserError: there is no such method, or it has no such recipe; the line
+      lists those it has.
   """
-  del scale
-  check_choice('the method behind the config file', name, METHODS)
-  config.method = METHODS[name].options()
-  config.method.name = name
-  published = METHODS[name].published(benchmark, shots)
-  config.update_from_flattened_dict(published.overrides)
-  config.source = ('ours; nearest: ' * published.ours) + published.source
+  method = algorithms.find(name, 'the method after the config file')
+  recipe = algorithms.recipe(name, benchmark, shots, scale)
+  config.method = ml_collections.ConfigDict(
+      {**fields.defaults(method.OPTIONS), 'name': name})
+  config.update_from_flattened_dict(recipe.overrides)
+  config.source = str(recipe)

@@ -1,18 +1,20 @@
 """Base learners on features: each fits the labelled examples of one task.
 
-Every module in HEADS has, pure and for one task (map it over tasks with vmap):
+A head's file, one of HEADS or a file of the user's own, has these, pure and
+for one task (vmap maps them over tasks):
 
-  fit(features [S, D], labels int32 [S], num_ways, **options) -> params
-  logits(params, features [Q, D]) -> [Q, N]
-  diagnostics(params, features, labels, **options) -> dict of residuals
-  OPTIONS: the options that a config may set, with their defaults
+  OPTIONS: name -> mtl_jax.fields.Field, what a config may set.
+  fit(features [S, D], labels int32 [S], num_ways, **options) -> params, a
+    dict of arrays. Each option is a keyword with the default of its Field.
+  logits(params, features [Q, D]) -> [Q, N].
+  diagnostics(params, features, labels, **options) -> dict of residuals, about
+    zero for a good fit; `options` are those that `fit` was given.
 
-where params is a dict of arrays, the residuals are about zero for a good fit,
-and `diagnostics` takes the options that `fit` was given. `linear` holds the
-class rows of MTL; it is trained with the features and so is not among HEADS.
-A new head is one file and one line here.
+`linear` holds the class rows of MTL. It is trained together with the features
+and so is not among HEADS. A new head is one file and one line here.
 """
 
+from mtl_jax import registry
 from mtl_jax.heads import centroid, gradient, logistic, ridge, svm
 
 HEADS = {
@@ -22,3 +24,17 @@ HEADS = {
     'ridge': ridge,
     'svm': svm,
 }
+_NEEDED = ('OPTIONS', 'fit', 'logits', 'diagnostics')
+
+
+def find(name, field='config.eval.heads'):
+  """Returns the module of a head.
+
+  Args:
+    name: a key of HEADS, or the path of a user's file, which ends in .py.
+    field: what holds the name, for messages.
+
+  Raises:
+    UserError: there is no such head, or the file is not a head's.
+  """
+  return registry.find(field, name, HEADS, _NEEDED)

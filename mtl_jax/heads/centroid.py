@@ -3,23 +3,33 @@
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax import fields
+from mtl_jax.fields import POSITIVE, Field
+from mtl_jax.heads import options
+from mtl_jax.heads.options import at_least_float32
 
 DISTANCES = ('squared', 'mean_squared', 'cosine')
-OPTIONS = {'distance': 'squared', 'scale': 1.}  # what a config may set
+OPTIONS = {
+  'distance': Field('squared', 'kind of logit, see `fit`', DISTANCES),
+  'scale': Field(1., 'factor of the logits', POSITIVE),
+}
+_DEFAULTS = fields.defaults(OPTIONS)
 
 
-def fit(features, labels, num_ways, *, distance='squared', scale=1.0):
+def fit(
+  features, labels, num_ways, *, distance=_DEFAULTS['distance'],
+  scale=_DEFAULTS['scale'],
+):
   """Fits one task: the mean of each class's features.
 
   Differentiable in features and scale.
 
   Args:
     features: [S, D], computed in float32 at least.
-    labels: int [S] in 0..num_ways - 1; a class without an example gets the
-      origin.
+    labels: int [S] in 0..num_ways - 1; the centroid of a class without an
+      example is the origin.
     num_ways: N.
-    distance: what a logit of query q and centroid c is, but for `scale`:
+    distance: the logit of query q and centroid c, before `scale`:
       'squared' -|q - c|^2 (Snell et al., NeurIPS 2017, section 2.3);
       'mean_squared' -|q - c|^2 / D (the ProtoNet of MetaOptNet's code);
       'cosine' q.c / (|q| |c|), zero where a norm is.
@@ -33,11 +43,8 @@ def fit(features, labels, num_ways, *, distance='squared', scale=1.0):
     UserError: distance is none of these, or scale is a number that is not
       positive.
   """
-  check_choice('config.heads.centroid.distance', distance, DISTANCES)
-  if isinstance(scale, (int, float)) and not scale > 0:
-    raise UserError(
-      f'config.heads.centroid.scale: {scale} is not positive; 1.0 is usual')
-  features = _at_least_float32(features)
+  options.check('centroid', OPTIONS, distance=distance, scale=scale)
+  features = at_least_float32(features)
   onehot, count = _classes(labels, num_ways, features.dtype)
   with jax.default_matmul_precision('highest'):
     centroids = onehot.T @ features / count
@@ -53,8 +60,8 @@ def logits(params, features):
   with jax.default_matmul_precision('highest'):
     if 'cosine' in params:
       return params['cosine'] * (_unit(features) @ _unit(centroids).T)
-    # |q - c|^2 as three terms; from the centre, for the digits that large
-    # norms would take.
+    # |q - c|^2 as three terms; taken from the centre, because large norms
+    # would cost digits.
     centre = centroids.mean(0)
     features, centroids = features - centre, centroids - centre
     squares = jnp.sum(features**2, -1, keepdims=True)
@@ -68,11 +75,11 @@ def diagnostics(params, features, labels, **unused):
   """Returns how far params are from the optimum on the support.
 
   Returns:
-    centroids: largest |mean of x_i - c over a class|, relative to the largest
-      |x|.
+    centroids: largest |mean of x_i - c over the x_i of a class|, relative to
+      the largest |x|.
   """
   del unused
-  features = _at_least_float32(features)
+  features = at_least_float32(features)
   centroids = params['centroids']
   onehot, count = _classes(labels, len(centroids), features.dtype)
   with jax.default_matmul_precision('highest'):
@@ -83,7 +90,7 @@ def diagnostics(params, features, labels, **unused):
 
 
 def _classes(labels, num_ways, dtype):
-  """Returns labels one-hot [S, N] and examples per class [N, 1], 1 at least."""
+  """Returns labels one-hot [S, N] and examples per class [N, 1], at least 1."""
   onehot = jax.nn.one_hot(labels, num_ways, dtype=dtype)
   return onehot, jnp.maximum(onehot.sum(0), 1)[:, None]
 
@@ -92,7 +99,3 @@ def _unit(x):
   """Divides by the norm; zero stays zero, with a finite gradient."""
   square = jnp.sum(x**2, -1, keepdims=True)
   return x / jnp.sqrt(jnp.where(square > 0, square, 1))
-
-
-def _at_least_float32(features):
-  return features.astype(jnp.promote_types(features.dtype, jnp.float32))

@@ -3,14 +3,23 @@
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax import fields
+from mtl_jax.fields import COUNT, POSITIVE, Field
+from mtl_jax.heads import options
+from mtl_jax.heads.options import at_least_float32
 from mtl_jax.solvers import inner_loop
 
-OPTIONS = {'steps': 5, 'rate': 0.1, 'bias': True}  # what a config may set
+OPTIONS = {
+  'steps': Field(5, 'steps of gradient descent', COUNT),
+  'rate': Field(0.1, 'rate of the steps, on the mean cross-entropy', POSITIVE),
+  'bias': Field(True, 'whether there is an intercept'),
+}
+_DEFAULTS = fields.defaults(OPTIONS)
 
 
 def fit(
-  features, labels, num_ways, *, steps=5, rate=0.1, bias=True, initial=None
+  features, labels, num_ways, *, steps=_DEFAULTS['steps'],
+  rate=_DEFAULTS['rate'], bias=_DEFAULTS['bias'], initial=None,
 ):
   """Fits one task: steps of w <- w - rate * gradient of the loss.
 
@@ -33,13 +42,8 @@ def fit(
   Raises:
     UserError: steps < 1, or rate is a number that is not positive.
   """
-  if steps < 1:
-    raise UserError(f'config.heads.gradient.steps: {steps} is too few; use 1 '
-                    'or more')
-  if isinstance(rate, (int, float)) and not rate > 0:
-    raise UserError(
-      f'config.heads.gradient.rate: {rate} is not positive; 0.1 is usual')
-  features = _at_least_float32(features)
+  options.check('gradient', OPTIONS, steps=steps, rate=rate)
+  features = at_least_float32(features)
 
   def loss(params, _):
     kept = params['bias'] if bias else jax.lax.stop_gradient(params['bias'])
@@ -58,18 +62,19 @@ def logits(params, features):
 
 
 def diagnostics(
-  params, features, labels, *, bias=True, initial=None, **unused
+  params, features, labels, *, bias=_DEFAULTS['bias'], initial=None, **unused
 ):
   """Returns whether the steps went down.
 
-  Few steps are meant to end before the optimum, so its distance says nothing.
+  A few steps end before the optimum by design, so the distance to it says
+  nothing.
 
   Returns:
-    rise: what the support's loss gained over the initial one, zero unless the
-      rate is too large.
+    rise: by how much the support's loss exceeds the initial one; zero unless
+      the rate is too large.
   """
   del unused
-  features = _at_least_float32(features)
+  features = at_least_float32(features)
   start = _start(features, params['bias'].shape[0], bias, initial)
   with jax.default_matmul_precision('highest'):
     rise = (_loss(params, features, labels) - _loss(start, features, labels))
@@ -85,13 +90,9 @@ def _start(features, num_ways, bias, initial):
   if initial is None:
     return zero
   given = ('weights', 'bias') if bias else ('weights',)
-  return {**zero, **{k: _at_least_float32(initial[k]) for k in given}}
+  return {**zero, **{k: at_least_float32(initial[k]) for k in given}}
 
 
 def _loss(params, features, labels):
   logp = jax.nn.log_softmax(logits(params, features))
   return -jnp.mean(jnp.take_along_axis(logp, labels[:, None], -1))
-
-
-def _at_least_float32(features):
-  return features.astype(jnp.promote_types(features.dtype, jnp.float32))

@@ -26,7 +26,7 @@ def init(key, num_classes, dim, ways, how='rows'):
   Raises:
     UserError: how is neither.
   """
-  check_choice('head_init', how, INITS)
+  check_choice('config.method.head_init', how, INITS)
   bound = math.sqrt(num_classes / ways) / math.sqrt(dim)
   drawn = num_classes if how == 'rows' else 1
   rows = jax.random.uniform(key, (drawn, dim), minval=-bound, maxval=bound)
@@ -39,14 +39,3 @@ def logits(rows, class_ids, features):
   No bias and no temperature, as published.
   """
   return features @ rows[class_ids].T
-
-
-def memory(num_classes, ways=5, dim=640):
-  """Counts the bytes (float32) of the two ways to give every task a head.
-
-  Returns:
-    (per_task, rows): a head of its own for each of the C(M, N) tasks that can
-    be drawn, and one row per class, of which each task takes its N.
-  """
-  row = 4 * dim
-  return math.comb(num_classes, ways) * ways * row, num_classes * row

@@ -7,13 +7,24 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
+from mtl_jax import fields
 from mtl_jax.errors import UserError
+from mtl_jax.fields import POSITIVE, Field
+from mtl_jax.heads import options
+from mtl_jax.heads.options import at_least_float32
 from mtl_jax.solvers import multinomial
 
-OPTIONS = {'C': 3.}  # what a config may set, with its default
+OPTIONS = {
+  'C': Field(3., 'weight of the cross-entropy, the inverse of the penalty',
+             POSITIVE),
+}
+_DEFAULTS = fields.defaults(OPTIONS)
 
 
-def fit(features, labels, num_ways, *, C=3.0, tolerance=1e-4, max_steps=200):
+def fit(
+  features, labels, num_ways, *, C=_DEFAULTS['C'], tolerance=1e-4,
+  max_steps=200,
+):
   """Fits one task: minimises 1/2 |W|^2 + C sum_i cross_entropy_i.
 
   The intercepts are not penalised. For three and more classes this is what
@@ -38,10 +49,8 @@ def fit(features, labels, num_ways, *, C=3.0, tolerance=1e-4, max_steps=200):
   """
   if num_ways < 2:
     raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
-  if isinstance(C, (int, float)) and not C > 0:
-    raise UserError(
-      f'config.heads.logistic.C: {C} is not positive; the published value is 3')
-  features = _at_least_float32(features)
+  options.check('logistic', OPTIONS, C=C)
+  features = at_least_float32(features)
   onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
 
   with jax.default_matmul_precision('highest'):
@@ -54,7 +63,7 @@ def logits(params, features):
   return features @ params['weights'] + params['bias']
 
 
-def diagnostics(params, features, labels, *, C=3.0, **unused):
+def diagnostics(params, features, labels, *, C=_DEFAULTS['C'], **unused):
   """Returns how far params are from the optimum on the support.
 
   Features of norm 1,000 magnify the rounding of float32 to about 1e-2 in
@@ -65,7 +74,7 @@ def diagnostics(params, features, labels, *, C=3.0, **unused):
     bias: largest |mean_i (y_i - p_i)|, a probability.
   """
   del unused
-  features = _at_least_float32(features)
+  features = at_least_float32(features)
   mean = features.mean(0)
   weights = params['weights']
   num_ways = weights.shape[-1]
@@ -97,10 +106,10 @@ def _optimum(features, onehot, C, tolerance, max_steps):
 
 
 def _gram(features):
-  """Returns the Gram matrix of centred features, task after task on a CPU.
+  """Returns the Gram matrix of centred features, one task at a time on a CPU.
 
-  There a batched product first writes out all transposed tasks, which leaves
-  the cache and takes twice as long.
+  A CPU's batched product first writes out all transposed tasks. They do not
+  fit into the cache, and the product takes twice as long.
   """
   def product(features):
     centred = features - features.mean(0)
@@ -146,7 +155,3 @@ def _gradient(params, features, onehot, C):
   centred = features - features.mean(0)
   wrong = C * (jax.nn.softmax(centred @ weights + bias) - onehot.T)
   return weights + centred.T @ wrong, wrong.sum(0) + bias.mean()
-
-
-def _at_least_float32(features):
-  return features.astype(jnp.promote_types(features.dtype, jnp.float32))

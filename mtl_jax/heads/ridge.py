@@ -3,17 +3,24 @@
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.errors import UserError
+from mtl_jax import fields
+from mtl_jax.fields import POSITIVE, Field
+from mtl_jax.heads import options
 
-OPTIONS = {  # what a config may set, with its defaults: MetaOptNet's
-  'regulariser': 50., 'target': 2., 'bias': False, 'average': False,
+OPTIONS = {  # the defaults are MetaOptNet's
+  'regulariser': Field(50., 'factor of the penalty', POSITIVE),
+  'target': Field(2., 'height of the one-hot labels'),
+  'bias': Field(False, 'whether there is an intercept, which is penalised'),
+  'average': Field(False, 'whether squares are averaged, not summed'),
 }
+_DEFAULTS = fields.defaults(OPTIONS)
 _REFINEMENTS = 3
 
 
 def fit(
-  features, labels, num_ways, *, regulariser=50.0, target=2.0, bias=False,
-  average=False,
+  features, labels, num_ways, *, regulariser=_DEFAULTS['regulariser'],
+  target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
+  average=_DEFAULTS['average'],
 ):
   """Fits one task: minimises a sum of squares and a penalty,
 
@@ -35,8 +42,8 @@ def fit(
       the system singular.
     target: height of the one-hot labels.
     bias: whether there is an intercept b; it is penalised, as published.
-    average: whether the squares are averaged instead of summed, which counts
-      the regulariser S times.
+    average: whether the squares are averaged instead of summed; the
+      regulariser then counts S times.
 
   Returns:
     weights [D, N] and bias [N], zero if there is none.
@@ -44,10 +51,7 @@ def fit(
   Raises:
     UserError: regulariser is a number that is not positive.
   """
-  if isinstance(regulariser, (int, float)) and not regulariser > 0:
-    raise UserError(
-      f'config.heads.ridge.regulariser: {regulariser} is not positive; the '
-      'published value is 50')
+  options.check('ridge', OPTIONS, regulariser=regulariser)
   x, y, penalty = _problem(
     features, labels, num_ways, regulariser, target, bias, average)
   size, dim = x.shape
@@ -67,8 +71,9 @@ def logits(params, features):
 
 
 def diagnostics(
-  params, features, labels, *, regulariser=50.0, target=2.0, bias=False,
-  average=False,
+  params, features, labels, *, regulariser=_DEFAULTS['regulariser'],
+  target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
+  average=_DEFAULTS['average'],
 ):
   """Returns how far params are from the optimum on the support.
 
@@ -101,9 +106,9 @@ def _problem(features, labels, num_ways, regulariser, target, bias, average):
 def _solve(gram, penalty, right):
   """Returns (gram + penalty I)^-1 right.
 
-  Where rounding of a large gram outweighs the penalty its Cholesky factor
-  would not exist: what rounding may take is added before, and refinement
-  takes it out again. The gradient is another such solve.
+  Where the rounding of a large gram outweighs the penalty, its Cholesky factor
+  would not exist. So as much as rounding may take is added before, and
+  refinement takes it out again. The gradient is another such solve.
   """
   eps = jnp.finfo(gram.dtype).eps
   matrix = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)

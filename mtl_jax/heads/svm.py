@@ -3,16 +3,25 @@
 import jax
 import jax.numpy as jnp
 
+from mtl_jax import fields
 from mtl_jax.errors import UserError
+from mtl_jax.fields import NOT_NEGATIVE, POSITIVE, Field
+from mtl_jax.heads import options
+from mtl_jax.heads.options import at_least_float32
 from mtl_jax.solvers import crammer_singer
 
-OPTIONS = {'C': 0.1, 'ridge': 1.}  # what a config may set, with defaults
+OPTIONS = {
+  'C': Field(0.1, 'bound of the dual', POSITIVE),
+  'ridge': Field(1., 'factor of the identity that is added to the Gram '
+                 'matrix', NOT_NEGATIVE),
+}
+_DEFAULTS = fields.defaults(OPTIONS)
 GAP = 1e-5  # relative; `diagnostics` reports more as not converged
 
 
 def fit(
-  features, labels, num_ways, *, C=0.1, ridge=1.0, tolerance=1e-6,
-  max_rounds=100,
+  features, labels, num_ways, *, C=_DEFAULTS['C'], ridge=_DEFAULTS['ridge'],
+  tolerance=1e-6, max_rounds=100,
 ):
   """Fits one task: Crammer and Singer's machine, without intercepts.
 
@@ -46,12 +55,7 @@ def fit(
   """
   if num_ways < 2:
     raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
-  if isinstance(C, (int, float)) and not C > 0:
-    raise UserError(
-      f'config.heads.svm.C: {C} is not positive; the published value is 0.1')
-  if isinstance(ridge, (int, float)) and not ridge >= 0:
-    raise UserError(
-      f'config.heads.svm.ridge: {ridge} is negative; the published value is 1')
+  options.check('svm', OPTIONS, C=C, ridge=ridge)
   features, onehot = _inputs(features, labels, num_ways)
   with jax.default_matmul_precision('highest'):
     dual = crammer_singer.fit(
@@ -64,7 +68,10 @@ def logits(params, features):
   return features @ params['weights']
 
 
-def diagnostics(params, features, labels, *, C=0.1, ridge=1.0, **unused):
+def diagnostics(
+  params, features, labels, *, C=_DEFAULTS['C'], ridge=_DEFAULTS['ridge'],
+  **unused,
+):
   """Returns how far params are from the optimum on the support.
 
   Returns:
@@ -90,5 +97,5 @@ def diagnostics(params, features, labels, *, C=0.1, ridge=1.0, **unused):
 
 def _inputs(features, labels, num_ways):
   """Returns features in float32 at least, and labels one-hot [S, N]."""
-  dtype = jnp.promote_types(features.dtype, jnp.float32)
-  return features.astype(dtype), jax.nn.one_hot(labels, num_ways, dtype=dtype)
+  features = at_least_float32(features)
+  return features, jax.nn.one_hot(labels, num_ways, dtype=features.dtype)

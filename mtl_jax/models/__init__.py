@@ -10,14 +10,19 @@
 Images are [B, h, w, c], features float32. In training `mutated` holds the
 statistics of this batch itself, not running ones: see layers.py.
 `own_statistics` says whether BatchNorm takes the statistics of this batch or
-stored ones; None is as `train`, which also says whether values are dropped.
+the stored ones; with None it equals `train`, which also turns dropout on.
 `tasks_seen` ([] int32 or int), the training tasks before this step, drives
 schedules within a model. A new model is one file and one line in MODELS.
+
+A file of the user's own defines BACKBONE, a class of this kind. Its dataclass
+fields are the model's options. It checks their values when it is created, and
+raises UserError (mtl_jax/errors.py) for one that it does not take.
 """
 
 import dataclasses
 
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax import registry
+from mtl_jax.errors import UserError
 from mtl_jax.models import conv4, mlp, r2d2_net, resnet12
 from mtl_jax.models.torch_weights import from_torch as from_torch
 
@@ -29,14 +34,26 @@ MODELS = {
 }
 
 
+def find(name):
+  """Returns the class of a backbone.
+
+  Args:
+    name: a key of MODELS, or the path of a user's file, which ends in .py.
+
+  Raises:
+    UserError: there is no such model, or the file has no BACKBONE.
+  """
+  entry = registry.find('config.model.name', name, MODELS, ('BACKBONE',))
+  return entry.BACKBONE if registry.is_own(name) else entry
+
+
 def create(name, **options):
-  """Builds the backbone `name`, a key of MODELS.
+  """Builds the backbone `name`; see `find`.
 
   Raises UserError for an unknown name, an option that the model does not
-  have, or a value that it does not take.
+  have, or a value that it does not take. No data is needed.
   """
-  check_choice('config.model.name', name, MODELS)
-  model = MODELS[name]
+  model = find(name)
   allowed = [field.name for field in dataclasses.fields(model)
              if field.name not in ('parent', 'name')]
   for option in options:

@@ -8,7 +8,7 @@ from jax import lax
 
 
 def ramp(rate, tasks_seen, ramp_tasks):
-  """Returns `rate` times the part of the ramp that is behind, [] float32."""
+  """Returns `rate` times the share of the ramp that has passed, [] float32."""
   part = jnp.asarray(tasks_seen, jnp.float32) / ramp_tasks
   return rate * jnp.clip(part, 0., 1.)
 
@@ -43,7 +43,7 @@ def drop_block(key, x, rate, block):
     key: of the draws.
     x: [B, h, w, c].
     rate: [] float32 or float, 0 <= rate < 1.
-    block: b; on a side that is shorter, the side.
+    block: b; a shorter side of the map takes its place.
 
   Returns:
     [B, h, w, c], of x's dtype; the counting is float32. Linear in x.

@@ -4,7 +4,7 @@ BatchNorm's contract in this library: one episode is one batch. In training,
 and where a method wants a task's own statistics (`own`), a layer normalises
 with the statistics of its batch and writes exactly those to the collection
 'batch_stats' ('mean' and 'var', float32, [c]); it never averages over time.
-The training step does: it merges the T tasks of a step into the running
+The training step does that: it merges the T tasks of a step into the running
 statistics at once (decay 0.9^T), which depends neither on the order of the
 tasks nor on the number of devices. Otherwise the stored statistics are read.
 
@@ -31,8 +31,8 @@ _BLOCK = 2 ** 20
 def kernel_init(key, shape, dtype=jnp.float32):
   """Draws a kernel [k, k, c, d] or [c, d]: normal, std sqrt(2 / (k^2 d)).
 
-  He et al. (2015), fan out, gain sqrt(2); what MTL, MetaOptNet and RFS start
-  from.
+  He et al. (2015), fan out, gain sqrt(2): the initial values of MTL,
+  MetaOptNet and RFS.
   """
   std = math.sqrt(2. * shape[-2] / math.prod(shape))
   # Drawing in one dimension compiles six times as fast on a CPU, and gives
@@ -94,8 +94,8 @@ def _kernel_gradient(images, grads):
   """
   batch, height, width, channels = images.shape
   features = grads.shape[-1]
-  # Patches of a few rows at a time: they are read while they are in the
-  # cache, where those of all images would go through memory nine times.
+  # Patches of a few rows at a time are read while they are in the cache. Those
+  # of all images would go through memory nine times.
   rows = max(r for r in range(1, height + 1) if height % r == 0 and (
       r == 1 or 9 * r * width * channels <= _BLOCK))
   padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
@@ -118,8 +118,8 @@ def _kernel_gradient(images, grads):
   return total.T.reshape(3, 3, channels, features).astype(grads.dtype)
 
 
-# The value is bilinear, so all derivatives are the two functions themselves:
-# the gradient of the images is the convolution with the turned kernel.
+# The value is bilinear, so these two functions are all derivatives. The
+# gradient of the images is the convolution with the turned kernel.
 def _turned(kernel):
   return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
@@ -189,8 +189,8 @@ def _spread(values, place):
   return jnp.where(places == 2 * row + column, repeat(values), 0.)
 
 
-# Each is the other's transpose, and linear: one comparison a pixel, where
-# the gradient of slices would be four padded sums.
+# Both are linear, and each is the other's transpose. That takes one comparison
+# per pixel; the gradient of slices would be four padded sums.
 _pick.defvjp(lambda images, place: (_pick(images, place), place),
              lambda place, grads: (_spread(grads, place), None))
 _spread.defvjp(lambda values, place: (_spread(values, place), place),
@@ -252,7 +252,7 @@ class BatchNorm(nn.Module):
         stored[0].value, stored[1].value = mean, var
     else:
       mean, var = stored[0].value, stored[1].value
-    # One multiplication and one addition a value.
+    # One multiplication and one addition per value.
     factor = scale * lax.rsqrt(var + EPSILON)
     return (values * factor + (bias - mean * factor)).astype(x.dtype)
 

@@ -16,10 +16,10 @@ from mtl_jax.models import layers
 
 
 class Mlp(nn.Module):
-  """Hidden layers of a width m, ReLU, weight variance 2, no bias.
+  """Hidden layers of width m, ReLU, weight variance 2, no bias.
 
-  images [B, ..] -> features [B, m], float32. An image is flattened and taken
-  to unit length, x; with standard normal W_l,
+  images [B, ..] -> features [B, m], float32. An image is flattened and
+  scaled to unit length, x; with standard normal W_l,
 
     h_1 = sqrt(2) W_1 x,  h_l = sqrt(2 / m) W_l relu(h_{l-1}),
     features = relu(h_depth) / sqrt(m),

@@ -20,14 +20,14 @@ class R2d2Net(nn.Module):
   """Four blocks of convolution, BatchNorm, 2x2 max pool and LeakyReLU.
 
   images [B, h, w, c] with h, w >= 16 -> features [B, D], float32: the third
-  block's map, pooled again, and the fourth's, both by pools of stride 1, one
-  behind the other; D = (h // 8 - 1) (w // 8 - 1) (widths[2] + widths[3]),
+  block's map, pooled again, followed by the fourth's, both by pools of stride
+  1; D = (h // 8 - 1) (w // 8 - 1) (widths[2] + widths[3]),
   72,576 at 84x84. Training draws from the rng collection 'dropout' unless
   `drop_rate` is 0.
 
   Attributes:
     widths: channels of the four blocks; the published small one is 64 each.
-    drop_rate: of the dropout behind blocks 3 and 4: 0.1 on mini-ImageNet, 0.4
+    drop_rate: of the dropout after blocks 3 and 4: 0.1 on mini-ImageNet, 0.4
       on CIFAR-FS, 0 on Omniglot.
     dtype: 'float32' or 'bfloat16', of the computation. Parameters, BatchNorm
       statistics and features are float32.

@@ -47,8 +47,8 @@ class Resnet12(nn.Module):
 
   Attributes:
     widths: channels of the four blocks.
-    drop_rate: of the dropout behind blocks 1 and 2, and the last rate of the
-      DropBlock behind blocks 3 and 4; 0 <= drop_rate < 1.
+    drop_rate: of the dropout after blocks 1 and 2, and the final rate of the
+      DropBlock after blocks 3 and 4; 0 <= drop_rate < 1.
     drop_block: side of DropBlock's blocks; published are 5 for 84-pixel
       images and 2 for 32-pixel ones.
     ramp_tasks: training tasks over which DropBlock's rate rises from 0.

@@ -1,7 +1,7 @@
-"""Published ResNet-12 weights, from PyTorch's names and layouts to ours.
+"""Convert published ResNet-12 weights from PyTorch's names and layouts.
 
 RFS, MetaOptNet and MTL name the entries of their networks alike and wrap
-them differently. PyTorch is not needed here: whoever reads its files has it.
+them differently. This file does not need PyTorch; reading the weights does.
 """
 
 import collections.abc
@@ -48,8 +48,8 @@ def from_torch(state_dict, *, widths=resnet12.WIDTHS, channels=3):
     channels = width
   unknown = [k for k in entries if not k.endswith('.num_batches_tracked')]
   if unknown:
-    raise UserError(f'state_dict has {unknown[0]}: it is of another network '
-                    'than ResNet-12')
+    raise UserError(f'state_dict has {unknown[0]}: it belongs to another '
+                    'network than ResNet-12')
   return {'params': params, 'batch_stats': stats}
 
 

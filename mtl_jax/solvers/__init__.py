@@ -1,1 +1,1 @@
-"""Solvers that heads and implicit gradients need and no library gives."""
+"""Solvers for heads and for implicit gradients, which no library provides."""

@@ -1,8 +1,8 @@
 """Conjugate gradients that notice where a matrix is not positive.
 
-jax's own solver goes on through directions of negative curvature, where the
-quadratic that it minimises has no minimum; Hessians of networks away from an
-optimum have them.
+jax's own solver continues through directions of negative curvature, along
+which the quadratic that it minimises has no minimum. Hessians of networks have
+such directions away from an optimum.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ from mtl_jax.solvers import inner_loop
 
 
 class Solution(NamedTuple):
-  """x, and how the iteration ended.
+  """The solution x, and how the iteration ended.
 
   residual: |b - A x| / |b|; 1 where no step was taken.
-  negative: [] bool, whether it was stopped by p^T A p <= 0.
-  steps: steps that were taken.
+  negative: [] bool, whether p^T A p <= 0 stopped it.
+  steps: number of steps taken.
   """
 
   x: jax.Array
@@ -30,14 +30,15 @@ class Solution(NamedTuple):
 def solve(product, b, *, steps, tolerance=1e-10, unroll=True):
   """Solves A x = b for symmetric A (Hestenes & Stiefel, 1952), from x = 0.
 
-  Stops where |r|^2 <= tolerance |b|^2 and before a direction of non-positive
-  curvature: what was found in the positive ones stays, and b itself where
-  the first direction is one already (then x is the first-order answer).
+  Stops where |r|^2 <= tolerance |b|^2, and before a direction of non-positive
+  curvature. It then returns the sum over the directions before it. If the
+  first direction is already such a one, it returns b itself, the first-order
+  answer.
 
   Args:
     product: v [n] -> A v.
-    b: [n]; a tree is ravelled by the caller.
-    steps: most steps.
+    b: [n]; the caller ravels a tree.
+    steps: largest number of steps.
     tolerance: of the squared residual, relative.
     unroll: as in inner_loop.descend.
 

@@ -10,8 +10,8 @@ C Y - alpha is non-negative and sums to C over the classes: every example has a
 simplex of its own, and Euclidean projection on it is exact and cheap.
 
 Mean. There is no intercept, so a mean mu that all features share is part of
-the problem; but it costs the digits of what tells them apart. Hence K comes in
-two parts, K_ij = k_ij + u_i + u_j, with k of the centred features z and u_i =
+the problem; but it costs the digits in which they differ. Hence K comes in two
+parts, K_ij = k_ij + u_i + u_j, with k of the centred features z and u_i =
 mu z_i + |mu|^2 / 2 (`parts`); K x is k x + u (1^T x) + 1 (u^T x).
 
 Rounds. Gradient projection finds the face of the simplices on which the
@@ -57,7 +57,7 @@ _PATIENCE = 3  # rounds without a smaller gap
 
 
 class _State(NamedTuple):
-  """Point of the rounds, and the best one so far."""
+  """The point of a round, and the best one so far."""
 
   alpha: jax.Array
   slope: jax.Array  # K~ alpha - Y
@@ -86,8 +86,8 @@ def fit(gram, onehot, C, ridge, tolerance=1e-6, max_rounds=100):
     onehot: [S, N] labels.
     C: bound of alpha, positive.
     ridge: non-negative; at zero with a singular gram, alpha is one of many.
-    tolerance: of `gap`; float32 gives 1e-6 to 5e-6 at most. Rounds end early
-      when three of them in a row bring nothing.
+    tolerance: of `gap`; float32 reaches 1e-6 to 5e-6 at best. Rounds end
+      early when three of them in a row do not lower the gap.
     max_rounds: bound; 3 to 15 are usual.
   """
   matrix, scale = _scaled(gram, ridge)
@@ -274,8 +274,9 @@ def _fit_backward(tolerance, max_rounds, saved, cotangent):
   del tolerance, max_rounds
   alpha, gram, onehot, C, ridge = saved
   matrix, scale = _scaled(gram, ridge)
-  # Who is free, told by alpha and slope together: where a step along the slope
-  # ends. Rounding may leave a bounded entry a little below its bound.
+  # Rounding may leave a bounded entry a little below its bound. So alpha and
+  # slope together decide which entries are free: where a step along the slope
+  # ends.
   bound = C * scale * onehot
   slope = _times(matrix, scale * alpha) - onehot
   free = project(scale * alpha - slope / _reach(matrix), bound) < bound

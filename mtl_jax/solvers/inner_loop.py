@@ -4,7 +4,7 @@ Every method that iterates within a task is this function with other choices:
 what `start` holds (the last layer: ANIL; all layers: MAML, iMAML,
 Meta-MinibatchProx), how it is kept near the start (few steps; or `l2`), and
 which gradient reaches the start (through the steps; first order; none, where
-the method has a gradient of its own).
+the method computes its own).
 """
 
 import jax
@@ -21,19 +21,21 @@ def descend(loss, start, optimizer, *, steps, l2=0., first_order=False,
   Args:
     loss: (params, i) -> (loss [], anything), i the number of the step.
     start: tree of arrays, the parameters that adapt.
-    optimizer: optax transformation; its state starts anew. `rate` makes one.
+    optimizer: optax transformation, such as that of `rate`; its state starts
+      anew.
     steps: number of steps, 0 or more.
     l2: number or array [].
     first_order: whether gradients count as constants: the derivative of the
       result with respect to `start` is then the identity (Finn et al., 2017,
       section 5.2), and no second derivative of the loss is taken.
-    remat: whether the outer derivative computes a step again in place of
-      keeping what it made: memory of one step, about a third more time.
-    unroll: whether steps are compiled one behind the other. A loop compiles
-      faster; around convolutions on a CPU it runs several times as long.
+    remat: whether the outer derivative computes a step again instead of
+      keeping its intermediate values: it needs the memory of one step and
+      about a third more time.
+    unroll: whether steps are unrolled. A loop compiles faster; around
+      convolutions on a CPU it runs several times as long.
 
   Returns:
-    (end, what `loss` returned beside the value at each step, stacked).
+    (end, the second results of `loss` at all steps, stacked).
   """
   def step(carry, i):
     params, state = carry
@@ -52,18 +54,19 @@ def descend(loss, start, optimizer, *, steps, l2=0., first_order=False,
 
 
 def loop(step, carry, xs, unroll):
-  """Does what jax.lax.scan does; written out where `unroll`.
+  """Does what jax.lax.scan does, without a loop where `unroll`.
 
-  scan's own unroll=length leaves a loop of one turn, and XLA's CPU compiler
-  runs convolutions within any loop on one thread and by a slower kernel.
+  scan's own unroll=length leaves a loop of one iteration, and XLA's CPU
+  compiler runs convolutions within any loop on one thread and by a slower
+  kernel.
   """
   if not unroll:
     return jax.lax.scan(step, carry, xs)
-  found = []
+  outs = []
   for i in range(len(jax.tree.leaves(xs)[0])):
     carry, out = step(carry, jax.tree.map(lambda x, i=i: x[i], xs))
-    found.append(out)
-  return carry, jax.tree.map(lambda *outs: jnp.stack(outs), *found)
+    outs.append(out)
+  return carry, jax.tree.map(lambda *steps: jnp.stack(steps), *outs)
 
 
 def rate(value):

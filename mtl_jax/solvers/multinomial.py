@@ -8,7 +8,7 @@ with one-hot labels Y [N, S],
 Span. At the optimum W = A X with A = C (Y - P), where P [N, S] are the
 probabilities, and the free intercepts give A 1 = 0. So the unknowns are A
 [N, S] and b, the logits of the examples are F = A K + b 1^T with the Gram
-matrix K = X X^T [S, S], and the features are not needed again. Because A 1 = 0
+matrix K = X X^T [S, S], and the features are not needed again. Because A 1 = 0,
 X may be centred (only the meaning of b changes), which keeps float32 accurate
 when features share a large mean; from here on K 1 = 0.
 
@@ -27,8 +27,8 @@ Z 1 = 0, hence, with G = (I + K H)^-1,
 
   Z = (R - beta h^T) G,   beta = R G 1 / (h^T G 1).
 
-What the average leaves out is made good by conjugate gradients: this step is
-the preconditioned gradient in the nonlinear method of Polak and Ribiere. H is
+Conjugate gradients make up for what the average leaves out: this step is the
+preconditioned gradient in the nonlinear method of Polak and Ribiere. H is
 renewed every few steps, because confident examples have a curvature that is
 smaller by orders of magnitude.
 
@@ -61,7 +61,7 @@ _SMALLEST_CURVATURE = 1e-12  # relative to C; keeps 1 / h finite
 
 
 class _Search(NamedTuple):
-  """Point, and what conjugate gradients remember of the last step."""
+  """A point, and what conjugate gradients keep of the last step."""
 
   dual: jax.Array
   logits: jax.Array
@@ -83,9 +83,10 @@ def fit(gram, onehot, C, *, tolerance=1e-4, max_steps=200):
     C: weight of the summed cross-entropy against |W|^2 / 2.
     tolerance: largest last change of a logit; about 1e-5 is the floor in
       float32, and about a quarter of it reaches the probabilities.
-    max_steps: bound on all steps, to a round; 6 to 10 are usual for unit
-      features, 50 for norms in the thousands. More examples than features at
-      such norms is almost unregularised and can reach the bound first.
+    max_steps: bound on the number of steps, up to whole rounds; 6 to 10 are
+      usual for unit features, 50 for norms in the thousands. With such norms
+      and more examples than features the problem is almost unregularised, and
+      the bound may come first.
 
   Returns:
     dual [N, S], rows and columns of which sum to zero, and intercepts [N],
@@ -106,7 +107,7 @@ def fit(gram, onehot, C, *, tolerance=1e-4, max_steps=200):
     fresh = jnp.where(end.num_steps == 1, 1.0, jnp.minimum(shrunk, 1.0))
     converged = end.size <= fresh * tolerance
     intercepts = end.logits.mean(1)
-    # Steps keep A 1 = 0 up to rounding and so never mend what rounding did.
+    # Steps keep A 1 = 0 up to rounding, so they never undo rounding errors.
     dual = end.dual - end.dual.mean(1, keepdims=True)
     return dual, intercepts, num_steps + end.num_steps, converged
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from mtl_jax import fields
 from mtl_jax.algorithms import anil, mtl
 from mtl_jax.data.episodes import Episode
 from mtl_jax.models import mlp
@@ -105,8 +106,8 @@ def train(tasks, initial, width, depth, ways, descent):
   bilevel = _anil(backbone, ways, s, descent)
   joint = mtl.build(
       backbone, num_tasks * ways, ways,
-      **{**mtl.options(), 'loss': 'squared', 'head_init': 'shared',
-         'normalise_train_features': False})
+      **{**fields.defaults(mtl.OPTIONS), 'loss': 'squared',
+         'head_init': 'shared', 'normalise_train_features': False})
 
   # 'shared' gives one vector to all classes, those of one task too; here a
   # task's k classes start from the k columns of the head, in every task.
@@ -137,8 +138,9 @@ def train(tasks, initial, width, depth, ways, descent):
 def _anil(backbone, ways, s, descent):
   return anil.build(
       backbone, 0, ways,
-      **{**anil.options(), 'loss': 'squared', 'batch_norm': 'running',
-         'inner_steps': descent.inner.count, 'test_steps': descent.test.count,
+      **{**fields.defaults(anil.OPTIONS), 'loss': 'squared',
+         'batch_norm': 'running', 'inner_steps': descent.inner.count,
+         'test_steps': descent.test.count,
          'inner_rate': s * descent.inner.rate})
 
 

@@ -1,0 +1,21 @@
+"""Features of tasks, for the tests of the heads."""
+
+import jax
+import numpy as np
+
+
+def draw_task(ways, shots, dim=640, queries=4, scale=1.0, seed=0):
+  """Returns (support, labels, query), non-negative features of norm `scale`."""
+  rng = np.random.default_rng(seed)
+  means = 0.4 * rng.normal(size=(ways, 1, dim))
+  noise = rng.normal(size=(ways, shots + queries, dim))
+  x = np.maximum(means + noise + 0.1, 0)
+  x = (scale * x / np.linalg.norm(x, axis=-1, keepdims=True)).astype('float32')
+  support = x[:, :shots].reshape(-1, dim)
+  query = x[:, shots:].reshape(-1, dim)
+  return support, np.repeat(np.arange(ways, dtype='int32'), shots), query
+
+
+def fit(head, x, y, ways, **options):
+  """Returns the params of a head, by a compiled fit."""
+  return jax.jit(lambda x, y: head.fit(x, y, ways, **options))(x, y)
