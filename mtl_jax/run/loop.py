@@ -149,7 +149,8 @@ def training_pixels(config, run, divide):
   if config.data.store == 'device':
     return lambda numbers: (None for _ in numbers)
   key = episodes.stream_key(config.seed, episodes.Stream.TRAIN)
-  return feed.make(run.splits['train'], key, config, run.meta_batch, divide)
+  return feed.make(run.splits['train'], key, config.train, run.meta_batch,
+                   divide)
 
 
 def train_epoch(compiled, state, arrays, key, batches, numbers, log, every,
