@@ -63,6 +63,7 @@ def prepare(name, directory=None, manual_dir=None, **options):
       **fields.defaults(chosen.source.options), **options}, f'{name} --')
   made = _builder(chosen, directory)
   if made.data_path.exists():
+    _check_classes(name, chosen, made)
     # A builder knows only the splits that were there when it was created:
     # another process may have renamed its build into place since.
     return made if made.info.splits else builder(name, directory)
@@ -103,6 +104,17 @@ def alone(data_path):
     for left in folder.glob(f'incomplete.*_{data_path.name}') if locked else ():
       left.rmtree()
     yield
+
+
+def _check_classes(name, chosen, made):
+  """Raises UserError where a user's source has changed since it was built."""
+  if sources.is_own(chosen.source) and made.info.splits:
+    of_split = chosen.source.classes(chosen.variant)
+    if made.info.features['label'].names != [
+        name for split in SPLITS for name in of_split[split]]:
+      raise UserError(f'{name} has other classes than its built data in '
+                      f'{made.data_path}: delete this folder, or raise '
+                      'version in SOURCE')
 
 
 def _folder(name, source, manual_dir):

@@ -286,8 +286,7 @@ def _folder(flag, path):
 
 def subfolders_of(folder):
   """Returns the folders in a folder, sorted, without hidden ones."""
-  return sorted(path for path in folder.iterdir()
-                if path.is_dir() and not path.name.startswith('.'))
+  return [path for path in _listed(folder) if path.is_dir()]
 
 
 def _is_image(path):
@@ -297,13 +296,17 @@ def _is_image(path):
 
 def images_of(folder):
   """Returns (images, other files) of a folder, sorted, without hidden ones."""
-  try:
-    files = sorted(path for path in folder.iterdir()
-                   if path.is_file() and not path.name.startswith('.'))
-  except OSError as error:
-    raise UserError(f'{folder} cannot be read ({error.strerror})') from error
+  files = [path for path in _listed(folder) if path.is_file()]
   return ([path for path in files if _is_image(path)],
           [path for path in files if not _is_image(path)])
+
+
+def _listed(folder):
+  try:
+    return sorted(path for path in folder.iterdir()
+                  if not path.name.startswith('.'))
+  except OSError as error:
+    raise UserError(f'{folder} cannot be read ({error.strerror})') from error
 
 
 def left_out(folder, others):

@@ -18,6 +18,7 @@ from mtl_jax.errors import UserError, check_choice
 SOURCES = {source.name: source for source in (
     glyphs.SOURCE, mini_imagenet.SOURCE, omniglot.SOURCE)}
 FIELD = 'config.data.name'
+_OWN = 'own_'
 
 
 class Chosen(NamedTuple):
@@ -51,13 +52,13 @@ def find(name, field=FIELD, also=()):
   if registry.is_own(base):
     source = registry.find(field, base, SOURCES, ('SOURCE',)).SOURCE
     if not isinstance(source, DataSource):
-      raise UserError(f'{field}: SOURCE of {base} is a '
+      raise UserError(f'{field}: SOURCE of {base} is of type '
                       f'{type(source).__name__}: must be a DataSource of '
                       'mtl_jax.data.source')
     source = source._replace(name=own_name(base))
   elif base in SOURCES:
     source = registry.find(field, base, SOURCES, ())
-  elif files.at(name).is_dir():
+  elif name and files.at(name).is_dir():
     return Chosen(folder.source(files.at(name), own_name(name)), '')
   else:
     check_choice(field, name, [
@@ -73,6 +74,11 @@ def check_name(field, name, also=()):
     find(name, field, also)
 
 
+def is_own(source):
+  """Returns whether a source that `find` returned is a user's own."""
+  return source.name.startswith(_OWN)
+
+
 def own_name(path):
   """Returns the name of the built data of a user's file or folder.
 
@@ -80,7 +86,7 @@ def own_name(path):
   """
   path = str(files.at(path))
   stem = re.sub(r'\W', '_', pathlib.PurePath(path).stem, flags=re.ASCII)
-  return f'own_{stem[:40]}_{hashlib.sha256(path.encode()).hexdigest()[:12]}'
+  return f'{_OWN}{stem[:40]}_{hashlib.sha256(path.encode()).hexdigest()[:12]}'
 
 
 def _divided(name):

@@ -7,12 +7,14 @@
 Images of one size, 224 pixels at most, keep it. Otherwise all become squares:
 the largest centred one of each image, resized to the median of their short
 sides or to 84 pixels, whichever is less. They are grey if all of them are,
-otherwise RGB.
+otherwise RGB. Where an image is added, removed or changes its size in bytes,
+the data are built again.
 """
 
 import collections
 import concurrent.futures
 import functools
+import hashlib
 import os
 import warnings
 from typing import NamedTuple
@@ -54,7 +56,23 @@ def source(path, name):
       build=functools.partial(_build, path),
       image_shape=None,
       check=lambda request: _check(path),
+      version=f'1.0.{_digest(path)}',
       description=f'The images of {path}.')
+
+
+def _digest(path):
+  """Returns a number of the names and sizes of all files that may be images."""
+  digest = hashlib.sha256()
+  if '://' not in str(path):  # elsewhere, looking at each file takes long
+    for folder, folders, names in os.walk(path):
+      folders.sort()
+      for name in sorted(names):
+        if name.lower().endswith(pictures.SUFFIXES):
+          file = os.path.join(folder, name)
+          size = os.path.getsize(file) if os.path.exists(file) else None
+          line = f'{os.path.relpath(file, path)} {size}\n'
+          digest.update(line.encode('utf-8', 'surrogateescape'))
+  return int(digest.hexdigest()[:7], 16)
 
 
 def _split_folder(path, split):
