@@ -42,8 +42,8 @@ def _of_split(split):
   return [c for c in outlines.classes() if c.split == split]
 
 
-def test_counts():
-  # Published counts; another set of fonts or another rule is another benchmark.
+def test_counts_are_the_published_ones():
+  """Otherwise scores belong to another benchmark."""
   counts = collections.Counter(c.split for c in outlines.classes())
   assert counts == {'train': 2049, 'validation': 164, 'test': 186}
   names = [c.name for c in outlines.classes()]
@@ -64,7 +64,7 @@ def test_no_alphabet_is_in_two_splits():
 
 
 def test_no_outline_is_in_two_classes(shared):
-  # Otherwise a shape of the training split would be asked for at test time.
+  """Otherwise a test asks for a shape of the training split."""
   place = {letter: c for c in outlines.classes() for letter in c.letters}
   for shapes in shared.values():
     for same in shapes.values():
@@ -73,7 +73,7 @@ def test_no_outline_is_in_two_classes(shared):
 
 
 def test_letters_of_a_class_share_an_outline(shared):
-  # Otherwise classes would be merged that look different.
+  """Otherwise classes are merged that look different."""
   partners = collections.defaultdict(set)
   for shapes in shared.values():
     for same in shapes.values():
@@ -110,7 +110,7 @@ def test_an_image_depends_on_its_letter_and_number_only():
 
 
 def test_without_distortion_a_letter_is_what_pillow_draws(monkeypatch):
-  # Catches a mirrored, turned, shifted or wrongly scaled coordinate map.
+  """Otherwise letters are mirrored, turned, shifted or wrongly scaled."""
   for name in ('ROTATION', 'SHEAR', 'LOG_SCALE', 'SHIFT', 'WARP', 'NOISE'):
     monkeypatch.setattr(drawing, name, 0.0)
   monkeypatch.setattr(drawing, 'STROKE', (0.5, 0.5))
@@ -159,7 +159,7 @@ def test_every_face_of_a_letter_is_drawn(monkeypatch):
 
 
 def test_ink_stays_inside_the_image():
-  # A letter that is cut off loses what tells it from others.
+  """Otherwise a letter loses what distinguishes it from others."""
   images = np.stack([drawing.draw(c.letter, 0)
                      for c in outlines.classes()[::20]])
   border = np.ones((28, 28, 1), bool)

@@ -160,7 +160,6 @@ def test_grey_images_are_converted_with_a_notice(mode, tmp_path, capsys):
 
 
 def test_bgr(tmp_path, capsys, monkeypatch):
-  """A warning for few images, else refused; the option swaps or keeps."""
   def swap(content):
     return content | {'image_data': content['image_data'][..., ::-1].copy()}
   fake.write_cache(tmp_path / 'bgr', split='train', change=swap)
@@ -226,7 +225,7 @@ def test_a_killed_build_starts_again(encoded, tmp_path, capsys, monkeypatch):
 
 
 def test_two_builds_wait_for_each_other(tmp_path):
-  """Otherwise one would remove what the other is writing."""
+  """Otherwise one removes what the other is writing."""
   path = epath.Path(tmp_path / 'set/1.0.0')
   second = threading.Thread(
       target=lambda: building.alone(path).__enter__(), daemon=True)
@@ -257,7 +256,6 @@ def found():
 @real
 @pytest.mark.parametrize('split', CLASSES)
 def test_real_files_are_in_order_and_kept(split, found):
-  """A sample of every class."""
   opened = found.open(split)
   wnids = mini_imagenet.published_classes()[split]
   assert opened.classes == [wnid for wnid in wnids for _ in range(600)]
@@ -277,8 +275,7 @@ def test_real_files_are_in_order_and_kept(split, found):
 
 
 @real
-def test_real_files_as_another_split(found, tmp_path):
-  """The published lists, two of them exchanged."""
+def test_real_lists_that_are_exchanged_are_refused(found, tmp_path):
   for name, of in (('train', 'train'), ('val', 'test'), ('test', 'val')):
     (tmp_path / f'{name}.csv').write_bytes((REAL / f'{of}.csv').read_bytes())
   (tmp_path / 'images').mkdir()

@@ -1,7 +1,7 @@
 """Omniglot: the published drawings, and what damaged files get.
 
 The damages are done to zips that the tests write, of real character names
-and made-up drawings; each must end in one line of the command.
+and made-up drawings. Each must end in one line of the command.
 """
 
 import io
@@ -10,6 +10,7 @@ import pathlib
 import shutil
 import zipfile
 
+import bad_pictures
 import command
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def lanczos(ink):
 
 
 def test_the_store_holds_what_was_drawn(tmp_path):
-  """Inverted, turned or mixed-up drawings would be another benchmark."""
+  """Otherwise drawings are inverted, turned or mixed up."""
   write(tmp_path / 'manual', files())
   stores = loaded()
   assert stores['train'].class_names == tuple(
@@ -156,7 +157,8 @@ def damaged(what):
     made[SMALL2][f'{SMALL2}/Greek/character07/0001_03.png'] = png(ink)
   else:
     made[SMALL1][path] = {
-        'cut off': png(ink)[:60], 'no image': b'<html>429</html>',
+        'cut off': png(ink)[:60], 'bomb': bad_pictures.BOMB,
+        'program': bad_pictures.POSTSCRIPT, 'no image': b'<html>429</html>',
         'resized': png(ink[:28, :28]), 'inverted': png(~ink, 'L')}[what]
   return made
 
@@ -167,6 +169,8 @@ DAMAGED_CONTENTS = {
     'no drawing': ('small1.zip', 'Korean/character02', '0 drawings', '20'),
     'cut off': ('Korean/character02/0001_03.png', 'cannot be read', 'again'),
     'no image': ('Korean/character02/0001_03.png', 'cannot be read', 'again'),
+    'program': ('Korean/character02/0001_03.png', 'it is no image', 'again'),
+    'bomb': ('Korean/character02/0001_03.png', '400000000 pixels', 'again'),
     'resized': ('Korean/character02/0001_03.png', '28x28', '105x105'),
     'inverted': ('Korean/character02/0001_03.png', 'white ink', 'invert'),
     'two versions': ('Greek/character07', 'small1.zip', 'small2.zip'),
@@ -260,7 +264,7 @@ def test_a_killed_build_starts_again(tmp_path):
     ('small', (344, 50, 106)), ('vinyals', (4112, 172, 423)),
     ('lake', (3168, 172, 659))])
 def test_published_splits(name, counts, monkeypatch):
-  """Another list is another benchmark."""
+  """Otherwise scores belong to another benchmark."""
   monkeypatch.undo()
   classes = omniglot.turned_classes(name)
   assert tuple(sum(c.split == split for c in classes)
