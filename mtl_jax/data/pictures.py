@@ -1,4 +1,8 @@
-"""A user's own pictures, as the images that a backbone was trained on.
+"""Read pictures safely: any image file becomes an array.
+
+`decode` reads for all: the published files of data sets, their built records
+and a user's own pictures, which become images like those that a backbone was
+trained on.
 
     support/cat/*.jpg support/dog/*.jpg      a folder for each class
     query/*.jpg, or query/cat/*.jpg ..       unlabelled, or labelled
@@ -192,10 +196,10 @@ def list_query(query):
 def prepare(path, image_shape, *, invert=False):
   """Reads one picture as uint8 [h, w, c].
 
-  Turned as its EXIF orientation says, laid on white where it is transparent,
-  converted to grey (1 channel, ITU-R 601 weights) or RGB (3), the largest
-  centred part of the wanted shape resized by LANCZOS. An image that has the
-  wanted size and channels comes out as it is.
+  The picture is turned as its EXIF orientation says, laid on white where it is
+  transparent, and converted to grey (1 channel, ITU-R 601 weights) or RGB (3).
+  Its largest centred part of the wanted shape is resized by LANCZOS. An image
+  that has the wanted size and channels is not changed.
 
   Args:
     path: the file.
@@ -241,7 +245,7 @@ def _cannot_read(path, error):
 
 
 def look_inverted(images, mean):
-  """Says which images look like dark ink on white to a network of the reverse.
+  """Finds dark ink on white where the training images were ink on black.
 
   Args:
     images: uint8 [I, h, w, c].

@@ -19,7 +19,7 @@ builder = building.builder
 
 
 class Arrays(NamedTuple):
-  """What a compiled step reads of a store."""
+  """The part of a store that a compiled step reads."""
 
   images: Any  # uint8 [I, h, w, c]; None where the host gathers
   offsets: Any  # int32 [M + 1]
@@ -30,7 +30,7 @@ class Arrays(NamedTuple):
 class Store(NamedTuple):
   """A split; class m owns the images offsets[m]:offsets[m + 1]."""
 
-  images: np.ndarray  # uint8 [I, h, w, c], mapped from a file where it can
+  images: np.ndarray  # uint8 [I, h, w, c], mapped from a file if possible
   offsets: np.ndarray  # int32 [M + 1]; classes may differ in size
   class_names: tuple[str, ...]  # [M]
   mean: np.ndarray  # float32 [c], of pixels / 255
