@@ -1,15 +1,28 @@
-"""Files and folders: paths, and writes that are whole or not there at all."""
+"""Files and folders: paths, locks, and writes that are whole or not there."""
 
+import contextlib
 import os
 
 from etils import epath
 
 from mtl_jax.errors import UserError
 
+try:
+  import fcntl
+except ImportError:  # no locks on this system: nobody waits
+  fcntl = None
+
+LOCK = '.lock'
+
 
 def at(path):
-  """Returns the epath of a folder, absolute: Orbax takes no other."""
-  return epath.Path(path if '://' in str(path) else os.path.abspath(path))
+  """Returns the epath of a file or folder, absolute: Orbax takes no other.
+
+  `~` is the home folder; an address such as gs://BUCKET/x stays as it is.
+  """
+  path = os.fspath(path)
+  return epath.Path(path if '://' in path else os.path.abspath(
+      os.path.expanduser(path)))
 
 
 def make(path):
@@ -42,3 +55,45 @@ def write(path, contents):
     beside.unlink(missing_ok=True)
     raise UserError(f'{path}: cannot be written ({error.strerror})'
                     ) from error
+
+
+@contextlib.contextmanager
+def lock(folder, wait=True):
+  """Holds the lock of a folder, which is made if need be.
+
+  The system takes the lock from a process that dies.
+
+  Args:
+    folder: to lock; it then has a file '.lock', which stays there.
+    wait: whether to wait for another process that holds the lock.
+
+  Yields:
+    whether the lock is held; False where the system or the file system of
+    `folder` has no locks.
+
+  Raises:
+    BlockingIOError: another process holds it, and `wait` is False.
+    OSError: the folder cannot be written.
+  """
+  folder = epath.Path(folder)
+  if fcntl is None or '://' in str(folder):
+    yield False
+    return
+  folder.mkdir(parents=True, exist_ok=True)
+  # If the file were removed, a process that waits for it would hold another
+  # lock than the next one.
+  with open(folder / LOCK, 'wb') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      locked = True
+    except BlockingIOError:
+      raise
+    except OSError:
+      locked = False
+    yield locked
+
+
+def is_html(head):
+  """Returns whether a file that begins so is a web page saved by mistake."""
+  return head.lstrip(b'\xef\xbb\xbf \r\n\t').lower().startswith(
+      (b'<!doctype', b'<html', b'<head', b'<?xml', b'<!--'))

@@ -20,8 +20,8 @@ ZIPS = {'train': 'images-1.zip', 'validation': 'images-2.zip',
 
 def shrink(patch):
   """Makes the data set as small as the counterfeit, by a monkeypatch."""
-  patch(mini_imagenet.MiniImagenet, 'NUM_CLASSES', NUM_CLASSES)
-  patch(mini_imagenet.MiniImagenet, 'IMAGES_PER_CLASS', IMAGES)
+  patch(mini_imagenet, 'NUM_CLASSES', NUM_CLASSES)
+  patch(mini_imagenet, 'IMAGES_PER_CLASS', IMAGES)
 
 
 def jpeg(pixels, size=(84, 84), mode='RGB', kind='JPEG'):

@@ -33,7 +33,7 @@ def test_any_mode_becomes_grey_or_colour(mode, colour, rgb, tmp_path):
 
 
 def test_the_centre_is_kept_and_turned_upright(tmp_path):
-  """A gradient from left to right shows where the crop was, and which way."""
+  # A gradient from left to right shows where the crop was, and which way.
   ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))  # 60 x 120
   image = Image.fromarray(ramp)
   image.save(tmp_path / 'wide.png')

@@ -288,3 +288,10 @@ def test_what_cannot_be_done_is_named(operations, shape, message):
   with pytest.raises(UserError, match='config.augment.' + message):
     augment.augment(jax.random.key(0), noise(2, shape),
                     operations=operations, **OPTIONS)
+
+
+def test_jitter_of_grey_images_is_refused_before_it_is_traced():
+  augment.check(('crop', 'jitter'), 3)
+  augment.check(('crop', 'flip'), 1)
+  with pytest.raises(UserError, match='operations has jitter.* have 1'):
+    augment.check(('crop', 'jitter'), 1)

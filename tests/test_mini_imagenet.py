@@ -23,12 +23,8 @@ from PIL import Image
 from mtl_jax import errors
 from mtl_jax.data import __main__ as data_main
 from mtl_jax.data import building, store
-from mtl_jax.data.sources import (
-  mini_imagenet,
-  mini_imagenet_files,
-  mini_imagenet_images,
-  mini_imagenet_lists,
-)
+from mtl_jax.data.sources import mini_imagenet
+from mtl_jax.data.sources.mini_imagenet import files, images, lists
 
 REAL = os.environ.get('MTL_JAX_TEST_DATA') and pathlib.Path(
     os.environ['MTL_JAX_TEST_DATA']) / 'mini_imagenet'
@@ -164,14 +160,13 @@ def test_grey_images_are_converted_with_a_notice(mode, tmp_path, capsys):
 
 
 def test_bgr(tmp_path, capsys, monkeypatch):
-  """A warning for few images, else refused; the option swaps or keeps."""
   def swap(content):
     return content | {'image_data': content['image_data'][..., ::-1].copy()}
   fake.write_cache(tmp_path / 'bgr', split='train', change=swap)
   assert fake.build(tmp_path / 'bgr') == 0
   assert 'Warning: the channel means' in capsys.readouterr().out
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'second'))
-  monkeypatch.setattr(mini_imagenet_images, 'MIN_FOR_ORDER', 3)
+  monkeypatch.setattr(images, 'MIN_FOR_ORDER', 3)
   assert fake.build(tmp_path / 'bgr') == 2
   line, = capsys.readouterr().err.splitlines()
   means = fake.arrays('train')[0].mean((0, 1, 2))[::-1]
@@ -199,7 +194,7 @@ import os, signal, sys
 import mini_imagenet_fake as fake
 from mtl_jax.data import __main__ as data_main
 from mtl_jax.data.sources import mini_imagenet
-from mtl_jax.data.sources import mini_imagenet_images as images
+from mtl_jax.data.sources.mini_imagenet import images
 fake.shrink(setattr)
 encode, calls = images.encode, []
 def encode_some(*args):
@@ -230,7 +225,7 @@ def test_a_killed_build_starts_again(encoded, tmp_path, capsys, monkeypatch):
 
 
 def test_two_builds_wait_for_each_other(tmp_path):
-  """Otherwise one would remove what the other is writing."""
+  """Otherwise one removes what the other is writing."""
   path = epath.Path(tmp_path / 'set/1.0.0')
   second = threading.Thread(
       target=lambda: building.alone(path).__enter__(), daemon=True)
@@ -254,39 +249,37 @@ real = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def found():
-  return mini_imagenet_files.find(REAL, mini_imagenet_lists.Wanted(
+  return files.find(REAL, lists.Wanted(
       mini_imagenet.published_classes(), 600))
 
 
 @real
 @pytest.mark.parametrize('split', CLASSES)
 def test_real_files_are_in_order_and_kept(split, found):
-  """A sample of every class."""
-  images = found.open(split)
+  opened = found.open(split)
   wnids = mini_imagenet.published_classes()[split]
-  assert images.classes == [wnid for wnid in wnids for _ in range(600)]
-  assert images.names == sorted(images.names)
+  assert opened.classes == [wnid for wnid in wnids for _ in range(600)]
+  assert opened.names == sorted(opened.names)
   means = []
-  for i in range(0, len(images.classes), 75):
-    content = images.read(i)
-    assert images.names[i].startswith(images.classes[i])
-    assert mini_imagenet_images.encode(content, swap=False) is content
+  for i in range(0, len(opened.classes), 75):
+    content = opened.read(i)
+    assert opened.names[i].startswith(opened.classes[i])
+    assert images.encode(content, swap=False) is content
     means.append(fake.decode(content).mean((0, 1)))
   red, green, blue = np.mean(means, axis=0)
   assert red > green > blue
   if split == 'train':
     np.testing.assert_allclose(
-        np.mean(means, axis=0) / 255, mini_imagenet.MiniImagenet.MEAN,
+        np.mean(means, axis=0) / 255, mini_imagenet.SOURCE.mean,
         atol=0.02)
 
 
 @real
-def test_real_files_as_another_split(found, tmp_path):
-  """The published lists, two of them exchanged."""
+def test_real_lists_that_are_exchanged_are_refused(found, tmp_path):
   for name, of in (('train', 'train'), ('val', 'test'), ('test', 'val')):
     (tmp_path / f'{name}.csv').write_bytes((REAL / f'{of}.csv').read_bytes())
   (tmp_path / 'images').mkdir()
   with pytest.raises(errors.UserError, match='val.csv has class n01930112, '
                      'which is of the test split'):
-    mini_imagenet_files.find(tmp_path, mini_imagenet_lists.Wanted(
+    files.find(tmp_path, lists.Wanted(
         mini_imagenet.published_classes(), 600))

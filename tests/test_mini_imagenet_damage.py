@@ -1,13 +1,13 @@
-"""mini-ImageNet: what damaged files get.
+"""mini-ImageNet: damaged files get one line of the command, and leave nothing.
 
-The damages are done to a counterfeit of a few images; each must end in one
-line of the command and leave nothing.
+The damages are done to a counterfeit of a few images.
 """
 
 import os
 import pickle
 import zipfile
 
+import bad_pictures
 import command
 import mini_imagenet_fake as fake
 import numpy as np
@@ -163,6 +163,13 @@ DAMAGES = {
     'a file that is no image': (
         lambda folder: fake.write_zips(folder, train0=b'text', train1=b''),
         (FIRST, TRAIN[0], 'it is no image', '2 of 12')),
+    'an image that starts a program': (
+        lambda folder: fake.write_zips(
+            folder, train0=bad_pictures.POSTSCRIPT),
+        (FIRST, TRAIN[0], 'it is no image', '1 of 12')),
+    'an image that fills the memory': (
+        lambda folder: fake.write_zips(folder, train0=bad_pictures.BOMB),
+        (FIRST, TRAIN[0], '400000000 pixels', '1 of 12')),
     'an image that is a page': (
         lambda folder: fake.write_zips(folder, train0=HTML),
         (FIRST, TRAIN[0], 'HTML')),
@@ -274,7 +281,6 @@ def test_no_folder_named(tmp_path, capsys):
 
 @pytest.mark.parametrize('case', ['empty folder', "Vinyals' list"])
 def test_the_real_command_ends_in_one_line(case, tmp_path):
-  """In its own process, sizes as published."""
   write, named = DAMAGES[case]
   write(tmp_path / 'files')
   result = command.run(

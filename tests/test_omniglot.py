@@ -1,7 +1,7 @@
 """Omniglot: the published drawings, and what damaged files get.
 
 The damages are done to zips that the tests write, of real character names
-and made-up drawings; each must end in one line of the command.
+and made-up drawings. Each must end in one line of the command.
 """
 
 import io
@@ -10,14 +10,16 @@ import pathlib
 import shutil
 import zipfile
 
+import bad_pictures
 import command
 import numpy as np
 import pytest
 from PIL import Image
 
 from mtl_jax.data import __main__ as data_main
-from mtl_jax.data import store
-from mtl_jax.data.sources import omniglot, omniglot_files
+from mtl_jax.data import sources, store
+from mtl_jax.data.source import SPLITS
+from mtl_jax.data.sources import omniglot
 
 REAL = os.environ.get('MTL_JAX_TEST_DATA') and pathlib.Path(
     os.environ['MTL_JAX_TEST_DATA']) / 'omniglot'
@@ -28,8 +30,15 @@ TEST = ('Tagalog/character01', 'Tagalog/character17')
 
 
 def tiny(**changes):
-  fields = dict(name='tiny', train=TRAIN, validation=VALIDATION, test=TEST)
-  return omniglot.OmniglotConfig(**fields | changes)
+  fields = dict(train=TRAIN, validation=VALIDATION, test=TEST)
+  return omniglot.Variant(description='', **fields | changes)
+
+
+def use(patch, variant):
+  """Makes `variant` the only one of the data set, by a monkeypatch."""
+  patch.setattr(omniglot, 'VARIANTS', {'tiny': variant})
+  patch.setitem(sources.SOURCES, 'omniglot', omniglot.SOURCE._replace(
+      variants={'tiny': variant.description}))
 
 
 def drawing(character, number):
@@ -70,14 +79,14 @@ def write(folder, made):
 
 @pytest.fixture(autouse=True)
 def tiny_config(monkeypatch, tmp_path):
-  monkeypatch.setattr(omniglot.Omniglot, 'BUILDER_CONFIGS', [tiny()])
+  use(monkeypatch, tiny())
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'tfds'))
   monkeypatch.setenv('MTL_JAX_MANUAL', str(tmp_path / 'manual'))
 
 
 def loaded(manual_dir=None):
   return {split: store.load('omniglot', split, manual_dir=manual_dir)
-          for split in omniglot.SPLITS}
+          for split in SPLITS}
 
 
 def lanczos(ink):
@@ -92,7 +101,7 @@ def lanczos(ink):
 
 
 def test_the_store_holds_what_was_drawn(tmp_path):
-  """Inverted, turned or mixed-up drawings would be another benchmark."""
+  """Otherwise drawings are inverted, turned or mixed up."""
   write(tmp_path / 'manual', files())
   stores = loaded()
   assert stores['train'].class_names == tuple(
@@ -148,7 +157,8 @@ def damaged(what):
     made[SMALL2][f'{SMALL2}/Greek/character07/0001_03.png'] = png(ink)
   else:
     made[SMALL1][path] = {
-        'cut off': png(ink)[:60], 'no image': b'<html>429</html>',
+        'cut off': png(ink)[:60], 'bomb': bad_pictures.BOMB,
+        'program': bad_pictures.POSTSCRIPT, 'no image': b'<html>429</html>',
         'resized': png(ink[:28, :28]), 'inverted': png(~ink, 'L')}[what]
   return made
 
@@ -159,6 +169,8 @@ DAMAGED_CONTENTS = {
     'no drawing': ('small1.zip', 'Korean/character02', '0 drawings', '20'),
     'cut off': ('Korean/character02/0001_03.png', 'cannot be read', 'again'),
     'no image': ('Korean/character02/0001_03.png', 'cannot be read', 'again'),
+    'program': ('Korean/character02/0001_03.png', 'it is no image', 'again'),
+    'bomb': ('Korean/character02/0001_03.png', '400000000 pixels', 'again'),
     'resized': ('Korean/character02/0001_03.png', '28x28', '105x105'),
     'inverted': ('Korean/character02/0001_03.png', 'white ink', 'invert'),
     'two versions': ('Greek/character07', 'small1.zip', 'small2.zip'),
@@ -216,23 +228,23 @@ def test_files_that_are_not_there(tmp_path, capsys, monkeypatch):
      ('Greek/character25', 'character24')),
 ])
 def test_a_split_that_cannot_be_meant(changes, named, capsys, monkeypatch):
-  monkeypatch.setattr(
-      omniglot.Omniglot, 'BUILDER_CONFIGS', [tiny(**changes)])
+  use(monkeypatch, tiny(**changes))
   assert_one_line(capsys, 'omniglot/tiny', *named)
 
 
 # Stops in the validation split.
 KILLED = f"""
 import os, signal
-from mtl_jax.data import __main__
+from mtl_jax.data import __main__, pictures, sources
 from mtl_jax.data.sources import omniglot
-encode, images = omniglot._png, []
+encode, images = pictures.png, []
 def png(image):
   images.append(image)
   return os.kill(os.getpid(), 9) if len(images) == 170 else encode(image)
-omniglot._png = png
-omniglot.Omniglot.BUILDER_CONFIGS = [omniglot.OmniglotConfig(
-    name='tiny', train={TRAIN}, validation={VALIDATION}, test={TEST})]
+pictures.png = png
+omniglot.VARIANTS = {{'tiny': omniglot.Variant(
+    '', {TRAIN}, {VALIDATION}, {TEST})}}
+sources.SOURCES['omniglot'] = omniglot.SOURCE._replace(variants={{'tiny': ''}})
 __main__.main(['build', 'omniglot'])
 """
 
@@ -251,13 +263,12 @@ def test_a_killed_build_starts_again(tmp_path):
 @pytest.mark.parametrize('name, counts', [
     ('small', (344, 50, 106)), ('vinyals', (4112, 172, 423)),
     ('lake', (3168, 172, 659))])
-def test_published_splits(name, counts, monkeypatch, tmp_path):
-  """Another list is another benchmark."""
+def test_published_splits(name, counts, monkeypatch):
+  """Otherwise scores belong to another benchmark."""
   monkeypatch.undo()
-  builder = omniglot.Omniglot(config=name, data_dir=tmp_path)
-  classes = builder.classes()
+  classes = omniglot.turned_classes(name)
   assert tuple(sum(c.split == split for c in classes)
-               for split in omniglot.SPLITS) == counts
+               for split in SPLITS) == counts
   assert len({c.name for c in classes}) == len(classes)
   split_of = {c.character: c.split for c in classes}
   assert all(split_of[c.character] == c.split for c in classes)
@@ -268,7 +279,7 @@ def test_the_zips_are_said_to_hold_what_they_hold():
   assert len(omniglot.BACKGROUND) == 30 and len(omniglot.EVALUATION) == 20
   assert sum(len(omniglot.CHARACTERS[a]) for a in omniglot.BACKGROUND) == 964
   assert sum(len(omniglot.CHARACTERS[a]) for a in omniglot.EVALUATION) == 659
-  for alphabets in omniglot_files.SMALL.values():
+  for alphabets in omniglot.files.SMALL.values():
     assert set(alphabets) < set(omniglot.BACKGROUND)
 
 
@@ -279,7 +290,7 @@ def test_the_published_drawings(monkeypatch, tmp_path):
   monkeypatch.undo()
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path))
   held = {split: store.load('omniglot', split, manual_dir=REAL)
-          for split in omniglot.SPLITS}
+          for split in SPLITS}
   assert {split: (s.num_classes, len(s.images)) for split, s in held.items()
           } == {'train': (344, 6880), 'validation': (50, 1000),
                 'test': (106, 2120)}

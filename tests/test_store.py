@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mtl_jax.data import building
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 
@@ -32,7 +33,7 @@ def test_a_second_start_maps_what_the_first_one_decoded(data, monkeypatch):
   first = stores.load(DATA, 'test', directory)
   assert kept(folder) == KEPT
 
-  def decoded_again(*_):
+  def decoded_again(*_, **__):
     raise AssertionError('decoded again')
   monkeypatch.setattr(Image, 'open', decoded_again)
   second = stores.load(DATA, 'test', directory)
@@ -44,7 +45,7 @@ def test_a_second_start_maps_what_the_first_one_decoded(data, monkeypatch):
 
 def test_a_build_that_another_start_ends_meanwhile_is_read(data, monkeypatch):
   directory, folder = data
-  make, away = stores.builder, folder.with_name('away')
+  make, away = building._builder, folder.with_name('away')
   folder.rename(away)
 
   def slow(*args, **options):
@@ -52,7 +53,7 @@ def test_a_build_that_another_start_ends_meanwhile_is_read(data, monkeypatch):
     if away.exists():
       away.rename(folder)  # between the look and the read
     return made
-  monkeypatch.setattr(stores, 'builder', slow)
+  monkeypatch.setattr(building, '_builder', slow)
   assert len(stores.load(DATA, 'test', directory).images)
 
 
@@ -68,7 +69,7 @@ def test_a_start_that_fails_while_decoding_leaves_nothing(data, monkeypatch):
   directory, folder = data
   (folder / 'test.pixels.npy.77.tmp').write_bytes(b'killed')
 
-  def stops(*_):
+  def stops(*_, **__):
     assert list(folder.glob('test.pixels.npy.*.tmp'))
     raise KeyboardInterrupt
   monkeypatch.setattr(Image, 'open', stops)

@@ -7,7 +7,7 @@ data is: `data/episodes.check`.
 from mtl_jax import algorithms, fields, heads, models
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.data import sources
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.errors import UserError
 from mtl_jax.evaluate import measure, tune_all
 from mtl_jax.fields import Field
 
@@ -66,8 +66,8 @@ def _any_named(values, section):
 
 def _check_names(c):
   """Checks the fields that hold names of heads and data sets."""
-  check_choice('config.data.name', c['data']['name'], sources.names())
-  check_choice('config.eval.data', c['eval']['data'], ('', *sources.names()))
+  sources.check_name('config.data.name', c['data']['name'])
+  sources.check_name('config.eval.data', c['eval']['data'], ('',))
   if c['validation']['head'] != measure.OWN:
     heads.find(c['validation']['head'], 'config.validation.head')
   if not c['eval']['heads']:

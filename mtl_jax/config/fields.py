@@ -12,6 +12,7 @@ import ml_collections
 
 from mtl_jax import fields, heads
 from mtl_jax.data import augment, store
+from mtl_jax.data.source import SPLITS
 from mtl_jax.evaluate import tune_all
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Field, Range
 from mtl_jax.train import optimizer
@@ -19,7 +20,6 @@ from mtl_jax.train import optimizer
 ConfigDict = ml_collections.ConfigDict
 SEED = Range(0, high=2**32)
 WAYS = Range(2)
-SPLITS = ('train', 'validation', 'test')
 
 
 def _each(section, **marks):

@@ -1,1 +1,1 @@
-"""Data: builders (files to TFDS), stores (a split in memory), episodes."""
+"""Data: sources (files to TFDS), stores (a split in memory), episodes."""

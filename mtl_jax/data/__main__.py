@@ -5,8 +5,10 @@
     check NAME    loads every split of one and says what is in it
     where [NAME]  folder of all data sets, or of one
 
-A data set of published files is built from those in --manual_dir=PATH, or in
-$MTL_JAX_MANUAL; any other --option=value is a keyword of its builder.
+NAME is one of the list, the path of a .py file that defines SOURCE, or the
+path of a folder of images. A data set of published files is built from those
+in --manual_dir=PATH, or in $MTL_JAX_MANUAL; any other --option=value is an
+option of the data set.
 """
 
 import sys
@@ -14,11 +16,12 @@ import sys
 import numpy as np
 from absl import logging
 
-from mtl_jax.data import sources, store
+from mtl_jax.data import pixels, sources, store
+from mtl_jax.data.source import SPLITS
 from mtl_jax.errors import UserError, check_choice
 
 USAGE = ('python -m mtl_jax.data list | build NAME | check NAME | where [NAME],'
-         ' and --manual_dir=PATH behind build or check')
+         ' and --manual_dir=PATH after build or check')
 
 
 def main(argv=None):
@@ -44,24 +47,24 @@ def main(argv=None):
 
 def _list():
   for name in sources.names():
-    made = store.builder(name)
-    print(f'{name:<24}', 'built' if made.data_path.exists() else 'not built')
+    built = store.builder(name).data_path.exists()
+    print(f'{name:<24}', 'built' if built else 'not built')
 
 
 def _build(name, **options):
-  made = store.prepare(name, **options)
-  print(f'{name} is in {made.data_dir}')
+  built = store.prepare(name, **options)
+  print(f'{name} is in {built.data_dir}')
 
 
 def _check(name, **options):
   store.prepare(name, **options)
-  for split in ('train', 'validation', 'test'):
+  for split in SPLITS:
     loaded = store.load(name, split)
     sizes = np.diff(loaded.offsets)
-    pixels = loaded.images.reshape(-1, loaded.images.shape[-1]) / 255.
+    mean, std = pixels.mean_and_std(loaded.images)
     print(f'{split}: {len(sizes)} classes of {sizes.min()} to {sizes.max()} '
-          f'images {loaded.images.shape[1:]}, mean '
-          f'{np.round(pixels.mean(0), 4)}, std {np.round(pixels.std(0), 4)}')
+          f'images {loaded.images.shape[1:]}, mean {np.round(mean, 4)}, std '
+          f'{np.round(std, 4)}')
 
 
 def _where(name=None):

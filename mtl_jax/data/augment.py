@@ -1,10 +1,10 @@
 """Turn stored pixels into network input, inside the compiled step.
 
 The augmentation is the chain that MetaOptNet (Lee et al., CVPR 2019) trains
-with, in pixel space and with whole numbers throughout, as Pillow and
-torchvision's transforms of Pillow images compute it: the deterministic pieces
-(`crop`, `flip`, `brightness`, `contrast`, `saturation`, `jitter`) give
-Pillow's very bytes.
+with. It works in pixel space and with whole numbers throughout, as Pillow and
+torchvision's transforms of Pillow images do: the deterministic pieces (`crop`,
+`flip`, `brightness`, `contrast`, `saturation`, `jitter`) give the same bytes as
+Pillow.
 """
 
 import itertools
@@ -27,21 +27,35 @@ _ORDERS = tuple(itertools.permutations(range(3)))
 def normalise(images, mean, std):
   """Scales images [.., h, w, c] of 0..255 to (x / 255 - mean) / std, float32.
 
-  Stored uint8 images and the float32 of `augment` alike.
+  Takes stored uint8 images and the float32 images of `augment`.
   """
   return (images.astype(jnp.float32) / 255. - mean) / std
 
 
-def augment(key, images, *, operations, padding, brightness, contrast,
-            saturation):
-  """Applies random operations to each image, drawn for each image alone.
-
-  The task's key decides, and in a task the image's place: the images of a
-  task are augmented independently of one another, support and query alike,
-  and neither their number nor the devices change what an image becomes.
+def check(operations, channels):
+  """Raises UserError for operations that such images cannot have.
 
   Args:
-    key: of the task.
+    operations: names, as config.augment.operations.
+    channels: c of the images.
+  """
+  for name in operations:
+    check_choice('config.augment.operations', name, OPERATIONS)
+  if 'jitter' in operations and channels != 3:
+    raise UserError('config.augment.operations has jitter: it needs images of '
+                    f'3 channels, RGB, and these have {channels}')
+
+
+def augment(key, images, *, operations, padding, brightness, contrast,
+            saturation):
+  """Applies random operations, drawn for each image on its own.
+
+  The draws depend on the task's key and on the image's place in the task. The
+  images of a task, support and query alike, are augmented independently of
+  each other. Neither their number nor the devices change what an image becomes.
+
+  Args:
+    key: the task's key.
     images: uint8 [B, h, w, c].
     operations: names of OPERATIONS, applied in this order; none: no change.
     padding: p of `crop`, pixels.
@@ -53,21 +67,20 @@ def augment(key, images, *, operations, padding, brightness, contrast,
     float32 [B, h, w, c], whole numbers 0..255.
 
   Raises:
-    UserError: an operation is unknown, or is jitter of images without colour.
+    UserError: as `check`.
   """
-  for name in operations:
-    check_choice('config.augment.operations', name, OPERATIONS)
+  check(operations, images.shape[-1])
   options = dict(padding=padding, brightness=brightness, contrast=contrast,
                  saturation=saturation)
 
-  def one(index, image):
+  def of_image(index, image):
     image_key = jax.random.fold_in(key, index)
     for place, name in enumerate(operations):
       image = OPERATIONS[name](jax.random.fold_in(image_key, place), image,
                                **options)
     return image
 
-  images = jax.vmap(one)(jnp.arange(len(images)), images)
+  images = jax.vmap(of_image)(jnp.arange(len(images)), images)
   return images.astype(jnp.float32)
 
 
@@ -82,9 +95,6 @@ def random_jitter(key, image, *, brightness, contrast, saturation, **_):
 
   Factors are uniform, to the nearest 2^-15.
   """
-  if image.shape[-1] != 3:
-    raise UserError('config.augment.operations has jitter: it needs images of '
-                    f'3 channels, RGB, and these have {image.shape[-1]}')
   factor_key, order_key = jax.random.split(key)
   spread = jnp.array([brightness, contrast, saturation], jnp.float32)
   factors = jax.random.uniform(
@@ -178,7 +188,7 @@ def _mean(grey):
 def _blend(base, image, factor):
   """Goes from base to image and, for a factor above 1, beyond.
 
-  Pillow truncates, and clips where it goes beyond; between the two images
-  there is nothing to clip.
+  Pillow truncates. It clips values beyond the two images; between them there
+  is nothing to clip.
   """
   return jnp.floor(jnp.clip(base + factor * (image - base), 0., 255.))

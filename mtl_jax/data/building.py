@@ -1,39 +1,208 @@
-"""One build of a data set at a time, over what a killed one has left."""
+"""Build a data source into TFDS files, once; find what is built.
 
+One TFDS builder serves all sources. It writes array_record files and yields
+encoded images, so that neither TensorFlow nor a download is needed.
+"""
+
+import collections
 import contextlib
+import io
+import os
+import pathlib
+import sys
+import types
 
+import tensorflow_datasets as tfds
 from etils import epath
 
-try:
-  import fcntl
-except ImportError:  # no locks on this system: builds do not wait
-  fcntl = None
+from mtl_jax import fields, files
+from mtl_jax.data import sources
+from mtl_jax.data.source import SPLITS, Request
+from mtl_jax.errors import UserError, first_line
 
-LOCK = '.lock'
+DIR_VARIABLE = 'MTL_JAX_DATA'
+MANUAL_VARIABLE = 'MTL_JAX_MANUAL'
+
+
+def data_dir(directory=None):
+  """Returns where data sets live: the argument, $MTL_JAX_DATA, TFDS's own."""
+  directory = directory or os.environ.get(DIR_VARIABLE)
+  return str(files.at(directory)) if directory else None
+
+
+def builder(name, directory=None):
+  """Returns the TFDS builder of a data set, to read it if it is built.
+
+  Args:
+    name: as `config.data.name`.
+    directory: TFDS data_dir; None as in `data_dir`.
+
+  Raises:
+    UserError: unknown data set.
+  """
+  return _builder(sources.find(name), directory)
+
+
+def prepare(name, directory=None, manual_dir=None, **options):
+  """Builds the data set unless it is there; returns its TFDS builder.
+
+  TFDS builds beside the final folder and renames, so that a build that was
+  killed leaves nothing that looks whole.
+
+  Args:
+    name, directory: as in `builder`.
+    manual_dir: folder of the published files, of a source that needs some.
+    **options: of the source.
+
+  Raises:
+    UserError: unknown data set or option, files that are missing or damaged,
+      or a folder that cannot be written.
+  """
+  chosen = sources.find(name)
+  fields.check(chosen.source.options, options := {
+      **fields.defaults(chosen.source.options), **options}, f'{name} --')
+  made = _builder(chosen, directory)
+  if made.data_path.exists():
+    _check_classes(name, chosen, made)
+    # A builder knows only the splits that were there when it was created:
+    # another process may have renamed its build into place since.
+    return made if made.info.splits else builder(name, directory)
+  request = Request(chosen.variant, _folder(name, chosen.source, manual_dir),
+                    options)
+  checked = _check(chosen.source, request)
+  for line in checked.lines:
+    print(line, flush=True)
+  if chosen.source.image_shape is None:
+    chosen = chosen._replace(source=chosen.source._replace(
+        image_shape=checked.image_shape))
+  made = _builder(chosen, directory, request, checked.files)
+  print(f'Building {name} in {made.data_path}, once.', flush=True)
+  tfds.display_progress_bar(sys.stderr.isatty())
+  try:
+    with alone(made.data_path), contextlib.redirect_stdout(io.StringIO()):
+      if not made.data_path.exists():  # or another process has built it
+        made.download_and_prepare(file_format='array_record')
+  except (OSError, RuntimeError) as error:
+    raise UserError(f'{made.data_path} cannot be written '
+                    f'({first_line(error)}): set config.data.dir or '
+                    f'${DIR_VARIABLE} to a folder with room') from error
+  return builder(name, directory)
 
 
 @contextlib.contextmanager
 def alone(data_path):
   """Waits for another build of `data_path`; removes what killed ones left.
 
-  TFDS builds in 'incomplete.XXXXXX_VERSION' beside `data_path`. The system
-  takes the lock from a process that dies, so that whatever stands there while
-  the lock is ours belongs to no one.
+  TFDS builds in 'incomplete.XXXXXX_VERSION' beside `data_path`. What stands
+  there while the lock is ours belongs to no living process.
 
   Raises:
     OSError: the folder of `data_path` cannot be written.
   """
   folder = epath.Path(data_path).parent
-  if fcntl is None or '://' in str(folder):
-    yield
-    return
-  folder.mkdir(parents=True, exist_ok=True)
-  # The file stays: removed, it would be another lock for who waits for it.
-  with open(folder / LOCK, 'wb') as file:
-    locked = False
-    with contextlib.suppress(OSError):  # a file system without locks
-      fcntl.flock(file, fcntl.LOCK_EX)
-      locked = True
+  with files.lock(folder) as locked:
     for left in folder.glob(f'incomplete.*_{data_path.name}') if locked else ():
       left.rmtree()
     yield
+
+
+def _check_classes(name, chosen, made):
+  """Raises UserError where a user's source has changed since it was built."""
+  if sources.is_own(chosen.source) and made.info.splits:
+    of_split = chosen.source.classes(chosen.variant)
+    if made.info.features['label'].names != [
+        name for split in SPLITS for name in of_split[split]]:
+      raise UserError(f'{name} has other classes than its built data in '
+                      f'{made.data_path}: delete this folder, or raise '
+                      'version in SOURCE')
+
+
+def _folder(name, source, manual_dir):
+  """Returns the folder of a source's published files, or None."""
+  if not source.put:
+    return None
+  given = manual_dir or os.environ.get(MANUAL_VARIABLE)
+  if not given:
+    raise UserError(
+        f'{name} needs files that you fetch: name their folder with '
+        f'config.data.manual_dir, --manual_dir or ${MANUAL_VARIABLE}, and '
+        f'put there {source.put}')
+  folder = pathlib.Path(given).expanduser()
+  if not folder.is_dir():
+    raise UserError(f'manual_dir {folder} is no folder: name one, and put '
+                    f'there {source.put}')
+  return folder
+
+
+def _check(source, request):
+  try:
+    return source.check(request)
+  except OSError as error:
+    raise UserError(f'{error.filename or request.folder} cannot be read '
+                    f'({first_line(error)})') from error
+
+
+def _builder(chosen, directory, request=None, found=None):
+  """Returns the TFDS builder; without a `request` it can only read."""
+  source = chosen.source
+  configs = [tfds.core.BuilderConfig(name=name, description=text)
+             for name, text in source.variants.items()]
+  cls = types.new_class(
+      source.name, (_Builder,), {'skip_registration': True},
+      lambda body: body.update(
+          name=source.name, __module__=__name__, BUILDER_CONFIGS=configs,
+          VERSION=tfds.core.Version(source.version),
+          # TFDS would look for it through a package that it does not require.
+          code_path=epath.Path(__file__),
+          parts=(source, chosen.variant, request, found)))
+  return cls(config=chosen.variant or None, data_dir=data_dir(directory),
+             file_format='array_record')
+
+
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Builds and reads the source in `parts`, which a subclass sets."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  parts = None
+
+  def _info(self):
+    source = self.parts[0]
+    return tfds.core.DatasetInfo(
+        builder=self, description=source.description,
+        features=self._features(), supervised_keys=('image', 'label'),
+        homepage=source.homepage or None, license=source.license or None,
+        disable_shuffling=True)
+
+  def _features(self):
+    """Returns the features, those of the files where it is built."""
+    source, variant, *_ = self.parts
+    if (self.data_path / 'features.json').exists():
+      return tfds.features.FeaturesDict.from_config(self.data_path)
+    of_split = source.classes(variant)
+    names = [name for split in SPLITS for name in of_split[split]]
+    name, count = collections.Counter(names).most_common(1)[0]
+    if count > 1:
+      raise UserError(f'{source.name}: class {name} is listed twice: a class '
+                      'has one split')
+    return tfds.features.FeaturesDict({
+        'image': tfds.features.Image(shape=source.image_shape or (None,) * 3),
+        'label': tfds.features.ClassLabel(names=names),
+        source.text: tfds.features.Text()})
+
+  def _split_generators(self, dl_manager):
+    del dl_manager  # downloaded by hand, or nothing to download
+    return {split: self._generate_examples(split) for split in SPLITS}
+
+  def _generate_examples(self, split):
+    source, variant, request, found = self.parts
+    names = list(source.classes(variant)[split])
+    numbers = {name: self.info.features['label'].str2int(name)
+               for name in names}
+    for i, example in enumerate(source.build(request, found, split)):
+      if example.class_name not in numbers:
+        raise UserError(
+            f'{source.name}: the {split} split has an image of class '
+            f'{example.class_name!r}: classes() does not list it')
+      yield i, {'image': io.BytesIO(example.image),
+                'label': numbers[example.class_name],
+                source.text: example.text}

@@ -5,7 +5,7 @@
         [{"class": "n01930112",
           "support": ["n0193011200000003.jpg"], "query": [..]}, ..], ..]}]}
 
-An image is named by its published file, or by its number within its class
+An image has the name of its published file, or its number within its class
 where the data set has no file names.
 """
 
@@ -31,7 +31,7 @@ def to_json(store, protocols, image_ids, directory=None):
   of_image = np.searchsorted(store.offsets, np.arange(len(store.images)),
                              'right') - 1
 
-  def one(ids, shots):
+  def of_class(ids, shots):
     return {'class': store.class_names[of_image[ids[0]]],
             'support': [names[i] for i in ids[:shots]],
             'query': [names[i] for i in ids[shots:]]}
@@ -39,7 +39,7 @@ def to_json(store, protocols, image_ids, directory=None):
   return json.dumps({
       'data': store.name, 'split': store.split,
       'tests': [{'ways': p.ways, 'shots': p.shots, 'queries': p.queries,
-                 'tasks': [[one(ids, p.shots) for ids in task]
+                 'tasks': [[of_class(ids, p.shots) for ids in task]
                            for task in tasks]}
                 for p, tasks in zip(protocols, image_ids, strict=True)]})
 
@@ -52,16 +52,16 @@ def read(path, store, protocols, directory=None):
   """
   try:
     content = json.loads(epath.Path(path).read_text())
-    found = (content['data'], content['split'])
+    source = (content['data'], content['split'])
     tests = {(t['ways'], t['shots'], t['queries']): t['tasks']
              for t in content['tests']}
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f'config.eval.read_episodes: {path} cannot be read '
                     f'({first_line(error)}): it must be a test_episodes.json '
                     'that config.eval.write_episodes wrote') from error
-  if found != (store.name, store.split):
+  if source != (store.name, store.split):
     raise UserError(f'config.eval.read_episodes: {path} has tasks of '
-                    f'{"/".join(map(str, found))}, not of '
+                    f'{"/".join(map(str, source))}, not of '
                     f'{store.name}/{store.split}')
   numbers = {}
   names = stores.image_names(store, directory)
@@ -86,6 +86,6 @@ def read(path, store, protocols, directory=None):
            for c in task] for task in tests[wanted]], np.int32))
     except (KeyError, TypeError, ValueError) as error:
       raise UserError(f'config.eval.read_episodes: {path} has an image or '
-                      f'class that {store.name} has not, or a task of '
+                      f'class that {store.name} does not have, or a task of '
                       f'another size ({first_line(error)})') from error
   return ids

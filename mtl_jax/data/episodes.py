@@ -1,8 +1,8 @@
 """Draw episodes: which classes and which images, never the pixels.
 
-Everything random in a run is a function of (seed, stream, step, task): the
-order of the data does not depend on what ran before, so that a resumed run
-is the run that never stopped.
+Everything random in a run is a function of (seed, stream, step, task). The
+order of the data does not depend on what ran before, so a resumed run equals
+one that never stopped.
 """
 
 import enum
@@ -57,10 +57,10 @@ def task_keys(key, first, count):
 def distinct(key, size, count):
   """Draws `count` different integers below `size`, in random order.
 
-  Robert Floyd's sampling (Bentley & Floyd, CACM 1987): the j-th draw is below
-  size - count + j + 1, and one that was drawn before becomes its own upper
-  limit. The cost does not depend on `size`, which may be traced, so classes
-  of unequal size are no special case under vmap.
+  Robert Floyd's sampling (Bentley & Floyd, CACM 1987): the j-th draw is at most
+  size - count + j; a number that was drawn before is replaced by this limit.
+  The cost does not depend on `size`, which may be traced, so classes of unequal
+  size are no special case under vmap.
 
   Returns:
     int32 [count]; every ordered choice is equally likely.
@@ -104,8 +104,12 @@ def sample(key, offsets, *, ways, images_per_class):
 def draw_ids(offsets, task_key, c):
   """Draws the classes [N] and images [N, K + Q] of one training task.
 
-  What gathers pixels on the host (data/feed.py) calls it too. `c` is
-  config.train.
+  data/feed.py, which gathers pixels on the host, calls it too.
+
+  Args:
+    offsets: int32 [M + 1], as in `sample`.
+    task_key: the task's key.
+    c: section `train` of a config.
   """
   key = jax.random.fold_in(task_key, Use.IDS)
   return sample(key, offsets, ways=c.ways,
@@ -118,7 +122,7 @@ def labels(ways, per_class):
 
 
 def split(images, class_ids, shots):
-  """Makes an episode of images [N, K + Q, h, w, c]: the first K support it."""
+  """Splits images [N, K + Q, h, w, c]: the first K form the support."""
   ways, per_class = images.shape[:2]
   flat = lambda x: x.reshape((-1,) + x.shape[2:])
   return Episode(
@@ -128,9 +132,9 @@ def split(images, class_ids, shots):
 
 
 def joined(episode):
-  """Returns an episode's images and labels without the split, support first.
+  """Returns the images and labels of support and query together, in this order.
 
-  For the methods that train on the whole task set.
+  For methods that train on all images of a task.
   """
   return (jnp.concatenate([episode.support_x, episode.query_x]),
           jnp.concatenate([episode.support_y, episode.query_y]))
@@ -143,7 +147,7 @@ def check(store, *, ways, images_per_class, field):
     store: the split that tasks are drawn from.
     ways: N.
     images_per_class: K + Q.
-    field: config section that asks, such as 'train'.
+    field: config section that sets these numbers, such as 'train'.
   """
   sizes = np.diff(store.offsets)
   if ways > len(sizes):

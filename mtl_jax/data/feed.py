@@ -17,17 +17,17 @@ AHEAD = 2  # steps that wait, ready, for the device
 
 
 def make(store, key, train, meta_batch, divide):
-  """Returns numbers -> iterator of the pixels of those steps.
+  """Returns numbers of steps -> iterator of the pixels of those steps.
 
-  [T, N, K + Q, h, w, c] each; a thread gathers and lays out the next ones
-  meanwhile.
+  They are uint8 [T, N, K + Q, h, w, c] for each step. A thread gathers the
+  pixels of the next steps and lays them out meanwhile.
 
   Args:
     store: the training store.
     key: of the run's training stream, as the step gets it.
-    train: sizes of a task: `ways`, `shots` and `queries`.
+    train: section `train` of a config: ways, shots and queries of a task.
     meta_batch: T.
-    divide: lays an array out over the devices (parallel.Compiled.divide).
+    divide: lays an array out over the devices: devices.Compiled.divide.
   """
   # The ids are a few hundred numbers: no reason to wait for an accelerator.
   try:

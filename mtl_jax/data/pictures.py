@@ -1,10 +1,15 @@
-"""A user's own pictures, as the images that a backbone was trained on.
+"""Read pictures safely: any image file becomes an array.
+
+`decode` reads for all: the published files of data sets, their built records
+and a user's own pictures, which become images like those that a backbone was
+trained on.
 
     support/cat/*.jpg support/dog/*.jpg      a folder for each class
     query/*.jpg, or query/cat/*.jpg ..       unlabelled, or labelled
 """
 
 import concurrent.futures
+import io
 import os
 import warnings
 from typing import NamedTuple
@@ -18,9 +23,17 @@ from mtl_jax.errors import UserError, first_line
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.ppm',
             '.pgm', '.webp')
 _READABLE = f'images are {", ".join(SUFFIXES)}'
-# Whatever a file is called, no other decoder of Pillow's is tried: some start
-# programs.
+# Whatever a file is called, no other decoder of Pillow's is tried: some of
+# them start programs.
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'PPM', 'WEBP')
+
+
+class Unreadable(ValueError):
+  """Says in one line why a picture cannot be decoded."""
+
+
+class NoImage(Unreadable):
+  """The bytes are no picture of a known format."""
 
 
 class Files(NamedTuple):
@@ -41,6 +54,41 @@ class Pictures(NamedTuple):
   names: list  # [I], the class as its folder has it, or None
 
 
+def decode(source):
+  """Decodes a picture safely: every reader of pictures calls this.
+
+  Args:
+    source: encoded bytes, or an open file of them.
+
+  Returns:
+    Pillow's image, loaded, in the mode and of the size that it has.
+
+  Raises:
+    NoImage: of no format in _FORMATS.
+    Unreadable: truncated, damaged, or of more than 179 million pixels, which
+      Pillow takes for a decompression bomb.
+  """
+  try:
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes)
+                       else source, formats=_FORMATS)
+    image.load()
+    return image
+  except Image.UnidentifiedImageError as error:
+    raise NoImage('it is no image') from error
+  except Exception as error:  # decoders raise what they like
+    raise Unreadable(first_line(error)) from error
+
+
+def png(pixels, compress_level=6):
+  """Encodes uint8 [h, w], [h, w, 1] or [h, w, 3] as the bytes of a PNG."""
+  if pixels.shape[2:] == (1,):
+    pixels = pixels[..., 0]
+  encoded = io.BytesIO()
+  Image.fromarray(np.ascontiguousarray(pixels)).save(
+      encoded, 'PNG', compress_level=compress_level)
+  return encoded.getvalue()
+
+
 def read_support(folder, image_shape, *, invert=False):
   """Reads labelled images: Pictures, classes in the order of their names.
 
@@ -57,7 +105,7 @@ def read_support(folder, image_shape, *, invert=False):
 
 
 def read_query(query, classes, image_shape, *, invert=False):
-  """Reads images to be told apart: Pictures, with `labels` where known.
+  """Reads images to be classified: Pictures, with `labels` where known.
 
   Args:
     query: a folder, or a list of folders and files.
@@ -91,7 +139,7 @@ def list_support(folder):
     UserError: no such folder, fewer than two sub-folders, one without images.
   """
   folder = _folder('--support', folder)
-  subfolders = _subfolders(folder)
+  subfolders = subfolders_of(folder)
   wanted = 'it must hold one folder of images for each class'
   if not subfolders:
     raise UserError(f'--support {folder} has no folders in it: {wanted}')
@@ -100,14 +148,14 @@ def list_support(folder):
                     f'{subfolders[0].name!r}: {wanted}, at least two')
   paths, labels, notices = [], [], []
   for subfolder in subfolders:
-    found, others = _images(subfolder)
+    found, others = images_of(subfolder)
     if not found:
       raise UserError(f'--support {folder}: the class {subfolder.name!r} has '
                       'no images directly in its folder'
                       f'{_such_as(others, " but others")} ({_READABLE})')
     paths += found
     labels += [subfolder.name] * len(found)
-    notices += _left_out(subfolder, others)
+    notices += left_out(subfolder, others)
   loose = [path for path in folder.iterdir() if _is_image(path)]
   if loose:
     notices.append(f'--support {folder}: {len(loose)} images lie beside the '
@@ -116,7 +164,7 @@ def list_support(folder):
 
 
 def list_query(query):
-  """Finds images to be told apart: Files, sorted within each folder.
+  """Finds images to be classified: Files, sorted within each folder.
 
   Those in a sub-folder have its name for a label.
 
@@ -132,11 +180,11 @@ def list_query(query):
       continue
     folder = _folder('--query', path)
     for label, place in [(None, folder)] + [
-        (subfolder.name, subfolder) for subfolder in _subfolders(folder)]:
-      found, others = _images(place)
+        (subfolder.name, subfolder) for subfolder in subfolders_of(folder)]:
+      found, others = images_of(place)
       paths += found
       labels += [label] * len(found)
-      notices += _left_out(place, others)
+      notices += left_out(place, others)
       if label and not found:
         notices.append(f'{place} has no images directly in it: left out')
   if not paths:
@@ -148,10 +196,10 @@ def list_query(query):
 def prepare(path, image_shape, *, invert=False):
   """Reads one picture as uint8 [h, w, c].
 
-  Turned as its EXIF orientation says, laid on white where it is transparent,
-  converted to grey (1 channel, ITU-R 601 weights) or RGB (3), the largest
-  centred part of the wanted shape resized by LANCZOS. An image that has the
-  wanted size and channels comes out as it is.
+  The picture is turned as its EXIF orientation says, laid on white where it is
+  transparent, and converted to grey (1 channel, ITU-R 601 weights) or RGB (3).
+  Its largest centred part of the wanted shape is resized by LANCZOS. An image
+  that has the wanted size and channels is not changed.
 
   Args:
     path: the file.
@@ -162,27 +210,42 @@ def prepare(path, image_shape, *, invert=False):
     UserError: not readable, truncated, or pixels without a range.
   """
   height, width, channels = image_shape
+  image = upright(path)
+  try:
+    image = _flat(image).convert({1: 'L', 3: 'RGB'}[channels])
+    image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    image = ImageOps.invert(image) if invert else image
+    return np.asarray(image, np.uint8).reshape(image_shape)
+  except Exception as error:  # Pillow raises what it likes
+    raise _cannot_read(path, error) from error
+
+
+def upright(path):
+  """Returns Pillow's image of a file, turned as its EXIF orientation says.
+
+  Raises:
+    UserError: not readable, truncated, or pixels without a range.
+  """
   try:
     with epath.Path(path).open('rb') as file:
-      with Image.open(file, formats=_FORMATS) as opened:
-        opened.load()
-        image = ImageOps.exif_transpose(opened)
-        if image.mode == 'F':
-          raise ValueError('pixels are floats: save it with 8 bits a channel')
-        image = _flat(image).convert({1: 'L', 3: 'RGB'}[channels])
-        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-        image = ImageOps.invert(image) if invert else image
-        return np.asarray(image, np.uint8).reshape(image_shape)
-  except Image.UnidentifiedImageError as error:
+      image = ImageOps.exif_transpose(decode(file))
+    if image.mode == 'F':
+      raise Unreadable('pixels are floats: save it with 8 bits a channel')
+    return image
+  except NoImage as error:
     raise UserError(f'{path} is no image that can be read ({_READABLE}): '
                     'replace or remove it') from error
-  except Exception as error:  # decoders raise what they like
-    raise UserError(f'{path} cannot be read ({first_line(error)}): replace '
-                    'or remove it') from error
+  except Exception as error:  # Pillow raises what it likes
+    raise _cannot_read(path, error) from error
+
+
+def _cannot_read(path, error):
+  return UserError(f'{path} cannot be read ({first_line(error)}): replace or '
+                   'remove it')
 
 
 def look_inverted(images, mean):
-  """Says which images look like dark ink on white to a network of the reverse.
+  """Finds dark ink on white where the training images were ink on black.
 
   Args:
     images: uint8 [I, h, w, c].
@@ -225,9 +288,9 @@ def _folder(flag, path):
   return path
 
 
-def _subfolders(folder):
-  return sorted(path for path in folder.iterdir()
-                if path.is_dir() and not path.name.startswith('.'))
+def subfolders_of(folder):
+  """Returns the folders in a folder, sorted, without hidden ones."""
+  return [path for path in _listed(folder) if path.is_dir()]
 
 
 def _is_image(path):
@@ -235,18 +298,23 @@ def _is_image(path):
           and not path.name.startswith('.'))
 
 
-def _images(folder):
-  """Returns (images, other files) of a folder, sorted; hidden ones are none."""
-  try:
-    files = sorted(path for path in folder.iterdir()
-                   if path.is_file() and not path.name.startswith('.'))
-  except OSError as error:
-    raise UserError(f'{folder} cannot be read ({error.strerror})') from error
+def images_of(folder):
+  """Returns (images, other files) of a folder, sorted, without hidden ones."""
+  files = [path for path in _listed(folder) if path.is_file()]
   return ([path for path in files if _is_image(path)],
           [path for path in files if not _is_image(path)])
 
 
-def _left_out(folder, others):
+def _listed(folder):
+  try:
+    return sorted(path for path in folder.iterdir()
+                  if not path.name.startswith('.'))
+  except OSError as error:
+    raise UserError(f'{folder} cannot be read ({error.strerror})') from error
+
+
+def left_out(folder, others):
+  """Returns a list of the line that says which files are no images."""
   if not others:
     return []
   return [f'{folder}: {len(others)} files are no images by their names and '

@@ -1,26 +1,100 @@
-"""TFDS builders, one file a data set.
+"""The data sets, by name: those of the package and a user's own.
 
-A builder yields `image` (encoded bytes: no TensorFlow needed) and `label`
-with the class names of all splits, in the splits train, validation and test,
-and states MEAN and STD of its pixels / 255. A new data set is one file and
-one line in DATASETS.
+`config.data.name` holds 'name' (its first variant) or 'name/variant' of
+SOURCES, the path of a Python file that defines SOURCE, or the path of a folder
+of images. A new data set is one file or folder here and one line in SOURCES.
 """
 
-from mtl_jax.data.sources import glyphs, mini_imagenet, omniglot
+import hashlib
+import pathlib
+import re
+from typing import NamedTuple
 
-DATASETS = {
-    'glyphs': glyphs.Glyphs,
-    'mini_imagenet': mini_imagenet.MiniImagenet,
-    'omniglot': omniglot.Omniglot,
-}
+from mtl_jax import files, registry
+from mtl_jax.data.source import DataSource
+from mtl_jax.data.sources import folder, glyphs, mini_imagenet, omniglot
+from mtl_jax.errors import UserError, check_choice
+
+SOURCES = {source.name: source for source in (
+    glyphs.SOURCE, mini_imagenet.SOURCE, omniglot.SOURCE)}
+FIELD = 'config.data.name'
+_OWN = 'own_'
+
+
+class Chosen(NamedTuple):
+  """A source and the variant of it that a name means."""
+
+  source: DataSource
+  variant: str  # '' where the source has none
 
 
 def names():
-  """Returns all names that `config.data.name` may hold, sorted.
-
-  'name' is a builder's first configuration, 'name/configuration' any other.
-  """
+  """Returns all registered names, sorted."""
   return sorted(
-      name if i == 0 else f'{name}/{config.name}'
-      for name, cls in DATASETS.items()
-      for i, config in enumerate(cls.BUILDER_CONFIGS or (None,)))
+      name if i == 0 else f'{name}/{variant}'
+      for name, source in SOURCES.items()
+      for i, variant in enumerate(source.variants or ('',)))
+
+
+def find(name, field=FIELD, also=()):
+  """Returns what a name means, as Chosen.
+
+  Args:
+    name: as `config.data.name`.
+    field: that holds it, for messages.
+    also: other values of the field, for messages.
+
+  Raises:
+    UserError: an unknown name, or a user's file that is not there, cannot be
+      run or defines no DataSource.
+  """
+  base, variant = _divided(name)
+  if registry.is_own(base):
+    source = registry.find(field, base, SOURCES, ('SOURCE',)).SOURCE
+    if not isinstance(source, DataSource):
+      raise UserError(f'{field}: SOURCE of {base} is of type '
+                      f'{type(source).__name__}: must be a DataSource of '
+                      'mtl_jax.data.source')
+    source = source._replace(name=own_name(base))
+  elif base in SOURCES:
+    source = registry.find(field, base, SOURCES, ())
+  elif name and files.at(name).is_dir():
+    return Chosen(folder.source(files.at(name), own_name(name)), '')
+  else:
+    check_choice(field, name, [
+        *also, *names(), 'the path of a folder of images or of a .py file'])
+  if variant:
+    check_choice(field, name, [f'{base}/{one}' for one in source.variants])
+  return Chosen(source, variant or next(iter(source.variants), ''))
+
+
+def check_name(field, name, also=()):
+  """Raises UserError unless `name` is a data set's, or one of `also`."""
+  if name not in also:
+    find(name, field, also)
+
+
+def is_own(source):
+  """Returns whether a source that `find` returned is a user's own."""
+  return source.name.startswith(_OWN)
+
+
+def own_name(path):
+  """Returns the name of the built data of a user's file or folder.
+
+  No registered name begins so, and another path gives another name.
+  """
+  path = str(files.at(path))
+  stem = re.sub(r'\W', '_', pathlib.PurePath(path).stem, flags=re.ASCII)
+  return f'{_OWN}{stem[:40]}_{hashlib.sha256(path.encode()).hexdigest()[:12]}'
+
+
+def _divided(name):
+  """Returns (path or registered name, variant)."""
+  path, own, variant = name.rpartition(f'{registry.SUFFIX}/')
+  if own:
+    return path + registry.SUFFIX, variant
+  if registry.is_own(name):
+    return name, ''
+  base, _, variant = name.partition('/')
+  return base, variant

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.data import store
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.data import sources, store
+from mtl_jax.errors import UserError
 from mtl_jax.ntk.precision import precision
 
 MEAN_IMAGES = 2_000  # training images, evenly spaced, that give the mean image
@@ -82,7 +82,7 @@ def images(name, *, tasks, ways, shots, queries, seed):
   Raises:
     UserError: unknown data set, or too few classes or images for a draw.
   """
-  check_choice('--dataset', name.split('/')[0], (RANDOM, *store.DATASETS))
+  sources.check_name('--dataset', name, (RANDOM,))
   _check_sizes(tasks=tasks, ways=ways, shots=shots, queries=queries)
   splits = {split: store.load(name, split) for split in ('train', 'test')}
   for split, number in (('train', tasks * ways), ('test', ways)):

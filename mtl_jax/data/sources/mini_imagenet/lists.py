@@ -8,8 +8,8 @@ import re
 from typing import NamedTuple
 
 from mtl_jax.errors import UserError
+from mtl_jax.files import is_html
 
-SPLITS = ('train', 'validation', 'test')
 LISTS = ('use the lists of Ravi & Larochelle (2017): data/miniImagenet of '
          'github.com/twitter-research/meta-learning-lstm')
 _WNID = re.compile(r'n\d{8}')
@@ -24,8 +24,7 @@ class Wanted(NamedTuple):
 
 def refuse_html(path, head):
   """Raises UserError where the first bytes are those of a web page."""
-  text = head.lstrip(b'\xef\xbb\xbf \r\n\t').lower()
-  if text.startswith((b'<!doctype html', b'<html', b'<head', b'<!--')):
+  if is_html(head):
     raise UserError(f'{path} is an HTML page: a download page was saved in '
                     'place of the file; fetch the file itself')
 
@@ -45,18 +44,18 @@ def read_csv(path):
   if header != ['filename', 'label']:
     raise UserError(f'{path} begins with {",".join(header)[:60]!r}, not with '
                     f'filename,label: {LISTS}')
-  found = []
+  pairs = []
   for number, row in enumerate(rows, 2):
     if len(row) == 2:
       wnid, name = row[1].strip(), pathlib.PurePosixPath(row[0]).name
       if _WNID.match(name) and not name.startswith(wnid):
         raise UserError(f'{path}, line {number}: image {name} has the label '
                         f'{wnid}: {LISTS}')
-      found.append((wnid, name))
+      pairs.append((wnid, name))
     elif row:
       raise UserError(f'{path}, line {number} has {len(row)} columns, not 2 '
                       f'(filename,label): {LISTS}')
-  return found
+  return pairs
 
 
 def check(rows, where, wanted):

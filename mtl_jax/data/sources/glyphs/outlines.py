@@ -1,4 +1,4 @@
-"""Which letters are one class, and in which split it stands.
+"""Which letters form a class, and in which split a class stands.
 
 The letters are those of the DejaVu faces that matplotlib ships. Alphabets
 borrow each other's shapes (Latin A, Cyrillic A and Greek Alpha are one
@@ -20,11 +20,11 @@ from matplotlib import ft2font, path
 from mtl_jax import errors
 
 MIN_FACES = 4
-# Lm is left out: modifier letters are small copies of other letters.
+# Without Lm: modifier letters are small copies of other letters.
 CATEGORIES = ('Lu', 'Ll', 'Lt', 'Lo')
-# Alphabets by the words that start their letters' Unicode names. The order
-# decides whose a shared outline is: the first alphabet that has it.
-SPLITS = {
+# Alphabets by the words that start the Unicode names of their letters. A shared
+# outline belongs to the first alphabet that has it.
+SPLITS = {  # in the order of data/source.py
     'train': ('LATIN', 'GREEK', 'CYRILLIC', 'CANADIAN SYLLABICS', 'ARABIC',
               'LISU'),
     'validation': ('GEORGIAN', 'OLD ITALIC', 'COPTIC'),
@@ -50,12 +50,12 @@ class GlyphClass(NamedTuple):
 def faces() -> dict[str, pathlib.Path]:
   """Finds the DejaVu faces of the installed matplotlib, sorted by name."""
   folder = pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf')
-  found = {file.stem: file for file in sorted(folder.glob('DejaVu*.ttf'))}
-  if len(found) < MIN_FACES:
+  fonts = {file.stem: file for file in sorted(folder.glob('DejaVu*.ttf'))}
+  if len(fonts) < MIN_FACES:
     raise errors.UserError(
-        f'{folder}: glyphs needs the DejaVu fonts that matplotlib ships, and '
-        f'found {len(found)} faces; install matplotlib with pip')
-  return found
+        f'{folder} has {len(fonts)} of the DejaVu faces that matplotlib '
+        f'ships; glyphs needs {MIN_FACES}: install matplotlib with pip')
+  return fonts
 
 
 @functools.cache
@@ -150,11 +150,11 @@ def classes() -> tuple[GlyphClass, ...]:
   """Lists all classes, sorted by split (train, validation, test) and name."""
   ranks = letters()
   drawn, pairs = _scan()
-  found = []
+  glyphs = []
   for group in _groups([c for c in ranks if c in drawn], pairs):
     # The first letter is of the group's first alphabet: see `letters`.
     split, words = _ALPHABETS[ranks[group[0]]]
     alphabet = words.capitalize().replace(' ', '_')
-    found.append(GlyphClass(split, alphabet, group[0], tuple(group)))
+    glyphs.append(GlyphClass(split, alphabet, group[0], tuple(group)))
   order = list(SPLITS)
-  return tuple(sorted(found, key=lambda c: (order.index(c.split), c.name)))
+  return tuple(sorted(glyphs, key=lambda c: (order.index(c.split), c.name)))

@@ -1,23 +1,13 @@
-"""The data set `glyphs`: characters of alphabets never seen in training.
+"""Draws a letter 28x28 with a random face, affine map, elastic warp, stroke."""
 
-It needs no download: letters of the DejaVu faces that matplotlib ships, drawn
-28x28 with a random face, affine map, elastic warp and stroke. See
-docs/glyphs.md; which letters are one class is in glyph_outlines.py.
-"""
-
-import dataclasses
 import functools
-import io
 
 import numpy as np
-import tensorflow_datasets as tfds
-from etils import epath
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from mtl_jax.data.sources import glyph_outlines
+from mtl_jax.data.sources.glyphs import outlines
 
 SIZE = 28
-IMAGES_PER_CLASS = 20
 SEED = 20210
 
 # The source drawing. Its blur makes coverage a ramp of about 2 BLUR pixels
@@ -57,11 +47,11 @@ _GRID = ((np.arange(SIZE * _SUPERSAMPLE, dtype=np.float32) + 0.5) / _SUPERSAMPLE
 
 @functools.cache
 def _font(face: str) -> ImageFont.FreeTypeFont:
-  return ImageFont.truetype(str(glyph_outlines.faces()[face]), _EM,
+  return ImageFont.truetype(str(outlines.faces()[face]), _EM,
                             layout_engine=ImageFont.Layout.BASIC)
 
 
-@functools.lru_cache(maxsize=64)  # a letter's faces; images come by letter
+@functools.lru_cache(maxsize=64)  # images are drawn letter by letter
 def _source(face: str, letter: str) -> np.ndarray:
   """Draws the letter large, blurred, in the middle of a black margin."""
   font = _font(face)
@@ -130,7 +120,7 @@ def draw(letter: str, number: int) -> np.ndarray:
   warp = WARP * (2 * rng.random((2, _KNOTS, _KNOTS), np.float32) - 1)
   noise = NOISE * 12**0.5 * (rng.random((SIZE, SIZE), np.float32) - 0.5)
 
-  faces = glyph_outlines.faces_of(letter)
+  faces = outlines.faces_of(letter)
   source = _source(faces[int(chosen * len(faces))], letter)
   x, y = _places(source.shape, 2 * np.array(affine) - 1, warp)
   threshold = np.float32(STROKE[0] + (STROKE[1] - STROKE[0]) * thickness)
@@ -138,87 +128,3 @@ def draw(letter: str, number: int) -> np.ndarray:
   ink = ink.reshape(SIZE, _SUPERSAMPLE, SIZE, _SUPERSAMPLE).mean(axis=(1, 3))
   ink = ink * (INK[0] + (INK[1] - INK[0]) * strength) + noise
   return np.rint(255 * np.clip(ink, 0, 1)).astype(np.uint8)[..., None]
-
-
-@dataclasses.dataclass(kw_only=True)
-class GlyphsConfig(tfds.core.BuilderConfig):
-  """How many classes to draw of (train, validation, test); None: all."""
-  num_classes: tuple[int, int, int] | None = None
-
-
-class Glyphs(tfds.core.GeneratorBasedBuilder):
-  """TFDS builder of `glyphs` (all classes) and `glyphs/tiny` (for tests).
-
-  It writes array_record files sorted by class, and needs neither TensorFlow
-  nor a download.
-  """
-
-  VERSION = tfds.core.Version('1.0.0')
-  BUILDER_CONFIGS = [
-      GlyphsConfig(name='full', description='All classes.'),
-      GlyphsConfig(name='tiny', description='A few classes, for tests.',
-                   num_classes=(12, 6, 8)),
-  ]
-  # TFDS would look for the file through a package that it does not require.
-  code_path = epath.Path(__file__)
-  # Of pixels / 255, over the training split.
-  MEAN = (0.1269,)
-  STD = (0.2643,)
-
-  def __init__(self, *, file_format='array_record', **kwargs):
-    super().__init__(file_format=file_format, **kwargs)
-
-  def classes(self) -> list[glyph_outlines.GlyphClass]:
-    """Lists the classes of this config in the order of their labels."""
-    found = glyph_outlines.classes()
-    if self.builder_config.num_classes is None:
-      return list(found)
-    chosen = []
-    for split, count in zip(glyph_outlines.SPLITS,
-                            self.builder_config.num_classes, strict=True):
-      of_split = [c for c in found if c.split == split]
-      chosen += of_split[::len(of_split) // count][:count]
-    return chosen
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-        builder=self,
-        description='Letters of many alphabets, drawn with random distortion '
-                    'from the DejaVu fonts; the splits share no alphabet and '
-                    'no outline.',
-        features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(SIZE, SIZE, 1)),
-            'label': tfds.features.ClassLabel(
-                names=[c.name for c in self.classes()]),
-            'alphabet': tfds.features.Text(),
-        }),
-        supervised_keys=('image', 'label'),
-        homepage='https://dejavu-fonts.github.io/',
-        license='Drawn with the DejaVu fonts: '
-                'https://dejavu-fonts.github.io/License.html',
-        disable_shuffling=True,
-    )
-
-  def _split_generators(self, dl_manager):
-    del dl_manager  # nothing to download
-    return {split: self._generate_examples(split)
-            for split in glyph_outlines.SPLITS}
-
-  def _generate_examples(self, split):
-    for label, found in enumerate(self.classes()):
-      if found.split != split:
-        continue
-      for number in range(IMAGES_PER_CLASS):
-        yield label * IMAGES_PER_CLASS + number, {
-            'image': _png(draw(found.letter, number)),
-            'label': label,
-            'alphabet': found.alphabet,
-        }
-
-
-def _png(image: np.ndarray) -> io.BytesIO:
-  """Encodes [h, w, 1]; TFDS needs TensorFlow only to encode arrays itself."""
-  encoded = io.BytesIO()
-  Image.fromarray(image[..., 0]).save(encoded, 'PNG')
-  encoded.seek(0)
-  return encoded

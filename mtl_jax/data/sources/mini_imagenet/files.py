@@ -1,7 +1,6 @@
 """Finds the published files of mini-ImageNet in one of four layouts.
 
-See docs/mini_imagenet.md for the layouts. mini_imagenet_lists.py checks which
-images they name, mini_imagenet_images.py their pixels.
+See docs/mini_imagenet.md for the layouts.
 """
 
 import functools
@@ -14,14 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax.data.sources import mini_imagenet_lists as lists
-from mtl_jax.data.sources import mini_imagenet_pickles as pickles
+from mtl_jax.data.source import SPLITS
+from mtl_jax.data.sources.mini_imagenet import lists, pickles
 from mtl_jax.errors import UserError, first_line
 
-VARIABLE = 'MTL_JAX_MANUAL'
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 WHAT_TO_PUT = (
-    'put there train.csv, val.csv, test.csv and the images (a folder images '
+    'train.csv, val.csv, test.csv and the images (a folder images '
     'or *.zip), or mini-imagenet-cache-{train,val,test}.pkl, or '
     'miniImageNet_category_split_{train_phase_train,val,test}.pickle, or '
     'folders {train,val,test}/WNID/*.jpg')
@@ -36,62 +34,54 @@ class Split(NamedTuple):
   where: Callable[[int], str]  # says for a message where image i is
 
 
-class Found(NamedTuple):
+class Layout(NamedTuple):
   """A complete layout."""
 
   text: str  # for the user
   open: Callable[[str], Split]  # by split; an opened pickle takes memory
 
 
-class _Layout(NamedTuple):
+class _Kind(NamedTuple):
   text: str
   pieces: tuple[tuple[str, ...], ...]  # of each piece the names it may have
   read: Callable  # (folder, path of each piece, wanted) -> open
 
 
-def find(manual_dir, wanted):
+def find(top, wanted):
   """Finds the first complete layout and checks its lists.
 
-  Looks in manual_dir, in its folder mini_imagenet, then in its other folders.
+  Looks in the folder `top`, in its folder mini_imagenet, then in its others.
 
   Raises:
     UserError: nothing complete, or lists that are not those of the data set.
   """
-  if not manual_dir:
-    raise UserError(
-        f'mini_imagenet needs files that you fetch: name their folder with '
-        f'config.data.manual_dir, --manual_dir or ${VARIABLE}, and '
-        f'{WHAT_TO_PUT}')
-  top = pathlib.Path(manual_dir).expanduser()
-  if not top.is_dir():
-    raise UserError(f'manual_dir {top} is no folder: name one, and '
-                    f'{WHAT_TO_PUT}')
   own = top / 'mini_imagenet'
   folders = [top, own] + sorted(
       folder for folder in top.iterdir() if folder.is_dir() and folder != own)
   partial = []
   for folder in folders:
-    for layout in LAYOUTS:
-      paths = [_first(folder, names) for names in layout.pieces]
+    for kind in KINDS:
+      paths = [_first(folder, names) for names in kind.pieces]
       missing = [names[0] for names, path in zip(
-          layout.pieces, paths, strict=True) if path is None]
+          kind.pieces, paths, strict=True) if path is None]
       if not missing:
-        return Found(f'mini_imagenet: found {layout.text} in {folder}.',
-                     layout.read(folder, paths, wanted))
+        return Layout(f'mini_imagenet: found {kind.text} in {folder}.',
+                      kind.read(folder, paths, wanted))
       there = [path.name for path in paths if path]
       # Half of a layout elsewhere belongs to another data set.
       if there and (folder in (top, own) or len(missing) == 1):
         partial.append((len(missing), folder, missing, there))
   if partial:
-    _, folder, missing, there = min(partial, key=lambda found: found[0])
+    _, folder, missing, there = min(partial, key=lambda part: part[0])
     source = f'; {lists.LISTS}' if missing[0].endswith('.csv') else ''
     raise UserError(f'{", ".join(missing)} is missing in {folder} beside '
                     f'{", ".join(there)}: put it there{source}')
-  raise UserError(f'{top} holds nothing of mini_imagenet: {WHAT_TO_PUT}')
+  raise UserError(f'{top} holds nothing of mini_imagenet: put there '
+                  f'{WHAT_TO_PUT}')
 
 
 def _first(folder, names):
-  """Returns what is there of `names` (patterns) in a folder, or None."""
+  """Returns the first path of `names` (patterns) in a folder, or None."""
   for name in names:
     if '*' not in name and (folder / name).exists():
       return folder / name
@@ -165,7 +155,7 @@ def _image_places(folder):
 
 def _read_lists(folder, paths, wanted):
   """Layout c: lists, and images loose or in zips."""
-  csvs = dict(zip(lists.SPLITS, paths, strict=False))
+  csvs = dict(zip(SPLITS, paths, strict=False))
   rows = {split: lists.read_csv(path) for split, path in csvs.items()}
   lists.check(rows, csvs, wanted)
   places = _image_places(folder)
@@ -185,9 +175,9 @@ def _read_lists(folder, paths, wanted):
 
 
 def _read_folders(folder, paths, wanted):
-  """Layout d: a folder a class."""
+  """Layout d: a folder for each class."""
   del folder
-  folders = dict(zip(lists.SPLITS, paths, strict=True))
+  folders = dict(zip(SPLITS, paths, strict=True))
   rows, places = {}, {}
   for split, path in folders.items():
     rows[split] = []
@@ -206,11 +196,11 @@ def _read_folders(folder, paths, wanted):
 
 
 def _read_pickles(load, folder, paths, wanted):
-  """Layouts a and b: opened one at a time, for they are large."""
+  """Layouts a and b: a file is opened when its split is read: it is large."""
   del folder
 
   def open_split(split):
-    path = paths[lists.SPLITS.index(split)]
+    path = paths[SPLITS.index(split)]
     images, ids = load(path)  # wnid -> rows, in the order of the file
     lists.check({split: [(wnid, '') for wnid, of in ids.items() for _ in of]},
                 {split: path}, wanted)
@@ -228,19 +218,19 @@ def _names(pattern, *splits):
                for names in splits)
 
 
-LAYOUTS = (
-    _Layout('lists and JPEGs (layout c)',
+KINDS = (
+    _Kind('lists and JPEGs (layout c)',
             _names('{}.csv', ('train',), ('val',), ('test',))
             + (('images', '*.zip', '*.jpg'),), _read_lists),
-    _Layout('mini-imagenet-cache pickles (layout a)',
+    _Kind('mini-imagenet-cache pickles (layout a)',
             _names('mini-imagenet-cache-{}.pkl', ('train',),
                    ('val', 'validation'), ('test',)),
             functools.partial(_read_pickles, pickles.load_cache)),
-    _Layout('category_split pickles (layout b)',
+    _Kind('category_split pickles (layout b)',
             _names('miniImageNet_category_split_{}.pickle',
                    ('train_phase_train',), ('val',), ('test',)),
             functools.partial(_read_pickles, pickles.load_category_split)),
-    _Layout('class folders (layout d)',
+    _Kind('class folders (layout d)',
             _names('{}', ('train',), ('val', 'validation'), ('test',)),
             _read_folders),
 )

@@ -1,8 +1,6 @@
 """Finds, checks and reads the published files of Omniglot."""
 
 import collections
-import io
-import os
 import pathlib
 import zipfile
 import zlib
@@ -12,15 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mtl_jax import files
+from mtl_jax.data import pictures
 from mtl_jax.errors import UserError, first_line
 
 HOMEPAGE = 'https://github.com/brendenlake/omniglot'
-DIR_VARIABLE = 'MTL_JAX_MANUAL'
 PUBLISHED_SIZE = 105
 SIZE = 28
 IMAGES_PER_CLASS = 20
-# The filter of most published pipelines (MAML's and iMAML's among them). On
-# 1-bit images Pillow would ignore it: they are made grey before.
+# The filter of most published pipelines, such as those of MAML and iMAML.
+# Pillow would ignore it on 1-bit images: they become grey first.
 FILTER = Image.Resampling.LANCZOS
 
 ZIPS = ('images_background', 'images_evaluation', 'images_background_small1',
@@ -40,11 +39,11 @@ class Source(NamedTuple):
   read: Callable[[str], bytes]
 
 
-def read(manual_dir, name, wanted, evaluation):
+def read(folder, name, wanted, evaluation):
   """Reads the wanted characters.
 
   Args:
-    manual_dir: folder of the zips; None: $MTL_JAX_MANUAL.
+    folder: of the zips.
     name: of the data set, for messages.
     wanted: 'Alphabet/characterNN' -> split.
     evaluation: the alphabets of images_evaluation.zip, for messages.
@@ -56,7 +55,6 @@ def read(manual_dir, name, wanted, evaluation):
   Raises:
     UserError: no zip, a zip, character or drawing that is not as published.
   """
-  folder = _folder(manual_dir)
   sources = [_open(path) for path in _find(folder)]
   held = {c.split('/')[0] for source in sources for c in source.drawings}
   missing = {c.split('/')[0]: split for c, split in wanted.items()
@@ -67,30 +65,19 @@ def read(manual_dir, name, wanted, evaluation):
           for character in wanted}
 
 
-def _folder(manual_dir):
-  folder = manual_dir or os.environ.get(DIR_VARIABLE)
-  if not folder:
-    raise UserError(
-        f'omniglot is built from the zips of {HOMEPAGE} (folder python): put '
-        'them (for the default images_background_small1.zip and '
-        'images_background_small2.zip) into a folder and name it in '
-        f'config.data.manual_dir or ${DIR_VARIABLE}')
-  return pathlib.Path(folder)
-
-
 def _find(folder):
-  """Returns the path of each published zip, or of its folder, that is there."""
-  found = []
+  """Returns the path of each published zip that is there, or of its folder."""
+  paths = []
   for name in ZIPS:
     candidates = [path for pattern in (
         f'{name}.zip', f'*/{name}.zip', name, f'*/{name}')
         for path in sorted(folder.glob(pattern))]
-    found += candidates[:1]
-  if not found:
+    paths += candidates[:1]
+  if not paths:
     raise UserError(
         f'{folder} holds none of {", ".join(f"{z}.zip" for z in ZIPS)}: '
         f'download them from {HOMEPAGE} (folder python) into it')
-  return found
+  return paths
 
 
 def _open(path):
@@ -115,15 +102,15 @@ def _open(path):
 
 
 def _what_else(path, error):
-  """Says what a file is that is no zip."""
+  """Says what a file is that should be a zip."""
   if isinstance(error, OSError):
     return f'not readable ({first_line(error)})'
   with open(path, 'rb') as file:
-    start = file.read(512).lstrip().lower()
-  if start.startswith((b'<!doctype', b'<html', b'<?xml', b'<head')):
+    start = file.read(512)
+  if files.is_html(start):
     return 'an HTML page, not a zip'
   size = f'{path.stat().st_size:,} bytes'
-  return (f'a zip that is cut off ({size})' if start.startswith(b'pk') else
+  return (f'a zip that is cut off ({size})' if start.startswith(b'PK') else
           f'not a zip ({size})')
 
 
@@ -168,9 +155,9 @@ def _read_drawing(source, name):
   """Returns a drawing, inverted and resized: uint8 [28, 28]."""
   where = source.path / name
   try:
-    image = Image.open(io.BytesIO(source.read(name)))
+    image = pictures.decode(source.read(name))
     paper = np.asarray(image.convert('L'))
-  except (OSError, SyntaxError, ValueError, RuntimeError, EOFError, zlib.error,
+  except (OSError, ValueError, RuntimeError, EOFError, zlib.error,
           zipfile.BadZipFile) as error:
     raise UserError(f'{where} cannot be read ({first_line(error)}): '
                     f'{_again(source)}') from error

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 
-from mtl_jax.data.sources.mini_imagenet_lists import refuse_html
+from mtl_jax.data.sources.mini_imagenet.lists import refuse_html
 from mtl_jax.errors import UserError, first_line
 
 _AGAIN = 'fetch the file again'

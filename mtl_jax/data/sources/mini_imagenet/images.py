@@ -2,28 +2,29 @@
 
 import collections
 import concurrent.futures
-import io
 import os
 import sys
 from typing import NamedTuple
 
 import numpy as np
 import tqdm
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.data import pictures
+from mtl_jax.errors import UserError
+from mtl_jax.files import is_html
 
 SIZE = 84
 # Finn et al. (2017) shrank the originals with this one.
 FILTER = Image.Resampling.LANCZOS
 ORDERS = ('auto', 'rgb', 'bgr')
-# Fewer may well be bluish by chance.
+# Fewer images may be bluish by chance.
 MIN_FOR_ORDER = 5000
 _CHUNK = 256
 
 
 class _Seen(NamedTuple):
-  """What was seen of an image."""
+  """What a check needs to know of an image."""
 
   size: tuple[int, int]
   mode: str
@@ -55,26 +56,24 @@ def _look(payload):
     image = _open(payload)
     size, mode = image.size, image.mode
     pixels = np.asarray(image.convert('RGB'))
-  except UnidentifiedImageError:
-    page = isinstance(payload, bytes) and b'<html' in payload[:200].lower()
-    return 'it is an HTML page' if page else 'it is no image'
-  except (OSError, ValueError, SyntaxError,
-          Image.DecompressionBombError) as error:
-    return first_line(error)
+  except pictures.NoImage as error:
+    return 'it is an HTML page' if is_html(payload) else str(error)
+  except pictures.Unreadable as error:
+    return str(error)
   return _Seen(size, mode, pixels.mean((0, 1)))
 
 
 def _open(payload):
   if isinstance(payload, bytes):
-    return Image.open(io.BytesIO(payload))
+    return pictures.decode(payload)
   return Image.fromarray(np.ascontiguousarray(payload))
 
 
-def check(found, splits, channel_order):
+def check(layout, splits, channel_order):
   """Decodes every image once.
 
   Args:
-    found: the files, of mini_imagenet_files.find.
+    layout: the files, of files.find.
     splits: split -> number of images.
     channel_order: of ORDERS; 'auto' takes RGB and looks whether it is.
 
@@ -88,7 +87,7 @@ def check(found, splits, channel_order):
   with tqdm.tqdm(total=sum(splits.values()), desc='Checking', unit='images',
                  leave=False, disable=not sys.stderr.isatty()) as bar:
     for split in splits:
-      images = found.open(split)
+      images = layout.open(split)
       broken, mean = [], np.zeros(3)
       seen = in_threads(lambda i, images=images: _look(images.read(i)),
                         len(images.classes))
@@ -153,6 +152,4 @@ def encode(payload, swap):
     image = Image.merge('RGB', image.split()[::-1])
   if image.size != (SIZE, SIZE):
     image = image.resize((SIZE, SIZE), FILTER)
-  encoded = io.BytesIO()
-  image.save(encoded, 'PNG', compress_level=1)
-  return encoded.getvalue()
+  return pictures.png(np.asarray(image), compress_level=1)

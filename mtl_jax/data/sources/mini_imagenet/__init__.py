@@ -1,0 +1,74 @@
+"""The data set `mini_imagenet` (Vinyals et al. 2016), published files.
+
+Classes and splits are those of Ravi & Larochelle (2017). files.py finds the
+files, lists.py checks which images they name, images.py checks their pixels.
+See docs/mini_imagenet.md.
+
+Images are stored by class, then by file name: JPEGs of the right size byte for
+byte, what has to be changed as PNG.
+"""
+
+import functools
+import json
+import pathlib
+
+from mtl_jax.data.source import SPLITS, Checked, DataSource, Example
+from mtl_jax.data.sources.mini_imagenet import files, images, lists
+from mtl_jax.fields import Field
+
+SPLITS_FILE = pathlib.Path(__file__).parents[2] / 'splits/mini_imagenet.json'
+IMAGES_PER_CLASS = 600
+NUM_CLASSES = (64, 16, 20)  # of each published list, the first ones
+
+
+@functools.cache
+def published_classes():
+  """Returns split -> wnids, in the order of the published lists."""
+  content = json.loads(SPLITS_FILE.read_text(encoding='utf-8'))
+  return {split: tuple(content[split]) for split in SPLITS}
+
+
+def _classes(variant=''):
+  del variant  # there is one
+  return {split: wnids[:count] for (split, wnids), count in zip(
+      published_classes().items(), NUM_CLASSES, strict=True)}
+
+
+def _check(request):
+  """Finds the files and decodes every image."""
+  classes = _classes()
+  layout = files.find(request.folder, lists.Wanted(classes, IMAGES_PER_CLASS))
+  counts = {split: len(wnids) * IMAGES_PER_CLASS
+            for split, wnids in classes.items()}
+  notices = images.check(layout, counts, request.options['channel_order'])
+  return Checked([layout.text, *notices], layout)
+
+
+def _build(request, layout, split):
+  opened = layout.open(split)
+  swap = request.options['channel_order'] == 'bgr'
+  encoded = images.in_threads(
+      lambda i: images.encode(opened.read(i), swap), len(opened.classes))
+  for wnid, name, image in zip(
+      opened.classes, opened.names, encoded, strict=True):
+    yield Example(wnid, image, name)
+
+
+SOURCE = DataSource(
+    name='mini_imagenet',
+    classes=_classes,
+    build=_build,
+    image_shape=(images.SIZE, images.SIZE, 3),
+    # Of pixels / 255, over the training split; the constants of Lee et al.
+    # (2019, MetaOptNet).
+    mean=(120.39586422 / 255, 115.59361427 / 255, 104.54012653 / 255),
+    std=(70.68188272 / 255, 68.27635443 / 255, 72.54505529 / 255),
+    check=_check,
+    put=files.WHAT_TO_PUT,
+    options={'channel_order': Field(
+        'auto', 'Order of the channels in the files; auto takes RGB and '
+        'refuses images whose means say otherwise.', images.ORDERS)},
+    description='mini-ImageNet: 100 classes of ImageNet, 600 images each, '
+                '84x84, in the split of Ravi & Larochelle (2017).',
+    homepage='https://github.com/twitter-research/meta-learning-lstm',
+    license='The images are ImageNet\'s: non-commercial research.')

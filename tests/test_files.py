@@ -1,0 +1,97 @@
+"""Files: paths, whole writes, and locks that die with their owner."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from mtl_jax import files
+from mtl_jax.errors import UserError
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  assert str(files.at('~/runs')) == str(tmp_path / 'runs')
+
+
+def test_a_path_becomes_absolute(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert str(files.at('runs')) == str(tmp_path / 'runs')
+
+
+def test_an_address_stays_as_it_is():
+  assert os.fspath(files.at('gs://bucket/~/runs')) == 'gs://bucket/~/runs'
+
+
+@pytest.mark.parametrize('contents', ['new', b'new'])
+def test_a_file_is_replaced_as_a_whole(contents, tmp_path):
+  path = files.at(tmp_path / 'a')
+  path.write_text('something longer')
+  files.write(path, contents)
+  assert path.read_text() == 'new'
+  assert [p.name for p in path.parent.iterdir()] == ['a']
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path):
+  path = files.at(tmp_path / 'a')
+  path.mkdir()
+  with pytest.raises(UserError, match=f'{path}: cannot be written'):
+    files.write(path, 'new')
+  assert path.is_dir()
+  assert [p.name for p in path.parent.iterdir()] == ['a']
+
+
+HOLD = """
+import sys, time
+from mtl_jax import files
+with files.lock(sys.argv[1]) as held:
+  print(held, flush=True)
+  time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """A process that holds the lock of a folder."""
+  process = subprocess.Popen(
+      [sys.executable, '-c', HOLD, str(tmp_path / 'run')],
+      stdout=subprocess.PIPE, text=True,
+      env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  assert process.stdout.readline() == 'True\n'
+  yield process
+  process.kill()
+  process.wait()
+  process.stdout.close()
+
+
+def test_a_lock_that_another_process_holds_is_refused(holder, tmp_path):
+  with pytest.raises(BlockingIOError):
+    with files.lock(tmp_path / 'run', wait=False):
+      pass
+
+
+def test_a_lock_dies_with_its_owner(holder, tmp_path):
+  holder.kill()
+  holder.wait()
+  with files.lock(tmp_path / 'run', wait=False) as held:
+    assert held
+
+
+def test_an_error_within_a_lock_is_passed_on(tmp_path):
+  """Otherwise a build that fails counts as a file system without locks."""
+  with pytest.raises(OSError, match='mine'):
+    with files.lock(tmp_path):
+      raise OSError('mine')
+
+
+@pytest.mark.parametrize('head', [
+    b'<html>', b'\n<!DOCTYPE html><html>', b'\xef\xbb\xbf <HEAD>', b'<?xml ?>'])
+def test_a_page_is_recognised(head):
+  assert files.is_html(head)
+
+
+@pytest.mark.parametrize('head', [b'', b'PK\3\4', b'filename,label\n'])
+def test_other_files_are_no_page(head):
+  assert not files.is_html(head)
