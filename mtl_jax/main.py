@@ -17,7 +17,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from mtl_jax.errors import UserError, first_line
-from mtl_jax.run import loop, saved_config, scoring
+from mtl_jax.run import evaluate_mode, loop, saved_config
 
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file(
@@ -46,8 +46,8 @@ def main(argv=None):
     if FLAGS.mode == 'train':
       loop.train_and_evaluate(config, workdir)
     else:
-      run = {'evaluate': scoring.evaluate_run,
-             'features': scoring.write_features}[FLAGS.mode]
+      run = {'evaluate': evaluate_mode.evaluate_run,
+             'features': evaluate_mode.write_features}[FLAGS.mode]
       run(config, FLAGS.checkpoint, workdir)
   except UserError as error:
     print(f'mtl_jax: {error}', file=sys.stderr)

@@ -7,7 +7,7 @@ from mtl_jax.algorithms import METHODS
 from mtl_jax.config import ConfigDict, base_config, method_options
 from mtl_jax.data import augment, sources, store
 from mtl_jax.errors import UserError, check_choice
-from mtl_jax.evaluate import measure, tune_all
+from mtl_jax.evaluate import adapters, tune_all
 from mtl_jax.train import optimizer
 
 
@@ -79,7 +79,7 @@ def validate(config):
       ('data.store', store.PLACES),
       ('optimizer.name', optimizer.OPTIMIZERS),
       ('optimizer.schedule', optimizer.SCHEDULES),
-      ('validation.head', (*heads.HEADS, measure.OWN)),
+      ('validation.head', (*heads.HEADS, adapters.OWN)),
       ('eval.data', ('', *sources.names())),
       ('eval.split', ('train', 'validation', 'test')),
       ('parallel.compile', ('jit', 'pmap'))):
@@ -90,7 +90,7 @@ def validate(config):
     check_choice('config.augment.operations', name, augment.OPERATIONS)
   for head in config.eval.heads:
     check_choice('config.eval.heads', head, (
-        *heads.HEADS, measure.OWN, tune_all.NAME))
+        *heads.HEADS, adapters.OWN, tune_all.NAME))
   _check_fields(METHODS[config.method.name].options(), ConfigDict(
       method_options(config)), 'method.', ())
   _check_schedule(config.optimizer)
@@ -118,10 +118,10 @@ def _check_eval(config):
                         ('eval', config.eval.heads)):
     ways = config[section].ways
     fixed = not METHODS[config.method.name].any_ways
-    if fixed and measure.OWN in used and ways != config.train.ways:
+    if fixed and adapters.OWN in used and ways != config.train.ways:
       raise UserError(
           f'config.{section}.ways is {ways}: {config.method.name} adapts by '
-          f'itself ({measure.OWN!r}) to config.train.ways, '
+          f'itself ({adapters.OWN!r}) to config.train.ways, '
           f'{config.train.ways}')
   if config.parallel.tasks_per_device and not config.parallel.devices:
     raise UserError('config.parallel.devices is 0: state their number with '

@@ -9,7 +9,7 @@ import json
 
 import ml_collections
 
-from mtl_jax import heads
+from mtl_jax import fields, heads
 from mtl_jax.algorithms import METHODS
 from mtl_jax.errors import check_choice
 from mtl_jax.evaluate import tune_all
@@ -125,7 +125,7 @@ def base_config():
   c.heads = ConfigDict({name: dict(module.OPTIONS)
                         for name, module in heads.HEADS.items()})
 
-  c.tune_all = tune_all.options()
+  c.tune_all = ConfigDict(fields.defaults(tune_all.OPTIONS))
 
   c.parallel = ConfigDict()
   c.parallel.devices = 0  # 0: as many local ones as divide the meta-batch

@@ -17,8 +17,10 @@ from mtl_jax.run import (
   build,
   checkpoint,
   metrics,
+  protocols,
   report,
-  scoring,
+  score,
+  tested_split,
   workdir,
 )
 from mtl_jax.train import optimizer
@@ -64,7 +66,7 @@ def train_and_evaluate(config, path):
   say(describe(config, run, state))
   train(config, path, run, state)
   best = checkpoint.restore_best(path, initial)
-  result = scoring.test(
+  result = score.test(
       config, path, run.algorithm, best, run.splits,
       initial.variables if config.eval.baselines else None)
   report.curves(path)
@@ -86,9 +88,9 @@ def make_run(config):
     c = config[split]
     episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
                    field=split)
-  splits['test'] = scoring.tested_store(
+  splits['test'] = tested_split.load(
       config, build.describe_data(splits['train']), splits)
-  scoring.test_tasks(config, splits['test'])  # an error is one before training
+  tested_split.check_test(config, splits)
   meta_batch = devices.meta_batch(config)
   mesh = devices.mesh(config.parallel.devices, meta_batch)
   at_once = config.parallel.tasks_at_once
@@ -193,8 +195,8 @@ def make_validation(config, run):
   head = config.validation.head
   accuracies = measure.make_meta_test(
       run.algorithm, run.splits['validation'],
-      [scoring.validation_protocol(config)],
-      {head: (head, scoring.head_options(config, head))})
+      [protocols.validation(config)],
+      {head: (head, protocols.options(config, head))})
   return lambda variables: accuracies(variables)[0][head]
 
 
