@@ -89,14 +89,19 @@ def test_pixels_are_a_backbone_like_any_other(store, trained):
   assert scores['logistic'].mean() > 0.3
 
 
-def test_tasks_do_not_depend_on_the_devices_they_are_adapted_on(
-    store, trained):
-  # Fewer tasks than devices, and some beyond the first call.
-  own = {'own': ('own', {})}
-  few = measure.meta_test(*trained, store, protocol(num_tasks=3), own)['own']
-  many = measure.meta_test(*trained, store, protocol(num_tasks=11), own)['own']
-  assert few.shape == (3,) and many.shape == (11,)
-  np.testing.assert_array_equal(few, many[:3])
+@pytest.mark.parametrize('count', [3, 11])  # eight devices, a task on each
+def test_a_method_adapts_to_each_task_once_with_the_tasks_own_key(
+    store, trained, count):
+  algorithm, variables = trained
+  guess = lambda key: jax.random.normal(key, (30, 5))
+  guessing = algorithm._replace(adapt=lambda variables, key, *task: key,
+                                predict=lambda key, query: guess(key))
+  rules = protocol(num_tasks=count)
+  ours = measure.meta_test(guessing, variables, store, rules,
+                           {'own': ('own', {})})['own']
+  hits = [np.argmax(guess(key), -1) == np.repeat(range(5), 6)
+          for key in episodes.task_keys(rules.key, 0, count)]
+  np.testing.assert_allclose(ours, np.mean(hits, -1), atol=1e-6)
 
 
 def test_adapters_give_the_logits_of_each_of_their_tasks(store, trained):
@@ -104,7 +109,7 @@ def test_adapters_give_the_logits_of_each_of_their_tasks(store, trained):
   rules = [protocol(num_tasks=4), protocol(num_tasks=2, shots=1, ways=4)]
   tasks = [drawing.tasks(p, drawing.draw(p, store.offsets)) for p in rules]
   both, = adapters.make(algorithm, store, rules[0], {
-      'a': ('logistic', {'C': 3.}), 'b': ('centroid', {})}, fewest=2)
+      'a': ('centroid', {}), 'b': ('ridge', {})}, fewest=2)
   by_task = list(both.logits(variables, tasks))
   for logits, shape in zip(by_task, ((4, 30, 5), (2, 24, 4)), strict=True):
     assert {k: v.shape for k, v in logits.items()} == {'a': shape, 'b': shape}
