@@ -88,6 +88,14 @@ def mesh(devices, meta_batch):
   return Mesh(np.array(there[:devices]), (AXIS,))
 
 
+def mesh_of_tasks(at_most):
+  """Returns the mesh of the local devices, `at_most` of them, a task on each.
+
+  For what needs no gradients of others: a test, whose tasks are independent.
+  """
+  return Mesh(np.array(jax.local_devices()[:at_most]), (AXIS,))
+
+
 def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   """Compiles a step over the mesh; returns Compiled.
 

@@ -19,7 +19,7 @@ from absl import logging
 
 from mtl_jax.config import flags
 from mtl_jax.errors import UserError
-from mtl_jax.run import loop, saved_config, scoring
+from mtl_jax.run import evaluate_mode, loop, saved_config
 
 
 def main(argv=None):
@@ -36,8 +36,8 @@ def main(argv=None):
       stopped = 'the same command resumes from the last saved state'
       loop.train_and_evaluate(command.config, command.workdir)
     else:
-      run = {'evaluate': scoring.evaluate_run,
-             'features': scoring.write_features}[command.mode]
+      run = {'evaluate': evaluate_mode.evaluate_run,
+             'features': evaluate_mode.write_features}[command.mode]
       run(command.config, command.checkpoint, command.workdir)
   except UserError as error:
     print(f'mtl_jax: {error}', file=sys.stderr)

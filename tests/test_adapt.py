@@ -45,13 +45,17 @@ def letters(run):
   return {k: np.array(v) for k, v in arrays.items()}
 
 
+def save(letters, folder):
+  for name, images in letters.items():
+    (folder / name).mkdir(parents=True)
+    for i, image in enumerate(images):
+      Image.fromarray(image[..., 0]).save(folder / name / f'{i}.png')
+  return folder
+
+
 @pytest.fixture
 def folder(letters, tmp_path):
-  for name, images in letters.items():
-    (tmp_path / name).mkdir(parents=True)
-    for i, image in enumerate(images):
-      Image.fromarray(image[..., 0]).save(tmp_path / name / f'{i}.png')
-  return tmp_path
+  return save(letters, tmp_path)
 
 
 def flags(run, folder, **changes):
@@ -66,17 +70,19 @@ def read(out):
             list(csv.DictReader(file)))
 
 
-def test_the_numbers_are_those_made_by_hand(run, letters, folder):
+@pytest.fixture(scope='module')
+def by_command(run, letters, tmp_path_factory):
+  """Returns (folder, the ended process, predictions.json, the csv's rows)."""
+  folder = save(letters, tmp_path_factory.mktemp('command'))
   done = command.run(flags(run, folder, out=None),
                      program=('-m', 'mtl_jax.adapt'))
   assert done.returncode == 0, done.stderr
-  assert not done.stderr, 'a note, and nothing is strange'
-  out = run / 'adapt'  # the default
-  found, rows = read(out)
-  assert {p.name for p in out.iterdir()} == {
-      'predictions.csv', 'predictions.json', 'predictions.png',
-      'confusion.png'}
+  return folder, done, *read(run / 'adapt')  # the default
 
+
+@pytest.fixture(scope='module')
+def by_hand(run, letters):
+  """Returns probabilities [Q, N] of a logistic head, and true classes [Q]."""
   model = trained.load(run)
   known, new = (np.concatenate([letters[f'{part}/{k}'] for k in SIZES])
                 for part in ('known', 'new'))
@@ -85,27 +91,45 @@ def test_the_numbers_are_those_made_by_hand(run, letters, folder):
       model.features(known), labels, 3, C=3.0)
   logits = np.asarray(heads.HEADS['logistic'].logits(
       params, model.features(new)), np.float64)
-  expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-  truth = np.repeat(list(SIZES), QUERIES)
+  return (np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
+          np.repeat(list(SIZES), QUERIES))
+
+
+def test_four_files_are_written_and_nothing_is_strange(run, by_command):
+  _, done, found, _ = by_command
+  assert not done.stderr, 'a note, and nothing is strange'
+  assert {p.name for p in (run / 'adapt').iterdir()} == {
+      'predictions.csv', 'predictions.json', 'predictions.png',
+      'confusion.png'}
+  assert found['classes'] == SIZES
+  assert found['head'] == 'logistic' and found['options'] == {'C': 3.0}
+
+
+def test_the_probabilities_are_those_made_by_hand(by_command, by_hand):
+  folder, _, found, rows = by_command
+  expected, truth = by_hand
   predicted = np.array(list(SIZES))[expected.argmax(1)]
-  for i, (row, one) in enumerate(zip(rows, found['predictions'],
-                                     strict=True)):
-    assert row['file'] == one['file'] == str(
+  for i, (row, entry) in enumerate(zip(rows, found['predictions'],
+                                       strict=True)):
+    assert row['file'] == entry['file'] == str(
         folder / f'new/{truth[i]}/{i % QUERIES}.png')
-    assert row['predicted'] == one['predicted'] == predicted[i]
-    assert row['true'] == one['true'] == truth[i]
+    assert row['predicted'] == entry['predicted'] == predicted[i]
+    assert row['true'] == entry['true'] == truth[i]
     numbers = [float(row[f'p_{name}']) for name in SIZES]
-    assert numbers == list(one['probabilities'].values())
+    assert numbers == list(entry['probabilities'].values())
     np.testing.assert_allclose(numbers, expected[i], atol=2e-5)
 
+
+def test_the_score_counts_what_was_predicted(by_command, by_hand):
+  _, done, found, _ = by_command
+  expected, truth = by_hand
+  predicted = np.array(list(SIZES))[expected.argmax(1)]
   score = found['score']
   correct = int((predicted == truth).sum())
   assert (score['correct'], score['images']) == (correct, 3 * QUERIES)
   assert score['confusion'] == [
       [int(((truth == a) & (predicted == b)).sum()) for b in SIZES]
       for a in SIZES]
-  assert found['classes'] == SIZES
-  assert found['head'] == 'logistic' and found['options'] == {'C': 3.0}
   assert f'{correct} of {3 * QUERIES} images' in done.stdout
   for name in SIZES:
     own = int(((truth == name) & (predicted == name)).sum())
@@ -114,25 +138,33 @@ def test_the_numbers_are_those_made_by_hand(run, letters, folder):
     assert re.search(rf'{name} +{own / QUERIES:.1%}, {own} of', done.stdout)
 
 
-def test_again_is_the_same_and_no_image_depends_on_another(
-    run, folder, capsys):
+@pytest.fixture(scope='module')
+def classified(run, letters, tmp_path_factory):
+  """The folder of pictures with the results in `out`."""
+  folder = save(letters, tmp_path_factory.mktemp('classified'))
   assert main(flags(run, folder)) == 0
-  first = command.snapshot(folder / 'out')
-  assert main(flags(run, folder)) == 0
-  assert command.snapshot(folder / 'out') == first
+  return folder
 
+
+def test_the_same_start_gives_the_same_files(run, classified, tmp_path):
+  assert main(flags(run, classified, out=tmp_path)) == 0
+  assert command.snapshot(tmp_path) == command.snapshot(classified / 'out')
+
+
+def test_no_image_depends_on_another_and_none_need_be_labelled(
+    run, classified, tmp_path, capsys):
   labelled = {row['file']: row['probabilities']
-              for row in read(folder / 'out')[0]['predictions']}
-  some = [folder / 'new/b/2.png', folder / 'new/a/0.png']
-  capsys.readouterr()
-  assert main([*flags(run, folder, query=None), '--query',
-                     *map(str, some)]) == 0
-  found, rows = read(folder / 'out')
+              for row in read(classified / 'out')[0]['predictions']}
+  some = [classified / 'new/b/2.png', classified / 'new/a/0.png']
+  out = shutil.copytree(classified / 'out', tmp_path / 'out')
+  assert main([*flags(run, classified, query=None, out=out), '--query',
+               *map(str, some)]) == 0
+  found, rows = read(out)
   assert found['score'] is None and 'accuracy' not in capsys.readouterr().out
   assert [row['true'] for row in rows] == ['', '']
   assert {row['file']: row['probabilities'] for row in found['predictions']
           } == {str(path): labelled[str(path)] for path in some}
-  assert not (folder / 'out/confusion.png').exists(), 'of the start before'
+  assert not (out / 'confusion.png').exists(), 'of the start before'
 
 
 def test_what_is_strange_is_said(run, folder, monkeypatch, capsys):
@@ -160,7 +192,7 @@ def test_what_is_strange_is_said(run, folder, monkeypatch, capsys):
     for text in texts:
       assert text in note
   found, rows = read(folder / 'out')
-  # 'same' and 'white' count; 'zebra' and 'loose' are only told apart.
+  # 'same' and 'white' count; 'zebra' and 'loose' are only classified.
   assert found['score']['images'] == 3 * QUERIES + 2
   assert len(rows) == 3 * QUERIES + 4
   assert {row['true'] for row in rows} == {'', 'a', 'b', 'c', 'zebra'}

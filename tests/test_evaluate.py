@@ -11,7 +11,9 @@ from mtl_jax.algorithms import mtl
 from mtl_jax.data import augment, episodes, sources
 from mtl_jax.data import store as stores
 from mtl_jax.data.__main__ import main as data_main
-from mtl_jax.evaluate import interval, measure
+from mtl_jax.evaluate import adapters, features, interval, measure
+from mtl_jax.evaluate import protocol as drawing
+from mtl_jax.evaluate.protocol import Protocol
 
 DATA = 'glyphs/tiny'
 
@@ -30,7 +32,7 @@ def trained(store):
 
 
 def protocol(**changes):
-  return measure.Protocol(**{
+  return Protocol(**{
       'key': episodes.stream_key(0, episodes.Stream.TEST), 'num_tasks': 30,
       'ways': 5, 'shots': 2, 'queries': 6, 'normalise_features': True,
       'batch_size': 64, 'tasks_at_once': 7} | changes)
@@ -45,15 +47,16 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_tasks(
   rules = protocol()
   ours = measure.meta_test(algorithm, variables, store, rules, HEADS)
   images = augment.normalise(store.images, store.mean, store.std)
-  features = np.asarray(algorithm.features(variables, images), np.float64)
-  features /= np.linalg.norm(features, axis=1, keepdims=True)
+  expected_features = np.asarray(
+      algorithm.features(variables, images), np.float64)
+  expected_features /= np.linalg.norm(expected_features, axis=1, keepdims=True)
   expected = []
   for key in episodes.task_keys(rules.key, 0, rules.num_tasks):
     _, ids = jax.device_get(episodes.sample(
         key, jnp.asarray(store.offsets), ways=5, images_per_class=8))
     model = LogisticRegression(C=3., tol=1e-10, max_iter=10_000).fit(
-        features[ids[:, :2].ravel()], np.repeat(range(5), 2))
-    hits = model.predict(features[ids[:, 2:].ravel()]) == np.repeat(
+        expected_features[ids[:, :2].ravel()], np.repeat(range(5), 2))
+    hits = model.predict(expected_features[ids[:, 2:].ravel()]) == np.repeat(
         range(5), 6)
     expected.append(hits.mean())
   # A query between two classes may fall to either side: one in 900.
@@ -79,11 +82,39 @@ def test_more_tasks_begin_with_the_same_tasks(store, trained):
 
 def test_pixels_are_a_backbone_like_any_other(store, trained):
   algorithm, variables = trained
-  scores = measure.meta_test(measure.pixels(algorithm), variables, store,
+  scores = measure.meta_test(features.pixels(algorithm), variables, store,
                               protocol(), HEADS)
   assert not np.array_equal(scores['logistic'], measure.meta_test(
       algorithm, variables, store, protocol(), HEADS)['logistic'])
   assert scores['logistic'].mean() > 0.3
+
+
+@pytest.mark.parametrize('count', [3, 11])  # eight devices, a task on each
+def test_a_method_adapts_to_each_task_once_with_the_tasks_own_key(
+    store, trained, count):
+  algorithm, variables = trained
+  guess = lambda key: jax.random.normal(key, (30, 5))
+  guessing = algorithm._replace(adapt=lambda variables, key, *task: key,
+                                predict=lambda key, query: guess(key))
+  rules = protocol(num_tasks=count)
+  ours = measure.meta_test(guessing, variables, store, rules,
+                           {'own': ('own', {})})['own']
+  hits = [np.argmax(guess(key), -1) == np.repeat(range(5), 6)
+          for key in episodes.task_keys(rules.key, 0, count)]
+  np.testing.assert_allclose(ours, np.mean(hits, -1), atol=1e-6)
+
+
+def test_adapters_give_the_logits_of_each_of_their_tasks(store, trained):
+  algorithm, variables = trained
+  rules = [protocol(num_tasks=4), protocol(num_tasks=2, shots=1, ways=4)]
+  tasks = [drawing.tasks(p, drawing.draw(p, store.offsets)) for p in rules]
+  both, = adapters.make(algorithm, store, rules[0], {
+      'a': ('centroid', {}), 'b': ('ridge', {})}, fewest=2)
+  by_task = list(both.logits(variables, tasks))
+  for logits, shape in zip(by_task, ((4, 30, 5), (2, 24, 4)), strict=True):
+    assert {k: v.shape for k, v in logits.items()} == {'a': shape, 'b': shape}
+  alone, = both.logits(variables, tasks[1:])
+  np.testing.assert_allclose(alone['b'], by_task[1]['b'], atol=1e-6)
 
 
 def test_summary_is_the_normal_interval():

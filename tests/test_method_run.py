@@ -15,7 +15,7 @@ from mtl_jax.data import augment, episodes
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import measure
-from mtl_jax.run import build, loop, report, scoring, trained
+from mtl_jax.run import build, loop, protocols, report, trained
 
 
 @pytest.fixture(scope='module')
@@ -75,7 +75,7 @@ def test_the_untrained_start_adapts_in_the_same_way(run):
                                 model.data['image_shape']).variables
   scores = measure.meta_test(
       model.algorithm, start, stores.load(config.data.name, 'test'),
-      scoring.test_protocols(config)[0], {'untrained': ('own', {})})
+      protocols.test(config)[0], {'untrained': ('own', {})})
   np.testing.assert_array_equal(scores['untrained'],
                                 np.load(path / 'tasks.npz')['untrained'])
 

@@ -12,10 +12,19 @@ from mtl_jax.data import augment, episode_files, episodes
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import measure, tune_all
+from mtl_jax.evaluate import protocol as drawing
 from mtl_jax.heads import logistic
 from mtl_jax.models import layers
 from mtl_jax.report import compare
-from mtl_jax.run import report, saved_config, scoring, trained
+from mtl_jax.run import (
+  evaluate_mode,
+  loop,
+  protocols,
+  report,
+  saved_config,
+  tested_split,
+  trained,
+)
 
 
 @pytest.fixture(scope='module')
@@ -39,8 +48,26 @@ def config_of(run, **changes):
 
 
 def evaluated(run, path, **changes):
-  result = scoring.evaluate_run(config_of(run, **changes), run, path)
+  result = evaluate_mode.evaluate_run(config_of(run, **changes), run, path)
   return result, dict(np.load(path / 'tasks.npz'))
+
+
+@pytest.fixture(scope='module')
+def written(run, tmp_path_factory):
+  """Returns (folder, test.json, tasks.npz) of a test that wrote its tasks."""
+  path = tmp_path_factory.mktemp('written')
+  return path, *evaluated(run, path, eval__write_episodes=True,
+                          eval__also_shots=(1,),
+                          eval__heads=('logistic', 'own'))
+
+
+@pytest.fixture(scope='module')
+def reread(run, written, tmp_path_factory):
+  """The same of a test that read these tasks; its seed would draw others."""
+  path = tmp_path_factory.mktemp('reread')
+  return path, *evaluated(
+      run, path, eval__read_episodes=str(written[0] / 'test_episodes.json'),
+      eval__also_shots=(1,), eval__seed=7, eval__baselines=False)
 
 
 def test_evaluating_a_run_gives_what_the_run_wrote(run, tmp_path):
@@ -53,24 +80,29 @@ def test_evaluating_a_run_gives_what_the_run_wrote(run, tmp_path):
   assert command.snapshot(run) == before
 
 
-def test_several_heads_and_shots_are_the_single_ones(run, tmp_path):
-  both, accuracies = evaluated(
-      run, tmp_path / 'both', eval__also_shots=(1,),
-      eval__heads=('logistic', 'own'))
+def test_several_heads_and_shots_are_scored_with_their_baselines(written):
+  _, both, _ = written
   assert set(both['scores']) == {
       f'{name}{shots}' for name in ('logistic', 'own', 'untrained',
                                     'raw_pixels') for shots in ('', ' 1-shot')}
-  _, single = evaluated(run, tmp_path / 'one', eval__shots=1)
-  np.testing.assert_array_equal(accuracies['logistic 1-shot'],
+
+
+def test_shots_scored_together_are_those_scored_alone(run, written, tmp_path):
+  _, single = evaluated(run, tmp_path, eval__shots=1, eval__baselines=False)
+  np.testing.assert_array_equal(written[2]['logistic 1-shot'],
                                 single['logistic'])
-  # MTL's own adaptation is the logistic head on unit-length features.
+
+
+def test_the_own_adaptation_of_mtl_is_its_logistic_head(written):
+  # On unit-length features.
+  _, _, accuracies = written
   assert np.abs(accuracies['own'] - accuracies['logistic']).mean() < 0.01
 
 
 def test_support_copies_are_augmented_and_replace_the_image(run):
   model = trained.load(run)
   store = stores.load('glyphs/tiny', 'test')
-  rules = scoring.test_protocols(config_of(run))[0]._replace(
+  rules = protocols.test(config_of(run))[0]._replace(
       num_tasks=3, support_copies=4, augmentation={
           **config_of(run).augment, 'operations': ('crop', 'flip'),
           'padding': 3})
@@ -79,7 +111,7 @@ def test_support_copies_are_augmented_and_replace_the_image(run):
   shots, ways = rules.shots, rules.ways
   for key, ids, accuracy in zip(
       episodes.task_keys(rules.key, 0, 3),
-      measure.task_images(rules, store.offsets), found['logistic'],
+      drawing.draw(rules, store.offsets), found['logistic'],
       strict=True):
     images = np.tile(store.images[ids[:, :shots].ravel()], (4, 1, 1, 1))
     copies = augment.augment(jax.random.fold_in(key, episodes.Use.AUGMENT),
@@ -96,7 +128,7 @@ def test_support_copies_are_augmented_and_replace_the_image(run):
 
 def test_C_is_chosen_on_validation_tasks(run, tmp_path):
   result, _ = evaluated(run, tmp_path, eval__choose_C=(1e-6, 3.),
-                        validation__tasks=40)
+                        validation__tasks=40, eval__baselines=False)
   by_value = result['validation_by_C']
   assert set(by_value) == {'1e-06', '3.0'}
   assert result['C'] == result['heads']['logistic']['C'] == max(
@@ -104,58 +136,105 @@ def test_C_is_chosen_on_validation_tasks(run, tmp_path):
   assert 'chosen on validation' in report.scores(result)
 
 
-def test_tasks_written_are_the_tasks_read(run, tmp_path):
-  first, drawn = evaluated(run, tmp_path / 'a', eval__write_episodes=True,
-                           eval__also_shots=(1,))
-  file = tmp_path / 'a/test_episodes.json'
-  content = json.loads(file.read_text())
+@pytest.mark.parametrize('changes, line', [
+    # The validation split has fewer classes than the test split.
+    ({'eval__ways': 8, 'eval__choose_C': (1., 3.)},
+     'config.eval.ways is 8.*validation'),
+    ({'eval__heads': ('logistic', 'centroid'),
+      'heads__centroid__distance': 'foo'}, "centroid.distance is 'foo'"),
+    ({'eval__support_copies': 2, 'augment__operations': ('jitter',)},
+     'jitter: it needs images of 3 channels'),
+    ({'eval__read_episodes': 'nowhere.json'}, 'nowhere.json cannot be read'),
+])
+def test_what_a_test_refuses_is_refused_before_training(run, changes, line):
+  with pytest.raises(UserError, match=line):
+    loop.make_run(config_of(run, **changes))
+
+
+def test_tasks_are_written_by_class_and_image(run, written):
+  content = json.loads((written[0] / 'test_episodes.json').read_text())
   task = content['tests'][0]['tasks'][0]
   store = stores.load('glyphs/tiny', 'test')
-  ids = measure.task_images(scoring.test_protocols(config_of(run))[0],
-                             store.offsets)[0]
+  ids = drawing.draw(protocols.test(config_of(run))[0], store.offsets)[0]
   for of_class, row in zip(task, ids, strict=True):
     m = store.class_names.index(of_class['class'])
     numbers = map(int, of_class['support'] + of_class['query'])
     assert list(row - store.offsets[m]) == list(numbers)
-  other, read = evaluated(run, tmp_path / 'b', eval__read_episodes=str(file),
-                          eval__also_shots=(1,), eval__seed=7)
-  np.testing.assert_array_equal(read['logistic'], drawn['logistic'])
-  assert other['num_tasks'] == first['num_tasks']
-  # Fewer tasks in the file: as many are measured.
-  content['tests'][0]['tasks'] = content['tests'][0]['tasks'][:4]
-  file.write_text(json.dumps(content))
-  few, read = evaluated(run, tmp_path / 'c', eval__read_episodes=str(file))
-  np.testing.assert_array_equal(read['logistic'], drawn['logistic'][:4])
+
+
+def test_tasks_written_are_the_tasks_read(written, reread):
+  np.testing.assert_array_equal(reread[2]['logistic'], written[2]['logistic'])
+  assert reread[1]['num_tasks'] == written[1]['num_tasks']
+
+
+def test_of_fewer_tasks_in_a_file_as_many_are_measured(
+    run, written, tmp_path):
+  file = changed_tasks(written, tmp_path, lambda content: content['tests'][0]
+                       .update(tasks=content['tests'][0]['tasks'][:4]))
+  few, read = evaluated(run, tmp_path, eval__read_episodes=str(file),
+                        eval__baselines=False)
+  np.testing.assert_array_equal(read['logistic'], written[2]['logistic'][:4])
   assert few['num_tasks'] == 4
-  for wrong, line in (({'data': 'mini_imagenet'}, 'tasks of mini_imagenet'),
-                      ({'tests': []}, 'not of'), ({'split': None}, 'None')):
-    file.write_text(json.dumps({**content, **wrong}))
-    with pytest.raises(UserError, match=line):
-      episode_files.read(file, store, scoring.test_protocols(config_of(run)))
-  task[0]['support'][0] = '999'
+
+
+@pytest.mark.parametrize('change, line', [
+    (lambda content: content.update(data='mini_imagenet'),
+     'tasks of mini_imagenet'),
+    (lambda content: content.update(tests=[]), 'not of'),
+    (lambda content: content.update(split=None), 'None'),
+    (lambda content: content['tests'][0].update(tasks=[]), 'has no tasks'),
+    (lambda content: content['tests'][0]['tasks'][0][0]['support'].__setitem__(
+        0, '999'), 'has an image'),
+])
+def test_tasks_that_do_not_fit_are_refused(
+    run, written, tmp_path, change, line):
+  file = changed_tasks(written, tmp_path, change)
+  with pytest.raises(UserError, match=line):
+    episode_files.read(file, stores.load('glyphs/tiny', 'test'),
+                       protocols.test(config_of(run)))
+
+
+def changed_tasks(written, folder, change):
+  """Returns a copy of the file of tasks, after `change` of its content."""
+  content = json.loads((written[0] / 'test_episodes.json').read_text())
+  change(content)
+  file = folder / 'changed.json'
   file.write_text(json.dumps(content))
-  with pytest.raises(UserError, match='has an image'):
-    episode_files.read(file, store, scoring.test_protocols(config_of(run)))
+  return file
 
 
-def test_classes_seen_in_another_data_set_are_refused(run):
+@pytest.fixture
+def other_data(run):
+  """Returns (config, data): a test on a data set that shares two classes."""
   config = config_of(run, eval__data='glyphs')
-  seen = stores.load('glyphs/tiny', 'test').class_names[:2]
   config.eval.data, config.data.name = 'glyphs/tiny', 'glyphs'
-  data = {'image_shape': [28, 28, 1], 'mean': [0.5], 'std': [2.]}
-  with pytest.raises(UserError, match='2 were trained on'):
-    scoring.tested_store(config, {**data, 'classes': [*seen, 'another']})
+  seen = stores.load('glyphs/tiny', 'test').class_names[:2]
+  return config, {'image_shape': [28, 28, 1], 'mean': [0.5], 'std': [2.],
+                  'classes': [*seen, 'another']}
+
+
+def test_classes_seen_in_another_data_set_are_refused(other_data):
+  with pytest.raises(UserError, match='2 of its test classes were trained on'):
+    tested_split.load(*other_data)
+
+
+def test_another_data_set_is_normalised_as_the_training_data(other_data):
+  config, data = other_data
   config.eval.allow_seen_classes = True
-  found = scoring.tested_store(config, {**data, 'classes': seen})
-  assert found.split == 'test'
-  # Wrong: the constants of the data set that is tested.
-  assert found.mean == 0.5 and found.std == 2.
+  store = tested_split.load(config, data)
+  assert store.split == 'test'
+  assert store.mean == 0.5 and store.std == 2.
+
+
+def test_images_of_another_shape_are_refused(other_data):
+  config, data = other_data
+  config.eval.allow_seen_classes = True
   with pytest.raises(UserError, match='this run is trained on'):
-    scoring.tested_store(config, {**data, 'image_shape': [84, 84, 3]})
+    tested_split.load(config, {**data, 'image_shape': [84, 84, 3]})
 
 
 def test_features_are_those_of_the_backbone(run, tmp_path):
-  scoring.write_features(config_of(run), run, tmp_path)
+  evaluate_mode.write_features(config_of(run), run, tmp_path)
   found = np.load(tmp_path / 'features.npz')
   store = stores.load('glyphs/tiny', 'test')
   expected = trained.load(run).features(store.images[30:50])
@@ -168,17 +247,20 @@ def test_features_are_those_of_the_backbone(run, tmp_path):
 
 
 def test_the_difference_of_two_runs_is_paired(run, tmp_path):
-  _, a = evaluated(run, tmp_path / 'a')
-  _, b = evaluated(run, tmp_path / 'b', eval__normalise_features=False)
-  text = compare.compare(tmp_path / 'a', tmp_path / 'b')
-  gaps = a['logistic'] - b['logistic']
+  a = np.load(run / 'tasks.npz')['logistic']
+  _, b = evaluated(run, tmp_path, eval__normalise_features=False,
+                   eval__baselines=False)
+  text = compare.compare(run, tmp_path)
+  gaps = a - b['logistic']
   assert f'{100 * gaps.mean():+6.2f} points' in text
   assert f'+- {196 * gaps.std(ddof=1) / len(gaps) ** .5:.2f}' in text
-  evaluated(run, tmp_path / 'c', eval__seed=3)
-  with pytest.raises(UserError, match='other tasks: seed is 0 and 3'):
-    compare.compare(tmp_path / 'a', tmp_path / 'c')
+
+
+def test_other_tasks_have_no_difference(run, reread, tmp_path):
+  with pytest.raises(UserError, match='different tasks: seed is 0 and 7'):
+    compare.compare(run, reread[0])
   with pytest.raises(UserError, match='holds no finished test'):
-    compare.compare(tmp_path / 'a', tmp_path)
+    compare.compare(run, tmp_path)
 
 
 def test_the_command(run, tmp_path):
@@ -210,18 +292,22 @@ def test_wrong_commands_get_one_line(run, flags, line):
   assert len(result.stderr.strip().splitlines()) == 1, result.stderr
 
 
+def test_tune_all_keeps_the_tasks_of_a_call_apart(run):
+  model = trained.load(run)
+  rules = protocols.test(config_of(run))[0]._replace(num_tasks=3)
+  measured = lambda at_once: measure.meta_test(
+      model.algorithm, model.variables, stores.load('glyphs/tiny', 'test'),
+      rules, {'tune_all': ('tune_all', {
+          'learning_rate': 1e-2, 'steps': 2, 'tasks_at_once': at_once})}
+  )['tune_all']
+  np.testing.assert_array_equal(measured(1), measured(2))
+
+
 def test_tune_all_moves_every_layer_from_the_centroids(run):
-  # Wrong: another start, a backbone that stays, tasks of a chunk mixed up.
   model = trained.load(run)
   store = stores.load('glyphs/tiny', 'test')
-  rules = scoring.test_protocols(config_of(run))[0]._replace(num_tasks=3)
-  measured = lambda **options: measure.meta_test(
-      model.algorithm, model.variables, store, rules,
-      {'tune_all': ('tune_all', {'learning_rate': 1e-2, **options})}
-  )['tune_all']
-  np.testing.assert_array_equal(measured(steps=2, tasks_at_once=1),
-                                measured(steps=2, tasks_at_once=2))
-  ids = measure.task_images(rules, store.offsets)[:1]
+  rules = protocols.test(config_of(run))[0]._replace(num_tasks=1)
+  ids = drawing.draw(rules, store.offsets)
   support, query = (augment.normalise(
       store.images[part.ravel()], store.mean, store.std)
                     for part in (ids[0, :, :2], ids[0, :, 2:]))
@@ -243,7 +329,7 @@ def test_tune_all_moves_every_layer_from_the_centroids(run):
   tuned = jax.tree.map(
       lambda w, g: w - 1e-2 * g / (jnp.abs(g) + 1e-8), tuned, gradient)
   expected = features(tuned[0], query) @ tuned[1].T + tuned[2]
-  run_one = tune_all.make(model.algorithm, 5, steps=1, learning_rate=1e-2)
-  ours = run_one(model.variables, support[None], labels, query[None])[0]
+  tune = tune_all.make(model.algorithm, steps=1, learning_rate=1e-2)
+  ours = tune(model.variables, support[None], labels, query[None], 5)[0]
   np.testing.assert_allclose(ours, expected, atol=2e-3)
   assert np.abs(ours - features(params, query) @ centroids.T).max() > 0.01

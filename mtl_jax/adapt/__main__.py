@@ -1,4 +1,4 @@
-"""Tells your own pictures apart with what a run has learned.
+"""Classifies your own pictures with what a run has learned.
 
     python -m mtl_jax.adapt --checkpoint=runs/mine --support=birds/known \
       --query=birds/new
@@ -20,7 +20,7 @@ from mtl_jax.errors import UserError
 
 def main(argv=None):
   """Runs the command line; returns the exit code."""
-  # Libraries log what they also raise; a run speaks for itself.
+  # Libraries log the errors that they also raise.
   logging.set_verbosity(logging.FATAL)
   try:
     flags = parse(argv)

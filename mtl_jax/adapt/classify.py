@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from etils import epath
 
-from mtl_jax import fields, files, heads
+from mtl_jax import fields, files, heads, registry
 from mtl_jax.adapt import sheet
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError, check_choice
+from mtl_jax.evaluate import adapters
 from mtl_jax.run import saved_config, trained
 
 BATCH = 32  # images of a forward pass, always: no image depends on the others
@@ -19,13 +20,14 @@ _LARGE_RESIDUAL = 0.05  # of a head's diagnostics, about zero for a good fit
 
 
 def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
-  """Learns the classes of `support` and tells the images of `query` apart.
+  """Learns the classes of `support` and classifies the images of `query`.
 
   Args:
     checkpoint: workdir of a run, whose best epoch is used.
-    support: folder with a sub-folder of images for each class.
+    support: folder with a folder of images for each class.
     query: folder, or list of folders and files.
-    head: of heads.HEADS; None: the first that the run was tested with.
+    head: of heads.HEADS, or a user's .py file; None: the first that the run
+      was tested with.
     out: folder for predictions.csv, predictions.json, predictions.png and,
       where the query is labelled, confusion.png; None: nothing is written.
     invert: exchange black and white in all images.
@@ -44,14 +46,13 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
   if out is not None:
     out = _check_out(out, [support, *_as_list(query)])
   classes = sorted(set(support_files.labels))
-  # Before the network: a picture that cannot be read is said at once.
+  # Before the network is loaded: an unreadable picture is named at once.
   image_shape = trained.read_data(epath.Path(checkpoint))['image_shape']
   support, query = (
       pictures.load(files, classes, image_shape, invert=invert)
       for files in (support_files, query_files))
   model = trained.load(checkpoint, config)
   probabilities, residuals = predict(model, head, options, support, query)
-  predicted = probabilities.argmax(1)
   result = {
       'checkpoint': str(checkpoint), 'checkpoint_step': model.step,
       'trained_on': model.data['name'], 'method': config.method.name,
@@ -59,34 +60,43 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
       'normalise_features': config.eval.normalise_features,
       'inverted': invert, 'residuals': residuals,
       'classes': {name: support_files.labels.count(name) for name in classes},
-      'score': score(query, predicted),
+      'score': score(query, probabilities.argmax(1)),
       'notices': [*support_files.notices, *query_files.notices,
                   *_notices(model, support, query, residuals, invert)],
-      'predictions': [
-          {'file': file, 'predicted': classes[i], 'true': name,
-           # The shortest decimal that is this float32.
-           'probabilities': {c: float(str(p)) for c, p in zip(
-               classes, row, strict=True)}}
-          for file, i, name, row in zip(query.files, predicted, query.names,
-                                        probabilities, strict=True)]}
+      'predictions': _predictions(classes, query, probabilities)}
   if out is not None:
     write(out, result, support, query)
   return result
 
 
+def _predictions(classes, query, probabilities):
+  """Returns a row per query image for predictions.json."""
+  return [
+      {'file': file, 'predicted': classes[row.argmax()], 'true': name,
+       # The shortest decimal that is this float32.
+       'probabilities': {c: float(str(p)) for c, p in zip(
+           classes, row, strict=True)}}
+      for file, name, row in zip(query.files, query.names, probabilities,
+                                 strict=True)]
+
+
 def choose_head(config, head=None):
-  """Returns (name, options) of a head, by default the run's first."""
+  """Returns (name, options) of a head, by default the run's first.
+
+  Raises:
+    UserError: there is no such head, or none is named.
+  """
   if head is None:
-    own = [name for name in config.eval.heads if name in heads.HEADS]
-    if not own:
+    head = next(filter(adapters.is_head, config.eval.heads), None)
+    if head is None:
       raise UserError('--head is missing: the run was tested with '
                       f'{", ".join(config.eval.heads)}; choose one of '
                       f'{", ".join(heads.HEADS)}')
-    head = own[0]
-  check_choice('--head', head, heads.HEADS)
+  if not registry.is_own(head):
+    check_choice('--head', head, heads.HEADS)
   # A run of an older version may lack a head, or an option of it.
   saved = config.heads.get(head, {})
-  return head, fields.defaults(heads.HEADS[head].OPTIONS) | dict(saved)
+  return head, fields.defaults(heads.find(head, '--head').OPTIONS) | dict(saved)
 
 
 def predict(model, head, options, support, query):
@@ -95,7 +105,7 @@ def predict(model, head, options, support, query):
   Raises:
     UserError: the head gives numbers that are not finite.
   """
-  module = heads.HEADS[head]
+  module = heads.find(head)
   num_ways = len(support.classes)
   both = _features(model, np.concatenate([support.images, query.images]))
   fitted, rest = both[:len(support.images)], both[len(support.images):]
@@ -115,13 +125,13 @@ def predict(model, head, options, support, query):
 
 def _features(model, images):
   """Returns the features [I, D] of any number of images."""
-  found = []
+  features = []
   for start in range(0, len(images), BATCH):
     batch = images[start:start + BATCH]
     missing = BATCH - len(batch)
-    found.append(np.asarray(model.features(
+    features.append(np.asarray(model.features(
         np.pad(batch, [(0, missing)] + [(0, 0)] * 3)))[:len(batch)])
-  return np.concatenate(found)
+  return np.concatenate(features)
 
 
 def score(query, predicted):
@@ -146,7 +156,7 @@ def score(query, predicted):
 
 
 def _notices(model, support, query, residuals, invert):
-  """Says what a user should know about the numbers."""
+  """Returns sentences on what makes the numbers doubtful."""
   notices = []
   strange = sorted(set(filter(None, query.names)) - set(query.classes))
   if strange:
@@ -158,14 +168,14 @@ def _notices(model, support, query, residuals, invert):
   seen = {image.tobytes() for image in support.images}
   same = sum(image.tobytes() in seen for image in query.images)
   if same:
-    notices.append(f'{same} query images are support images as well: that '
-                   'they are recognised means little')
-  dark = [file for one in (support, query) for file, is_dark in zip(
-      one.files, pictures.look_inverted(one.images, model.data['mean']),
-      strict=True) if is_dark]
-  if dark:
+    notices.append(f'{same} query images are support images as well: it '
+                   'means little that they are recognised')
+  light = [file for part in (support, query) for file, is_inverted in zip(
+      part.files, pictures.look_inverted(part.images, model.data['mean']),
+      strict=True) if is_inverted]
+  if light:
     notices.append(
-        f'{len(dark)} images have a white background, such as {dark[0]}, and '
+        f'{len(light)} images have a white background, such as {light[0]}, and '
         'this run was trained on white ink on black: '
         + ('leave out --invert' if invert else 'try --invert'))
   if not max(residuals.values(), default=0) <= _LARGE_RESIDUAL:
@@ -180,14 +190,19 @@ def _as_list(query):
 
 
 def _check_out(out, inputs):
-  """Returns --out, unless it is seen before any work that it cannot be."""
+  """Returns --out as a path.
+
+  Raises:
+    UserError: results cannot be written there, or would be read as input.
+  """
   if '://' in str(out):
     return epath.Path(out)
   path = pathlib.Path(out).resolve()
   for folder in (pathlib.Path(given).resolve() for given in inputs):
     if folder.is_dir() and path.is_relative_to(folder):
       raise UserError(f'--out {out} is within {folder}: the next start would '
-                      'take its pictures for yours; choose another folder')
+                      'read the results as your pictures; choose another '
+                      'folder')
   nearest = next(p for p in (path, *path.parents) if p.exists())
   if not nearest.is_dir():
     raise UserError(f'--out {out}: {nearest} is a file; name a folder')
@@ -198,18 +213,27 @@ def _check_out(out, inputs):
 
 
 def write(out, result, support, query):
-  """Writes the results into a folder; all are made before one is written."""
-  made = {'predictions.json': json.dumps(result, indent=2),
-          'predictions.csv': sheet.table(result),
-          'predictions.png': sheet.sheet(result, support, query)}
+  """Writes the results into a folder, after all of them have been made.
+
+  Args:
+    out: the folder, an epath.
+    result: of `adapt`.
+    support, query: the Pictures.
+
+  Raises:
+    UserError: the folder cannot be made or written.
+  """
+  contents = {'predictions.json': json.dumps(result, indent=2),
+              'predictions.csv': sheet.table(result),
+              'predictions.png': sheet.sheet(result, support, query)}
   if result['score']:
-    made['confusion.png'] = sheet.confusion(result)
+    contents['confusion.png'] = sheet.confusion(result)
   try:
     out.mkdir(parents=True, exist_ok=True)
-    if not result['score']:  # an earlier start's would not belong to these
+    if not result['score']:  # one of an earlier start would not belong here
       (out / 'confusion.png').unlink(missing_ok=True)
   except OSError as error:
     raise UserError(f'--out {out} cannot be written ({error.strerror}): name '
                     'another folder') from error
-  for name, contents in made.items():
-    files.write(out / name, contents)
+  for name, content in contents.items():
+    files.write(out / name, content)

@@ -1,4 +1,4 @@
-"""What `mtl_jax.adapt` has found, as a table and as pictures."""
+"""The results of `mtl_jax.adapt` as a table and as pictures."""
 
 import csv
 import io
@@ -8,8 +8,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-DRAWN = 200  # query images at most, on a contact sheet
-DRAWN_SUPPORT = 10  # of a class
+DRAWN = 200  # query images on a contact sheet, at most
+DRAWN_SUPPORT = 10  # support images per class, at most
 
 _WIDTH, _MARGIN, _GAP = 1200, 14, 6
 _SMALL, _THUMB = 64, 104  # pixels of a support and of a query image
@@ -31,22 +31,23 @@ def table(result):
 
 
 def lines(result):
-  """Returns the lines that a user reads at the end."""
+  """Returns the lines that the command prints at its end."""
   sizes = ', '.join(f'{name} {count}'
                     for name, count in result['classes'].items())
-  found = [f'{_network(result)}, {_head(result)}',
+  start = [f'{_network(result)}, {_head(result)}',
            f'{len(result["classes"])} classes: {sizes} images']
   score = result['score']
   if not score:
     counts = {name: 0 for name in result['classes']}
     for row in result['predictions']:
       counts[row['predicted']] += 1
-    return found + [f'{len(result["predictions"])} images told apart: '
+    return start + [f'{len(result["predictions"])} images classified: '
                     + ', '.join(f'{k} {v}' for k, v in counts.items())]
-  found += [f'accuracy {_of(score)} images; chance is '
-            f'{1 / len(result["classes"]):.1%}']
-  return found + [f'  {name:<24} {_of(one)}'
-                  for name, one in score['by_class'].items()]
+  return start + [
+      f'accuracy {_of(score)} images; chance is '
+      f'{1 / len(result["classes"]):.1%}',
+      *(f'  {name:<24} {_of(of_class)}'
+        for name, of_class in score['by_class'].items())]
 
 
 def _of(score):
@@ -65,7 +66,7 @@ def _head(result):
 
 def confusion(result):
   """Draws confusion.png: true classes down, predicted ones across."""
-  # Imported late: it takes a second, and only here is it needed.
+  # Imported late: it takes a second and is needed here only.
   import matplotlib.figure
 
   counts = np.array(result['score']['confusion'])
@@ -96,7 +97,7 @@ def sheet(result, support, query):
   """Draws predictions.png: the support by class, the query below it.
 
   Args:
-    result: of `adapt.adapt`.
+    result: of `classify.adapt`.
     support, query: the Pictures, drawn as the network sees them.
 
   Returns:

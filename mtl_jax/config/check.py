@@ -8,7 +8,7 @@ from mtl_jax import algorithms, fields, heads, models
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import measure, tune_all
+from mtl_jax.evaluate import adapters, tune_all
 from mtl_jax.fields import Field
 
 
@@ -68,12 +68,12 @@ def _check_names(c):
   """Checks the fields that hold names of heads and data sets."""
   sources.check_name('config.data.name', c['data']['name'])
   sources.check_name('config.eval.data', c['eval']['data'], ('',))
-  if c['validation']['head'] != measure.OWN:
+  if c['validation']['head'] != adapters.OWN:
     heads.find(c['validation']['head'], 'config.validation.head')
   if not c['eval']['heads']:
     raise UserError('config.eval.heads is empty: name at least one head')
   for head in c['eval']['heads']:
-    if head not in (measure.OWN, tune_all.NAME):
+    if head not in (adapters.OWN, tune_all.NAME):
       heads.find(head)
 
 
@@ -90,10 +90,10 @@ def _check_eval(c):
   for section, used in (('validation', (c['validation']['head'],)),
                         ('eval', test['heads'])):
     ways = c[section]['ways']
-    if not any_ways and measure.OWN in used and ways != c['train']['ways']:
+    if not any_ways and adapters.OWN in used and ways != c['train']['ways']:
       raise UserError(
           f'config.{section}.ways is {ways}: {c["method"]["name"]} adapts by '
-          f'itself ({measure.OWN!r}) to config.train.ways, '
+          f'itself ({adapters.OWN!r}) to config.train.ways, '
           f'{c["train"]["ways"]}')
   if c['parallel']['tasks_per_device'] and not c['parallel']['devices']:
     raise UserError('config.parallel.devices is 0: state their number with '

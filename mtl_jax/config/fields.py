@@ -196,8 +196,7 @@ FIELDS = {
     'eval': _each(EVAL, free=True),
     'heads': {name: _each(module.OPTIONS, free_to_test=True)
               for name, module in heads.HEADS.items()},
-    'tune_all': {name: Field(value, '', free=True)
-                 for name, value in tune_all.options().items()},
+    'tune_all': tune_all.OPTIONS,
     'parallel': PARALLEL,
     'log': _each(LOG, free=True),
 }

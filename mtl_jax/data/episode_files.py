@@ -1,12 +1,12 @@
-"""Tasks as files, so that other programs can be tested on the same ones.
+"""Tasks as files, so that other programs can be tested on the same tasks.
 
     {"data": .., "split": .., "tests": [
       {"ways": 5, "shots": 1, "queries": 15, "tasks": [
         [{"class": "n01930112",
           "support": ["n0193011200000003.jpg"], "query": [..]}, ..], ..]}]}
 
-An image has the name of its published file, or its number within its class
-where the data set has no file names.
+An image is named by its published file. Where the data set has no file names,
+it is named by its number within its class.
 """
 
 import json
@@ -17,14 +17,16 @@ from etils import epath
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError, first_line
 
+_FIELD = 'config.eval.read_episodes'
+
 
 def to_json(store, protocols, image_ids, directory=None):
-  """Returns the tasks of some protocols as text.
+  """Returns the tasks of protocols as text.
 
   Args:
     store: the split.
     protocols: with `ways`, `shots` and `queries`.
-    image_ids: for each protocol int [T, N, K + Q].
+    image_ids: for each protocol the images of its tasks, int [T, N, K + Q].
     directory: TFDS data_dir of the store.
   """
   names = stores.image_names(store, directory)
@@ -47,45 +49,71 @@ def to_json(store, protocols, image_ids, directory=None):
 def read(path, store, protocols, directory=None):
   """Reads what `to_json` wrote: for each protocol int [T, N, K + Q].
 
+  Args:
+    path: the file.
+    store, protocols, directory: as in `to_json`.
+
   Raises:
-    UserError: unreadable, of another data set, or without such tasks.
+    UserError: the file cannot be read, or is of another data set, or has no
+      such tasks.
   """
   try:
     content = json.loads(epath.Path(path).read_text())
-    source = (content['data'], content['split'])
+    split = (content['data'], content['split'])
     tests = {(t['ways'], t['shots'], t['queries']): t['tasks']
              for t in content['tests']}
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f'config.eval.read_episodes: {path} cannot be read '
-                    f'({first_line(error)}): it must be a test_episodes.json '
-                    'that config.eval.write_episodes wrote') from error
-  if source != (store.name, store.split):
-    raise UserError(f'config.eval.read_episodes: {path} has tasks of '
-                    f'{"/".join(map(str, source))}, not of '
+    raise UserError(f'{_FIELD}: {path} cannot be read ({first_line(error)}): '
+                    'it must be a test_episodes.json that '
+                    'config.eval.write_episodes wrote') from error
+  if split != (store.name, store.split):
+    raise UserError(f'{_FIELD}: {path} has tasks of '
+                    f'{"/".join(map(str, split))}, not of '
                     f'{store.name}/{store.split}')
-  numbers = {}
-  names = stores.image_names(store, directory)
-  for m, name in enumerate(store.class_names):
-    for i in range(store.offsets[m], store.offsets[m + 1]):
-      numbers[name, names[i]] = i
-  ids = []
+  numbers = _image_numbers(store, directory)
+  image_ids = []
   for p in protocols:
     wanted = (p.ways, p.shots, p.queries)
     if wanted not in tests:
       raise UserError(
-          f'config.eval.read_episodes: {path} has tasks of (ways, shots, '
-          f'queries) {", ".join(map(str, tests))}, not of {wanted}')
+          f'{_FIELD}: {path} has tasks of (ways, shots, queries) '
+          f'{", ".join(map(str, tests))}, not of {wanted}')
+    if not tests[wanted]:
+      raise UserError(f'{_FIELD}: {path} has no tasks of (ways, shots, '
+                      f'queries) {wanted}: there must be at least one')
     try:
-      for task in tests[wanted]:
-        for c in task:
-          if (len(task), len(c['support']), len(c['query'])) != wanted:
-            raise ValueError(f'{len(task)} ways, {len(c["support"])} shots, '
-                             f'{len(c["query"])} queries')
-      ids.append(np.array([
-          [[numbers[c['class'], name] for name in c['support'] + c['query']]
-           for c in task] for task in tests[wanted]], np.int32))
+      image_ids.append(_image_ids(tests[wanted], wanted, numbers))
     except (KeyError, TypeError, ValueError) as error:
-      raise UserError(f'config.eval.read_episodes: {path} has an image or '
-                      f'class that {store.name} does not have, or a task of '
-                      f'another size ({first_line(error)})') from error
-  return ids
+      raise UserError(f'{_FIELD}: {path} has an image or class that '
+                      f'{store.name} does not have, or a task of another '
+                      f'size ({first_line(error)})') from error
+  return image_ids
+
+
+def _image_numbers(store, directory):
+  """Returns (class, image name) -> number of the image in the store."""
+  names = stores.image_names(store, directory)
+  return {(name, names[i]): i for m, name in enumerate(store.class_names)
+          for i in range(store.offsets[m], store.offsets[m + 1])}
+
+
+def _image_ids(tasks, size, numbers):
+  """Returns the images of tasks, int [T, N, K + Q].
+
+  Args:
+    tasks: as in the file.
+    size: (N, K, Q), which every task must have.
+    numbers: of `_image_numbers`.
+
+  Raises:
+    KeyError, TypeError, ValueError: an unknown image, or another size.
+  """
+  for task in tasks:
+    for c in task:
+      own_size = len(task), len(c['support']), len(c['query'])
+      if own_size != size:
+        ways, shots, queries = own_size
+        raise ValueError(f'{ways} ways, {shots} shots, {queries} queries')
+  return np.array([
+      [[numbers[c['class'], name] for name in c['support'] + c['query']]
+       for c in task] for task in tasks], np.int32)

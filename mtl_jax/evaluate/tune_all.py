@@ -7,38 +7,39 @@ cross-entropy of the support moves head and backbone together. BatchNorm reads
 its running statistics and keeps them.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.models import layers
 
 NAME = 'tune_all'  # in config.eval.heads
 
+# The defaults of steps and rate are those of MTL's public code.
+OPTIONS = {
+    'steps': Field(10, "steps of Adam on a task's support", NOT_NEGATIVE,
+                   free=True),
+    'learning_rate': Field(1e-3, 'rate of Adam', POSITIVE, free=True),
+    'tasks_at_once': Field(
+        1, 'tasks adapted together; each has a copy of the backbone and of '
+        "Adam's moments, so memory grows with it, and the result does not "
+        'change', COUNT, free=True),
+}
 
-def options():
-  """Returns the fields of config.tune_all with their defaults."""
-  c = ml_collections.ConfigDict()
-  c.steps = 10  # defaults of MTL's public code
-  c.learning_rate = 1e-3
-  # Tasks adapted together: each has a copy of the backbone and of Adam's
-  # moments, so memory grows with it; the result does not.
-  c.tasks_at_once = 1
-  return c
 
-
-def make(algorithm, ways, *, steps, learning_rate):
-  """Returns (variables, support_x, support_y, query_x) -> logits.
+def make(algorithm, *, steps, learning_rate):
+  """Returns (variables, support_x, support_y, query_x, ways) -> logits.
 
   Args:
     algorithm: whose `features` are tuned.
-    ways: N.
     steps: of Adam.
     learning_rate: of Adam.
 
-  The function takes a chunk of tasks, support_x [t, S, h, w, c], support_y
-  [S], query_x [t, Q, h, w, c], and returns [t, Q, N].
+  The function takes t tasks, support_x [t, S, h, w, c], support_y [S], query_x
+  [t, Q, h, w, c], and N; it returns [t, Q, N].
   """
   adam = optax.adam(learning_rate)
 
@@ -46,10 +47,10 @@ def make(algorithm, ways, *, steps, learning_rate):
     return layers.unit_norm(algorithm.features(
         {**variables, 'params': params}, images))
 
-  def start(variables, support_x, support_y):
-    found = features(variables, variables['params'], support_x)
+  def start(ways, variables, support_x, support_y):
+    support = features(variables, variables['params'], support_x)
     members = jax.nn.one_hot(support_y, ways).T
-    centroids = members @ found / jnp.sum(members, 1, keepdims=True)
+    centroids = members @ support / jnp.sum(members, 1, keepdims=True)
     tuned = variables['params'], (centroids.T, jnp.zeros(ways))
     return tuned, adam.init(tuned)
 
@@ -66,14 +67,17 @@ def make(algorithm, ways, *, steps, learning_rate):
     return optax.apply_updates(tuned, updates), moments
 
   of_tasks = lambda function, axes: jax.jit(jax.vmap(function, axes))
-  starts = of_tasks(start, (None, 0, None))
   steps_of_tasks = of_tasks(step, (None, 0, 0, None))
   logits_of_tasks = of_tasks(logits, (None, 0, 0))
 
-  def run(variables, support_x, support_y, query_x):
+  @functools.partial(jax.jit, static_argnums=0)
+  def starts(ways, *args):
+    return jax.vmap(functools.partial(start, ways), (None, 0, None))(*args)
+
+  def run(variables, support_x, support_y, query_x, ways):
     # Steps are driven from here: a loop around convolutions is slow on a
     # CPU, and on an accelerator a call costs little beside a step.
-    carry = starts(variables, support_x, support_y)
+    carry = starts(ways, variables, support_x, support_y)
     for _ in range(steps):
       carry = steps_of_tasks(variables, carry, support_x, support_y)
     return logits_of_tasks(variables, carry[0], query_x)

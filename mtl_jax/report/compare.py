@@ -16,14 +16,14 @@ _SAME_TASKS = ('data', 'split', 'num_tasks', 'ways', 'shots', 'queries',
 
 
 def compare(first, second):
-  """Returns lines on the paired difference of two tests on the same tasks.
+  """Returns the paired differences of two tests on the same tasks, as lines.
 
   Args:
     first, second: folders with test.json and tasks.npz, of a run or of
       --mode=evaluate.
 
   Raises:
-    UserError: files missing, or other tasks.
+    UserError: files are missing, or the tasks differ.
   """
   results, accuracies = [], []
   for path in map(epath.Path, (first, second)):
@@ -38,15 +38,15 @@ def compare(first, second):
   for field in _SAME_TASKS:
     values = [result.get(field) for result in results]
     if values[0] != values[1]:
-      raise UserError(f'{first} and {second} were tested on other tasks: '
+      raise UserError(f'{first} and {second} were tested on different tasks: '
                       f'{field} is {values[0]} and {values[1]}')
   lines = [f'{first} minus {second}, {results[0]["num_tasks"]} tasks, '
            'paired:']
   for name in accuracies[0]:
     if name in accuracies[1]:
-      found = interval.difference(accuracies[0][name], accuracies[1][name])
-      lines.append(f'  {name:<24} {100 * found["accuracy"]:+6.2f} points '
-                   f'+- {100 * found["ci95"]:.2f}')
+      gap = interval.difference(accuracies[0][name], accuracies[1][name])
+      lines.append(f'  {name:<24} {100 * gap["accuracy"]:+6.2f} points '
+                   f'+- {100 * gap["ci95"]:.2f}')
   if len(lines) == 1:
     raise UserError(f'{first} has scores of {", ".join(accuracies[0])}, '
                     f'{second} of {", ".join(accuracies[1])}: none in common')

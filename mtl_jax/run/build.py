@@ -1,4 +1,4 @@
-"""Build what a config stands for: the method and its first state."""
+"""Build what a config describes: the method and its first state."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,11 @@ from mtl_jax.train import step as steps
 
 
 def describe_data(store):
-  """Returns what must be known of the training split without having it."""
+  """Returns what a test must know of the training split: data.json.
+
+  Args:
+    store: the training split.
+  """
   return {'name': store.name, 'classes': list(store.class_names),
           'image_shape': list(store.images.shape[1:]),
           'mean': store.mean.tolist(), 'std': store.std.tolist()}

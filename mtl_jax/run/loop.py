@@ -14,7 +14,16 @@ from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import interval, measure
-from mtl_jax.run import build, checkpoint, metrics, report, scoring, workdir
+from mtl_jax.run import (
+  build,
+  checkpoint,
+  metrics,
+  protocols,
+  report,
+  score,
+  tested_split,
+  workdir,
+)
 from mtl_jax.train import optimizer
 from mtl_jax.train import step as steps
 
@@ -56,7 +65,7 @@ def train_and_evaluate(config, path):
   say(describe(config, run, state))
   train(config, path, run, state, pending)
   best = checkpoint.restore_best(path, initial)
-  result = scoring.test(
+  result = score.test(
       config, path, run.algorithm, best, run.splits,
       initial.variables if config.eval.baselines else None)
   report.curves(path)
@@ -78,9 +87,9 @@ def make_run(config):
     c = config[split]
     episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
                    field=split)
-  splits['test'] = scoring.tested_store(
+  splits['test'] = tested_split.load(
       config, build.describe_data(splits['train']), splits)
-  scoring.test_tasks(config, splits['test'])  # an error is one before training
+  tested_split.check_test(config, splits)
   meta_batch, mesh = make_mesh(config)
   return Run(build.algorithm_of(config, splits['train'].num_classes),
              optimizer.build(config.optimizer), meta_batch,
@@ -149,16 +158,16 @@ def train(config, path, run, state, pending=()):
           pending, log, run, save)
       pending = ()
       start = time.monotonic()
-      score = interval.summary(validation(state.variables))
-      state = count_epoch(state, score['accuracy'], config.optimizer)
+      accuracy = interval.summary(validation(state.variables))
+      state = count_epoch(state, accuracy['accuracy'], config.optimizer)
       # The best one first: a run that ends between the two makes this epoch
       # again and finds the best one there.
       if not int(state.epochs_without_gain):
         checkpoint.save(best, int(state.step), state)
       log.record({
           'step': int(state.step), 'epoch': epoch + 1,
-          'validation_accuracy': score['accuracy'],
-          'validation_ci95': score['ci95'],
+          'validation_accuracy': accuracy['accuracy'],
+          'validation_ci95': accuracy['ci95'],
           'validation_seconds': time.monotonic() - start})
       checkpoint.save(latest, int(state.step), state)
   finally:
@@ -219,13 +228,13 @@ def train_epoch(compiled, state, batches, numbers, pending, log, run, save):
   return compiled.get(laid_out)
 
 
-def count_epoch(state, score, c):
-  """Brings a validation score into the state; `c` is config.optimizer."""
-  score = np.float32(score)
-  gain = score > float(state.best_score)
+def count_epoch(state, accuracy, c):
+  """Brings a validation accuracy into the state; `c` is config.optimizer."""
+  accuracy = np.float32(accuracy)
+  gain = accuracy > float(state.best_score)
   return state.replace(
-      plateau=optimizer.update_plateau(state.plateau, score, c),
-      best_score=jnp.float32(max(score, float(state.best_score))),
+      plateau=optimizer.update_plateau(state.plateau, accuracy, c),
+      best_score=jnp.float32(max(accuracy, float(state.best_score))),
       epochs_without_gain=jnp.int32(
           0 if gain else int(state.epochs_without_gain) + 1))
 
@@ -235,8 +244,8 @@ def make_validation(config, run):
   head = config.validation.head
   accuracies = measure.make_meta_test(
       run.algorithm, run.splits['validation'],
-      [scoring.validation_protocol(config)],
-      {head: (head, scoring.head_options(config, head))})
+      [protocols.validation(config)],
+      {head: (head, protocols.options(config, head))})
   return lambda variables: accuracies(variables)[0][head]
 
 

@@ -1,4 +1,4 @@
-"""What a run shows at its end: its scores, and its curves."""
+"""What a run shows at its end: its scores and its curves."""
 
 import io
 import json
@@ -12,14 +12,14 @@ _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 def scores(result):
   """Returns the lines that a run ends with, from the contents of test.json.
 
-  Baselines stand beside the trained score, with the protocol above them.
+  The protocol comes first, then a line per score; baselines are among them.
   """
   data = result['data']
   if result['trained_on'] != data:
     data += f' (trained on {result["trained_on"]})'
   lines = [
       f'{result["ways"]}-way {result["shots"]}-shot, {result["queries"]} '
-      f'queries a class, {result["num_tasks"]} tasks of the '
+      f'queries per class, {result["num_tasks"]} tasks of the '
       f'{result["split"]} classes of {data}; BatchNorm: '
       f'{result["batch_norm"]}; step {result["checkpoint_step"]}']
   if 'C' in result:
@@ -38,7 +38,7 @@ def scores(result):
 
 def curves(path):
   """Draws curves.png of a run: loss and accuracies over the steps."""
-  # Imported late: it takes a second, and only here is it needed.
+  # Imported late: it takes a second and is needed here only.
   import matplotlib.figure
 
   records = metrics.read(path)

@@ -3,7 +3,7 @@
     model = trained.load('runs/mini')
     features = model.features(images)        # uint8 [B, h, w, c] -> [B, D]
 
-The data set that it was trained on need not be there.
+The training data need not be there.
 """
 
 import json
@@ -29,7 +29,7 @@ class Trained(NamedTuple):
   variables: Any
   step: int
   best_score: float  # its validation accuracy
-  data: dict[str, Any]  # as `describe_data` returns it
+  data: dict[str, Any]  # of build.describe_data
   features: Callable  # uint8 [B, h, w, c] -> float32 [B, D]
 
 
@@ -38,8 +38,8 @@ def load(path, config=None):
 
   Args:
     path: the run's workdir.
-    config: to take in place of the run's own; all that made the run must
-      agree, but not what a test reads.
+    config: to take in place of the run's own; it may differ in what a test
+      reads, and in nothing that made the run.
 
   Returns:
     Trained. Its `features` are of unit length where
@@ -67,20 +67,25 @@ def load(path, config=None):
 
   @jax.jit
   def features(images):
-    found = algorithm.features(state.variables,
-                               augment.normalise(images, mean, std))
-    return layers.unit_norm(found) if config.eval.normalise_features else found
+    values = algorithm.features(state.variables,
+                                augment.normalise(images, mean, std))
+    return (layers.unit_norm(values) if config.eval.normalise_features
+            else values)
 
   return Trained(config, algorithm, state.variables, int(state.step),
                  float(state.best_score), data, features)
 
 
 def read_data(path):
-  """Returns what `describe_data` wrote into a workdir."""
+  """Returns the data.json of a workdir, of `build.describe_data`.
+
+  Raises:
+    UserError: it cannot be read.
+  """
   file = path / workdir.DATA
   try:
     return json.loads(file.read_text())
   except (OSError, ValueError) as error:
     raise UserError(f'{file} cannot be read ({type(error).__name__}): start '
-                    'the run again with its config, which writes it'
+                    'the run once more with its config, which writes it'
                     ) from error

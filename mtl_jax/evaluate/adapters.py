@@ -1,0 +1,184 @@
+"""Ways to adapt to unseen tasks, all behind one signature.
+
+  new_heads    new heads on frozen features
+  own          the method's own adaptation ('own' in config.eval.heads)
+  all_layers   every layer, from class centroids ('tune_all')
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mtl_jax import devices, heads
+from mtl_jax.data import augment, episodes
+from mtl_jax.evaluate import features, tune_all
+
+OWN = 'own'  # the method's own adaptation in place of a head
+
+
+class Adapter(NamedTuple):
+  """Adapts to tasks and classifies their queries.
+
+  logits(variables, tasks) -> for each of `tasks` in turn, a dictionary of
+    label -> logits [t, Q, N]. `tasks` is a list of protocol.Tasks of one
+    store, each of `at_once` tasks (t), or of all tasks of a protocol where
+    there are fewer. What they share is computed once; results come one at a
+    time, so that those of all tasks need not be held.
+  at_once: tasks in one call; the result of a task does not depend on it.
+  """
+
+  logits: Callable
+  at_once: int
+
+
+def is_head(name):
+  """Returns whether a name of config.eval.heads is that of a new head."""
+  return name not in (OWN, tune_all.NAME)
+
+
+def make(algorithm, store, protocol, scored, fewest):
+  """Returns the adapters that give the logits of all labels of `scored`.
+
+  Args:
+    algorithm: whose features or adaptation are taken.
+    store: the split that the tasks are of.
+    protocol: Protocol, read for how tasks are measured.
+    scored: label -> (head name, 'own' or 'tune_all'; its options).
+    fewest: tasks of the smallest protocol; no more devices are used.
+
+  Returns:
+    List of Adapters.
+  """
+  new = {label: how for label, how in scored.items() if is_head(how[0])}
+  adapters = [new_heads(algorithm, store, protocol, new)] if new else []
+  for label, (name, options) in scored.items():
+    if name == OWN:
+      adapters.append(own(algorithm, store, label, fewest))
+    elif name == tune_all.NAME:
+      adapters.append(all_layers(algorithm, store, label, **options))
+  return adapters
+
+
+def new_heads(algorithm, store, protocol, scored):
+  """Adapts by new heads on frozen features.
+
+  The network sees every image of all tasks once; a task is then a gather of
+  features, and the heads of many tasks are fitted in one call.
+
+  Args:
+    algorithm, store: as in `make`.
+    protocol: read for `normalise_features`, `batch_size`, `tasks_at_once`,
+      `support_copies` and `augmentation`.
+    scored: label -> (head name, options).
+
+  Returns:
+    Adapter.
+  """
+  batch_features = features.make(algorithm, store, protocol.normalise_features)
+
+  @functools.partial(jax.jit, static_argnames='ways')
+  def fit(ways, support, labels, seen, query_rows):
+    # A head never learns which classes of the split it sees.
+    def of_task(support, query):
+      return {label: heads.find(name).logits(
+          heads.find(name).fit(support, labels, ways, **options), query)
+              for label, (name, options) in scored.items()}
+    return jax.vmap(of_task)(support, seen[query_rows])
+
+  @jax.jit
+  def of_copies(variables, key, number, images):
+    key = jax.random.fold_in(jax.random.fold_in(key, number),
+                             episodes.Use.AUGMENT)
+    images = jnp.tile(images, (protocol.support_copies, 1, 1, 1))
+    return batch_features(variables, augment.augment(
+        key, images, **protocol.augmentation))
+
+  def logits(variables, tasks):
+    used = np.unique(np.concatenate(
+        [ids.ravel() for part in tasks for ids in (part.support, part.query)]))
+    seen = jnp.concatenate(features.in_batches(
+        batch_features, variables, store, used, protocol.batch_size))
+    for part in tasks:
+      labels = part.support_y
+      if protocol.support_copies:
+        labels = jnp.tile(labels, protocol.support_copies)
+        support = jnp.stack([
+            of_copies(variables, part.key, number, store.images[ids])
+            for number, ids in zip(part.numbers, part.support, strict=True)])
+      else:
+        support = seen[np.searchsorted(used, part.support)]
+      yield fit(part.ways, support, labels, seen,
+                np.searchsorted(used, part.query))
+
+  return Adapter(logits, protocol.tasks_at_once)
+
+
+def own(algorithm, store, label, at_most):
+  """Adapts by the method's own `adapt` and `predict`.
+
+  A task's network holds its images and gradients: one task on each device.
+
+  Args:
+    algorithm, store: as in `make`.
+    label: of the logits.
+    at_most: tasks in one call.
+
+  Returns:
+    Adapter.
+  """
+  mesh = devices.mesh_of_tasks(at_most)
+  divided = P(devices.AXIS)
+
+  @functools.partial(jax.jit, static_argnames='ways')
+  def adapt(ways, variables, key, numbers, labels, support, query):
+    def of_task(variables, key, numbers, labels, support, query):
+      support, query = (augment.normalise(x[0], store.mean, store.std)
+                        for x in (support, query))
+      key = jax.random.fold_in(key, numbers[0])
+      return algorithm.predict(
+          algorithm.adapt(variables, key, support, labels, ways), query)[None]
+
+    return jax.shard_map(
+        of_task, mesh=mesh, out_specs=divided, check_vma=False,
+        in_specs=(P(), P(), divided, P(), divided, divided))(
+            variables, key, numbers, labels, support, query)
+
+  def logits(variables, tasks):
+    everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
+    for part in tasks:
+      # Waits for the result: the host holds the pixels of one call only.
+      yield {label: np.asarray(adapt(
+          part.ways, everywhere, part.key, part.numbers, part.support_y,
+          store.images[part.support], store.images[part.query]))}
+
+  return Adapter(logits, mesh.size)
+
+
+def all_layers(algorithm, store, label, *, steps, learning_rate,
+               tasks_at_once):
+  """Adapts every layer, see evaluate/tune_all.py.
+
+  Args:
+    algorithm, store: as in `make`.
+    label: of the logits.
+    steps, learning_rate, tasks_at_once: of tune_all.OPTIONS.
+
+  Returns:
+    Adapter.
+  """
+  tune = tune_all.make(algorithm, steps=steps, learning_rate=learning_rate)
+  images = lambda ids: augment.normalise(store.images[ids], store.mean,
+                                         store.std)
+
+  def logits(variables, tasks):
+    for part in tasks:
+      yield {label: tune(variables, images(part.support), part.support_y,
+                         images(part.query), part.ways)}
+
+  return Adapter(logits, tasks_at_once)

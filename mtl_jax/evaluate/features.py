@@ -1,0 +1,51 @@
+"""Features of frozen images: every image goes through the network once.
+
+Pixels stay on the host. Each is looked at once, and a device has the training
+split to hold.
+"""
+
+import jax
+import numpy as np
+
+from mtl_jax.data import augment
+from mtl_jax.evaluate import protocol
+from mtl_jax.models import layers
+
+
+def make(algorithm, store, normalise_features):
+  """Returns the jitted (variables, uint8 [B, h, w, c]) -> float32 [B, D].
+
+  Args:
+    algorithm: whose `features` are taken.
+    store: whose constants normalise the images.
+    normalise_features: whether features get unit length.
+  """
+  def batch_features(variables, images):
+    features = algorithm.features(variables, augment.normalise(
+        images, store.mean, store.std))
+    return layers.unit_norm(features) if normalise_features else features
+
+  return jax.jit(batch_features)
+
+
+def in_batches(batch_features, variables, store, ids, batch_size):
+  """Returns the features of the images `ids`, in a list of batches [B, D].
+
+  The last batch is filled up: rows beyond len(ids) count for nothing.
+  """
+  return [batch_features(variables, store.images[ids[rows]])
+          for rows, _ in protocol.chunks(len(ids), batch_size)]
+
+
+def of_store(algorithm, variables, store, normalise_features, batch_size):
+  """Returns the features of all images of a store: float32 [I, D]."""
+  batch_features = make(algorithm, store, normalise_features)
+  ids = np.arange(len(store.images))
+  return np.concatenate([np.asarray(part) for part in in_batches(
+      batch_features, variables, store, ids, batch_size)])[:len(ids)]
+
+
+def pixels(algorithm):
+  """Returns an algorithm whose features are the pixels themselves."""
+  return algorithm._replace(
+      features=lambda variables, images: images.reshape(len(images), -1))

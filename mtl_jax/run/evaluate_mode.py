@@ -1,0 +1,92 @@
+"""What `--mode=evaluate` and `--mode=features` do with a trained run."""
+
+import io
+
+import numpy as np
+
+from mtl_jax import devices, files
+from mtl_jax.config.check import validate
+from mtl_jax.data import store as stores
+from mtl_jax.errors import UserError
+from mtl_jax.evaluate import features
+from mtl_jax.run import build, report, score, tested_split, trained, workdir
+
+
+def evaluate_run(config, checkpoint, path):
+  """Tests a run that has been trained; only reads the run's folder.
+
+  Args:
+    config: the run's, with other `eval`, `heads` or `data` folders.
+    checkpoint: workdir of the run.
+    path: folder for the files of run/score.py.
+
+  Returns:
+    The contents of test.json.
+
+  Raises:
+    UserError: what a user can mend, in one line.
+  """
+  validate(config)
+  path = _folder(path)
+  devices.split_cpu(config.parallel.cpu_devices)
+  model = trained.load(checkpoint, config)
+  splits = {}
+  if config.eval.choose_C:
+    splits['validation'] = stores.load(
+        config.data.name, 'validation', config.data.dir,
+        config.data.manual_dir)
+  splits['test'] = tested_split.load(config, model.data, splits)
+  tested_split.check_test(config, splits)
+  untrained = None
+  if config.eval.baselines:
+    untrained = build.initial_state(
+        config, model.algorithm, model.data['image_shape']).variables
+  files.make(path)
+  result = score.test(config, path, model.algorithm, model, splits, untrained)
+  if config.log.progress:
+    print(report.scores(result))
+    print(f'Everything is in {path}')
+  return result
+
+
+def write_features(config, checkpoint, path):
+  """Writes the features of config.eval's split to features.npz.
+
+  `features` float32 [I, D], `labels` int32 [I], `class_names` [M], `names`
+  [I] of the images; of unit length where config.eval.normalise_features.
+
+  Args:
+    config, checkpoint, path: as in `evaluate_run`.
+
+  Raises:
+    UserError: what a user can mend, in one line.
+  """
+  validate(config)
+  path = _folder(path)
+  model = trained.load(checkpoint, config)
+  c = config.eval
+  store = tested_split.as_trained(stores.load(
+      c.data or config.data.name, c.split, config.data.dir,
+      config.data.manual_dir), model.data)
+  values = features.of_store(
+      model.algorithm, model.variables, store, c.normalise_features,
+      c.batch_size)
+  packed = io.BytesIO()
+  np.savez(packed, features=values, class_names=np.array(store.class_names),
+           labels=np.repeat(np.arange(store.num_classes, dtype=np.int32),
+                            np.diff(store.offsets)),
+           names=np.array(stores.image_names(store, config.data.dir)))
+  files.make(path)
+  files.write(path / 'features.npz', packed.getvalue())
+  if config.log.progress:
+    print(f'{len(values)} features of {values.shape[1]} numbers are in '
+          f'{path / "features.npz"}')
+
+
+def _folder(path):
+  """Returns a folder for results, which is not that of a run."""
+  path = files.at(path)
+  if (path / workdir.CONFIG).exists():
+    raise UserError(f'{path} is the workdir of a run, whose own results stay: '
+                    'choose another --workdir')
+  return path

@@ -1,0 +1,115 @@
+"""Test a state of a run, and write the scores.
+
+    test.json            accuracies with 95% intervals, and what was measured
+    tasks.npz            the accuracy of each task, label by label
+    test_episodes.json   the tasks themselves, where the config asks for them
+"""
+
+import io
+import json
+
+import numpy as np
+
+from mtl_jax import files
+from mtl_jax.data import episode_files
+from mtl_jax.evaluate import adapters, features, interval, measure
+from mtl_jax.evaluate import protocol as drawing
+from mtl_jax.run import protocols, tested_split
+
+
+def test(config, path, algorithm, state, splits, untrained=None):
+  """Tests a state; writes the files of this module.
+
+  Args:
+    config: read for `eval`, `heads` and names.
+    path: folder for the files.
+    algorithm: the method.
+    state: the best epoch: `variables`, `step` and `best_score`.
+    splits: 'test' -> Store, and 'validation' where C is chosen.
+    untrained: variables before training, whose scores stand beside; None: no
+      baselines.
+
+  Returns:
+    The contents of test.json.
+  """
+  c = config.eval
+  store = splits['test']
+  rules, image_ids = tested_split.given_tasks(config, store)
+  options = {head: protocols.options(config, head) for head in c.heads}
+  chosen = {}
+  if c.choose_C:
+    chosen = choose_C(config, algorithm, state.variables, splits['validation'])
+    options['logistic']['C'] = chosen['C']
+  scores = _scores(config, algorithm, state.variables, store, rules, image_ids,
+                   options, untrained)
+  result = {
+      'head': c.heads[0], **interval.summary(scores[c.heads[0]]),
+      'num_tasks': rules[0].num_tasks, 'ways': c.ways, 'shots': c.shots,
+      'queries': c.queries, 'split': c.split, 'data': store.name,
+      'trained_on': config.data.name, 'method': config.method.name,
+      'batch_norm': config.method.batch_norm, 'seed': c.seed,
+      'heads': options, 'normalise_features': c.normalise_features,
+      'support_copies': c.support_copies, 'episodes': c.read_episodes,
+      'checkpoint_step': int(state.step),
+      'validation_accuracy': float(state.best_score), **chosen,
+      'scores': {name: interval.summary(x) for name, x in scores.items()}}
+  if c.write_episodes:
+    ids = image_ids or [drawing.draw(p, store.offsets) for p in rules]
+    files.write(path / 'test_episodes.json', episode_files.to_json(
+        store, rules, ids, config.data.dir))
+  packed = io.BytesIO()
+  np.savez(packed, **scores)
+  files.write(path / 'tasks.npz', packed.getvalue())
+  files.write(path / 'test.json', json.dumps(result, indent=2))
+  return result
+
+
+def _scores(config, algorithm, variables, store, rules, image_ids, options,
+            untrained):
+  """Returns label -> accuracy of each task, for all shots and baselines.
+
+  Shots other than the run's are part of a label: 'logistic 1-shot'.
+  """
+  c = config.eval
+
+  def measured(algorithm, variables, scored):
+    return measure.make_meta_test(
+        algorithm, store, rules, scored, image_ids)(variables)
+
+  scored = {head: (head, options[head]) for head in c.heads}
+  by_protocol = measured(algorithm, variables, scored)
+  if untrained is not None:
+    # Pixels have no layers to adapt: a head is fitted to them.
+    head = next(filter(adapters.is_head, c.heads), 'logistic')
+    baselines = (
+        ('untrained', algorithm, scored[c.heads[0]]),
+        ('raw_pixels', features.pixels(algorithm),
+         (head, protocols.options(config, head))))
+    for label, other, how in baselines:
+      for scores, more in zip(by_protocol, measured(
+          other, untrained, {label: how}), strict=True):
+        scores.update(more)
+  return {label if p.shots == c.shots else f'{label} {p.shots}-shot': values
+          for p, scores in zip(rules, by_protocol, strict=True)
+          for label, values in scores.items()}
+
+
+def choose_C(config, algorithm, variables, store):
+  """Measures config.eval.choose_C on validation tasks.
+
+  Args:
+    config: read for `eval`, `validation` and `heads`.
+    algorithm, variables: what is tested.
+    store: the validation split.
+
+  Returns:
+    'C', the best one, and 'validation_by_C', accuracy by C.
+  """
+  values = config.eval.choose_C
+  fixed = protocols.options(config, 'logistic')
+  accuracies = measure.meta_test(
+      algorithm, variables, store, protocols.choice(config),
+      {str(C): ('logistic', {**fixed, 'C': C}) for C in values})
+  means = {C: float(np.mean(accuracies[str(C)])) for C in values}
+  return {'C': max(means, key=means.get),
+          'validation_by_C': {str(C): mean for C, mean in means.items()}}
