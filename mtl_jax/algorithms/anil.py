@@ -59,11 +59,7 @@ def published(benchmark, shots):
 
 def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,
           learned_rate, inner_l2, first_order, loss, batch_norm):
-  """Returns ANIL over a backbone; see `options` for the keywords.
-
-  An entry 'rate' of the parameters replaces `inner_rate`: a number [], or a
-  tree like the head with one rate for each of its parts.
-  """
+  """Returns ANIL over a backbone; see `options` for the keywords."""
   del num_classes
   check_choice('config.method.loss', loss, network.LOSSES)
   check_choice('config.method.batch_norm', batch_norm, network.BATCH_NORM)

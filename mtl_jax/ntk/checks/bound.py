@@ -79,12 +79,11 @@ def run(options, folder):
   for number in tqdm.tqdm(range(o.draws), f'bound, {o.dataset}, '
                           f'control {o.control}', unit='draw'):
     cells.append(_draw(o, source, number, folder / 'cells'))
-  result = {
+  result = check.write(folder / 'bound.json', {
       'options': o._asdict(), 'source': source.text,
       'norm': 'Euclidean norm of all m k predictions on the test query',
       'predictions': list(source.draw(0).test_query_y.shape),
-      **bound_verdict.judge(o, cells), 'seconds': time.monotonic() - started}
-  files.write(folder / 'bound.json', json.dumps(result, indent=1))
+      **bound_verdict.judge(o, cells), 'seconds': time.monotonic() - started})
   files.write(folder / 'bound.md', bound_verdict.markdown(result))
   bound_figures.draw(result, folder)
   return result

@@ -87,6 +87,13 @@ def read(file, otherwise):
                     'again') from error
 
 
+def write(file, contents):
+  """Writes a JSON file whole; returns what a reader gets of it."""
+  text = json.dumps(contents, indent=1)
+  files.write(file, text)
+  return json.loads(text)
+
+
 def write_figure(path, figure, dpi=120):
   """Writes a figure of matplotlib as PNG: whole, or not at all."""
   packed = io.BytesIO()

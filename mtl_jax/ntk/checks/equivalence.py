@@ -6,7 +6,6 @@ few-shot tasks, with how far off it is where that does not hold.
 """
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -79,10 +78,9 @@ def run(options, folder):
     print(f'{NAME}: {dtype}, {o.tasks} tasks', flush=True)
     with precision(dtype):
       result[dtype] = _measure(o, variables, *draws, dtype)
-    files.write(path, json.dumps(result, indent=1))
+    check.write(path, result)
   result.pop('verdict', None)  # the name of 'holds' in older folders
-  result |= _judge(result)
-  files.write(path, json.dumps(result, indent=1))
+  result = check.write(path, {**result, **_judge(result)})
   equivalence_figures.draw(result, folder)
   return result
 

@@ -89,10 +89,9 @@ def run(options, folder):
     while len(values) < o.draws:
       values.append(_draw(o, tasks, depth, width, len(values)))
       files.write(file, json.dumps(stored))
-  result = {'options': o._asdict(), **_judge(o, closed, stored['draws']),
-            'seconds': time.monotonic() - started}
-  result = json.loads(json.dumps(result))
-  files.write(folder / f'{NAME}.json', json.dumps(result, indent=1))
+  result = check.write(folder / f'{NAME}.json', {
+      'options': o._asdict(), **_judge(o, closed, stored['draws']),
+      'seconds': time.monotonic() - started})
   finite_width_figures.draw(result, folder)
   return result
 
