@@ -10,7 +10,7 @@ DEPTH = 2
 
 
 def kernels(x, z=None):
-  """Section 2 of the theory, by arc cosines of the inner products."""
+  """Section 1 of docs/theory.md, by arc cosines of the inner products."""
   z = x if z is None else z
   chord = np.linalg.norm(x[:, None] - z, axis=-1)
   head = every = 1 - chord ** 2 / 2
@@ -79,7 +79,7 @@ def adapt(method, params, features, targets, time, l2):
 
 
 def make_loss(method, inner):
-  """Returns the loss [..] of flat parameters, tasks stacked."""
+  """Returns the loss of parameters, summed over stacked tasks."""
   def of_task(params, features, heads, query_y, support_y):
     params = {**params, 'head': params['head'] + heads}
     if method != 'mtl':

@@ -7,12 +7,15 @@ import pytest
 from etils import epath
 
 from mtl_jax import ntk
+from mtl_jax.errors import UserError
 from mtl_jax.ntk import __main__ as cli
-from mtl_jax.ntk.checks import bound, bound_verdict, report, tasks
+from mtl_jax.ntk.checks import CHECKS, bound, bound_verdict, report, tasks
 from mtl_jax.ntk.precision import precision
 
-GRID = bound.Options(times=(0., 0.01, 0.03, 0.1, 1.), depths=(1, 2, 4, 8, 16),
-                     draws=4, tasks=4, queries=6, support=5)
+OPTIONS = {'times': (0., 0.01, 0.03, 0.1, 1.), 'depths': (1, 2, 4, 8, 16),
+           'draws': 4, 'tasks': 4, 'queries': 6, 'support': 5}
+GRID = bound.settle(OPTIONS)
+CHECK = CHECKS['bound']
 
 
 @pytest.fixture(scope='module')
@@ -21,22 +24,22 @@ def folders(tmp_path_factory):
 
 
 def result_of(folders, control):
-  return bound.run(GRID._replace(control=control), folders / control)
+  return CHECK.run({**OPTIONS, 'control': control}, folders / control)
 
 
 def checks(result):
-  return {name: one['holds'] for name, one in result['checks'].items()}
+  return {name: check['holds'] for name, check in result['checks'].items()}
 
 
 def test_the_bound_is_confirmed_on_random_tasks(folders):
-  """The paper's claim; and what a reader gets is all there."""
+  """The paper's claim would not be confirmed, or not all of it reported."""
   result = result_of(folders, 'none')
   assert checks(result) == dict.fromkeys(
       ('bounded', 'depth', 'jointly', 'signal'), True)
-  assert result['holds'] and 'is confirmed' in bound.summary(result)
+  assert result['holds'] and 'is confirmed' in CHECK.summary(result)
   assert result['C']['value'] == np.max(result['ratio'])
-  assert len(bound.table(result)[1]) == 25
-  for name, caption in bound.figures(result, folders / 'none'):
+  assert len(CHECK.table(result)[1]) == 25
+  for name, caption in CHECK.figures(result, folders / 'none'):
     assert (folders / 'none' / name).read_bytes()[1:4] == b'PNG' and caption
   assert json.loads((folders / 'none' / 'bound.json').read_text())['holds']
   assert '| 0.03 | 16 |' in (folders / 'none' / 'bound.md').read_text()
@@ -44,10 +47,12 @@ def test_the_bound_is_confirmed_on_random_tasks(folders):
 
 @pytest.mark.parametrize('control', ['independent_heads', 'union'])
 def test_the_bound_is_not_confirmed_for_a_wrong_mtl(folders, control):
-  """A verdict that cannot be negative says nothing."""
+  """The verdict could not be negative, and would say nothing."""
   result = result_of(folders, control)
   assert not result['holds'] and not checks(result)['signal']
-  assert 'NOT confirmed' in bound.summary(result)
+  assert 'NOT confirmed' in CHECK.summary(result)
+  assert CHECK.verdict(result) == (
+      f'the bound is NOT confirmed (control: {control})')
   if control == 'independent_heads':  # nothing of the body is shared
     np.testing.assert_allclose(result['relative'], 1, rtol=1e-9)
 
@@ -59,7 +64,7 @@ def numbers(drawn):
 
 
 def test_gaps_are_those_of_the_predictors(folders):
-  """The grid is computed with shared kernels: an index could be wrong."""
+  """An index into the kernels that the grid shares would be wrong."""
   result_of(folders, 'none')
   cells = json.loads((folders / 'none/cells/draw_0001.json').read_text())
   drawn = bound.make_source(GRID).draw(1)
@@ -77,20 +82,21 @@ def test_gaps_are_those_of_the_predictors(folders):
 
 
 def test_union_control_is_mtl_on_query_and_support():
-  """Against the predictor with both sets as its query."""
+  """The control would not be the predictor with both sets as its query."""
   drawn = bound.make_source(GRID).draw(0)
   with precision('float64'):
     gap = bound.predictions(drawn, 2, GRID.times[:1], 1., 'union')
   both = {f'query_{part}': np.concatenate(
       [getattr(drawn, f'query_{part}'), getattr(drawn, f'support_{part}')], 1)
       for part in 'xy'}
-  expected = ntk.mtl_predictions(
-      **{**numbers(drawn), **both}, depth=2, test_time=1., dtype='float64')
+  expected = ntk.predict(
+      'mtl', **{**numbers(drawn), **both}, depth=2, test_time=1.,
+      dtype='float64').values
   np.testing.assert_allclose(np.asarray(gap.mtl), expected, atol=1e-10)
 
 
 def test_independent_heads_share_no_gradient_in_the_body():
-  """What the control takes out, on wide networks with drawn read-outs."""
+  """The control would take out what wide networks do not lose."""
   rng = np.random.default_rng(0)
   m, d = 20_000, 4
   x, z = (tasks._unit(rng.normal(size=(3, d))) for _ in range(2))
@@ -103,8 +109,8 @@ def test_independent_heads_share_no_gradient_in_the_body():
   np.testing.assert_allclose(product(v, w), 0, atol=0.03)
 
 
-def test_a_stopped_run_goes_on_from_its_cells(folders, tmp_path):
-  """What is stored is used and not computed again; the rest is."""
+def test_a_stopped_run_resumes_from_its_cells(folders, tmp_path):
+  """Stored cells would be computed again, or missing ones left out."""
   whole = result_of(folders, 'none')
   folder = epath.Path(tmp_path)
   for file in (folders / 'none').iterdir():
@@ -119,15 +125,15 @@ def test_a_stopped_run_goes_on_from_its_cells(folders, tmp_path):
   cells['8']['0.1']['gap'] += 4.
   del cells['2']['0.0'], cells['16']
   file.write_text(json.dumps(cells))
-  resumed = bound.run(GRID, folder)
+  resumed = CHECK.run(OPTIONS, folder)
   expected = np.array(whole['gap'])
   expected[3, 3] += 1.  # mean over four draws
   np.testing.assert_allclose(resumed['gap'], expected, rtol=1e-9)
-  with pytest.raises(bound.UserError, match='--out: .* holds --test_time=1.0'):
-    bound.run(GRID._replace(test_time=2.), folder)
+  with pytest.raises(UserError, match='--out: .* holds --test_time=1.0'):
+    CHECK.run({**OPTIONS, 'test_time': 2.}, folder)
   file.write_text('{')
-  with pytest.raises(bound.UserError, match='draw_0002.json is damaged'):
-    bound.run(GRID, folder)
+  with pytest.raises(UserError, match='draw_0002.json is damaged'):
+    CHECK.run(OPTIONS, folder)
 
 
 def synthetic(law, noise=0.05, draws=20):
@@ -147,17 +153,17 @@ def synthetic(law, noise=0.05, draws=20):
     (lambda t, depth: t ** 0.5 + 1 / depth, {'bounded', 'jointly'}),
     (lambda t, depth: 1., {'bounded', 'depth', 'jointly', 'signal'})])
 def test_verdict_finds_a_law_that_breaks_the_bound(law, failing):
-  """Wrong in depth, wrong in time, or a gap that does not fall at all."""
-  found = bound_verdict.judge(GRID, synthetic(law))
-  assert {name for name, good in checks(found).items() if not good} == failing
+  """A gap of another law in depth or time would be confirmed."""
+  result = bound_verdict.judge(GRID, synthetic(law))
+  assert {name for name, good in checks(result).items() if not good} == failing
   if not failing:
-    assert found['C']['low'] < 3.2 and found['C']['value'] > 3
-    assert found['slopes_in_depth'][0][-1]['low'] < -1 < (
-        found['slopes_in_depth'][0][-1]['high'])
+    assert result['C']['low'] < 3.2 and result['C']['value'] > 3
+    assert result['slopes_in_depth'][0][-1]['low'] < -1 < (
+        result['slopes_in_depth'][0][-1]['high'])
 
 
 def test_draws_are_tasks_of_their_own_and_come_again():
-  """Inputs of unit length; a resumed run must see the same tasks."""
+  """A resumed run would see other tasks, or all draws the same."""
   source = bound.make_source(GRID)
   first, again, other = (source.draw(i) for i in (0, 0, 1))
   np.testing.assert_array_equal(first.query_x, again.query_x)
@@ -166,7 +172,7 @@ def test_draws_are_tasks_of_their_own_and_come_again():
 
 
 def test_points_in_their_span_have_the_same_inner_products():
-  """Images are turned into few coordinates before any kernel sees them."""
+  """The few coordinates of images would have other kernels than they."""
   x = np.random.default_rng(0).normal(size=(2, 3, 50))
   few = tasks._in_their_span(x)
   assert few.shape == (2, 3, 6)
@@ -180,13 +186,17 @@ def test_points_in_their_span_have_the_same_inner_products():
     (['bound', '--depths=1,2,3'], '--depths: three or more'),
     (['bound', '--control=no'], "--control is 'no': allowed are none"),
     (['bound', '--dataset=no'], "--dataset is 'no': allowed are random"),
+    (['bound', '--times=-1,0,1'], '--times has -1.0: must be at least 0'),
     (['bound', '--shared=2'], '--shared: 2.0 is not between 0 and 1'),
-    (['bound', '--draws=1'], '--draws: 1; intervals need'),
+    (['bound', '--draws=1'], '--draws is 1: must be at least 3'),
+    (['bound', '--test_time=-1'], '--test_time is -1.0: must be at least 0'),
+    (['finite_width', '--long=no'], "--long: invalid true|false value: 'no'"),
+    (['equivalence', '--shots=0'], '--shots is 0: must be at least 1'),
     (['bound', '--nothing=1'], 'unrecognized arguments: --nothing=1'),
     (['report', '--checks=x'], "--checks is 'x': allowed are bound"),
     (['nothing'], "the command is 'nothing': allowed are bound")])
 def test_command_line_says_what_is_wrong(flags, message, capsys, tmp_path):
-  """One line and exit code 2, with nothing made."""
+  """A wrong flag would end in a traceback, or leave a folder behind."""
   if flags != ['nothing']:
     flags = [*flags, f'--out={tmp_path / "made"}']
   assert cli.main(flags) == 2
@@ -198,17 +208,21 @@ def test_command_line_says_what_is_wrong(flags, message, capsys, tmp_path):
 
 def test_report_is_one_page_and_leaves_out_what_is_not_there(
     folders, tmp_path, monkeypatch):
-  """Figures within the page; a missing data set is said, not an error."""
+  """Figures would be missing, or a data set that is not there an error."""
   result_of(folders, 'none')
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path))
   monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)
-  parts = [report.Part('Random', 'bound', 'none', GRID._asdict()),
+  parts = [report.Part('Random', 'bound', 'none', OPTIONS),
            report.Part('Images', 'bound', 'b', {'dataset': 'omniglot'})]
   monkeypatch.setattr(report, 'parts', lambda options: parts)
-  found = report.run(report.Options(checks=('bound',)), folders)
+  results = report.run({'checks': ('bound',)}, folders)
   page = (folders / 'report.html').read_text()
   assert page.count('<img ') == 4 == page.count('data:image/png;base64')
   assert 'http' not in page.replace('https://github.com/brendenlake', '')
   assert 'verdict: the bound is confirmed' in page
-  assert found['Images'].startswith('left out: ')
-  assert 'Images: left out' in report.summary(found)
+  assert 'Random</a>: the bound is confirmed</li>' in page
+  assert results['Images']['summary'].startswith('left out: ')
+  assert results['Images']['holds'] is None and results['Random']['holds']
+  lines = report.summary(results)
+  assert 'Images: left out' in lines
+  assert 'Random: the bound is confirmed' in lines

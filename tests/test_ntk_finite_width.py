@@ -9,12 +9,15 @@ from etils import epath
 
 from mtl_jax import ntk
 from mtl_jax.errors import UserError
-from mtl_jax.ntk.checks import finite_width, networks
+from mtl_jax.ntk.checks import CHECKS, finite_width, networks
 from mtl_jax.ntk.flow import Steps
 
-SMALL = finite_width.Options(
-    widths=(256, 260), depths=(1,), draws=2, tasks=2, queries=3, support=2,
-    test_points=3, dims=4, train_steps=3, inner_steps=2, test_steps=2)
+OPTIONS = {
+    'widths': (256, 260), 'depths': (1,), 'draws': 2, 'tasks': 2,
+    'queries': 3, 'support': 2, 'test_points': 3, 'dims': 4,
+    'train_steps': 3, 'inner_steps': 2, 'test_steps': 2}
+SMALL = finite_width.settle(OPTIONS)
+CHECK = CHECKS['finite_width']
 
 
 def by_hand(method, tasks, head, body, outputs, steps):
@@ -59,7 +62,7 @@ def by_hand(method, tasks, head, body, outputs, steps):
 
 
 def test_methods_train_what_the_theory_says():
-  """A mean for a sum, an intercept, heads that share, another new head."""
+  """A method would train another loss, an intercept or other heads."""
   o = SMALL._replace(train_time=0.6)
   tasks = jax.tree.map(
       lambda a: jnp.asarray(a, a.dtype if a.dtype == np.int32 else 'float32'),
@@ -71,12 +74,12 @@ def test_methods_train_what_the_theory_says():
     expected = by_hand(method, tasks, initial['head'], initial['backbone'],
                        o.outputs, steps)
     np.testing.assert_allclose(getattr(got, method), expected, atol=2e-5)
-  # Not so because nothing has been trained: then the two would be equal.
+  # Without any training the two would be equal.
   assert np.abs(got.anil - got.mtl).max() > 0.02
 
 
 def test_output_is_zero_at_the_start():
-  """An offset that the closed form does not have."""
+  """The networks would have an offset that the closed form lacks."""
   initial = networks.start(jax.random.key(0), 16, 2, 4, 3)
   x = jax.random.normal(jax.random.key(1), (5, 4))
   out = networks.Pair(16, 2).apply(
@@ -87,7 +90,7 @@ def test_output_is_zero_at_the_start():
 
 @pytest.mark.parametrize('method', ['anil', 'mtl'])
 def test_steps_in_closed_form_are_steps_of_the_linear_model(method):
-  """(1 - rate s)^count put in the wrong place."""
+  """The factor (1 - rate s)^count would stand in the wrong place."""
   rng = np.random.default_rng(0)
 
   def sphere(*shape):
@@ -144,7 +147,7 @@ def steps_by_hand(method, data, train, inner, test):
 
 
 def test_fit_finds_exponents_and_rejects_another():
-  """An exponent of squares, of narrow widths, or an interval too wide."""
+  """The fit would use squares or narrow widths, or its interval be wide."""
   rng = np.random.default_rng(0)
   widths = np.array([64, 256, 512, 1024])
   for exponent in (-0.5, -1.):
@@ -152,17 +155,17 @@ def test_fit_finds_exponents_and_rejects_another():
     for _ in range(40):
       squares = (widths[:, None] ** (2. * exponent)
                  * rng.chisquare(8, size=(4, 24)) / 8)
-      squares[0] *= 100  # not asked
-      found = finite_width.fit(widths, squares)
-      low, high = found['interval']
-      assert low < found['slope'] < high
+      squares[0] *= 100  # too narrow to count
+      fitted = finite_width.fit(widths, squares)
+      low, high = fitted['interval']
+      assert low < fitted['slope'] < high
       assert high - low < 0.5
       covered += low <= exponent <= high
     assert 33 <= covered
 
 
-def test_run_goes_on_where_it_was_left(tmp_path, monkeypatch):
-  """A long run that starts anew, or mixes draws of other options."""
+def test_run_resumes_where_it_was_stopped(tmp_path, monkeypatch):
+  """A long run would start anew, or mix draws of other options."""
   trained = []
   rng = np.random.default_rng(0)
 
@@ -172,23 +175,25 @@ def test_run_goes_on_where_it_was_left(tmp_path, monkeypatch):
 
   monkeypatch.setattr(networks, 'train', fake)
   folder = epath.Path(tmp_path / 'run')
-  finite_width.run(SMALL, folder)
+  CHECK.run(OPTIONS, folder)
   assert trained == [256, 256, 260, 260]
-  result = finite_width.run(SMALL._replace(draws=3), folder)
+  result = CHECK.run({**OPTIONS, 'draws': 3}, folder)
   assert trained[4:] == [256, 260]
-  for name, _ in finite_width.figures(result, folder):
+  assert isinstance(result['holds'], bool)
+  for name, _ in CHECK.figures(result, folder):
     assert (folder / name).read_bytes().startswith(b'\x89PNG')
-  text = finite_width.summary(result)
+  text = CHECK.summary(result)
   assert 'Verdict: the distances of ANIL and of MTL' in text
+  assert CHECK.verdict(result) in text
   with pytest.raises(UserError, match='holds --queries=3, not 4'):
-    finite_width.run(SMALL._replace(queries=4), folder)
+    CHECK.run({**OPTIONS, 'queries': 4}, folder)
 
 
 @pytest.mark.parametrize('change, message', [
     ({'widths': (64, 256)}, '--widths: two from 256'),
-    ({'draws': 1}, '--draws: 1; use 2'),
-    ({'inner_time': 0.}, '--inner_time: 0.0 is not above 0')])
+    ({'draws': 1}, '--draws is 1: must be at least 2'),
+    ({'inner_time': 0.}, '--inner_time is 0.0: must be above 0')])
 def test_wrong_options_are_named(change, message, tmp_path):
-  """A fit through one point, or a traceback."""
+  """A slope would be fitted through one point, or a traceback shown."""
   with pytest.raises(UserError, match=message):
-    finite_width.run(SMALL._replace(**change), epath.Path(tmp_path))
+    CHECK.run({**OPTIONS, **change}, epath.Path(tmp_path))

@@ -63,7 +63,7 @@ def erf_moments(kernel):
 
 
 def recursion(x, depth, moments, w, b):
-  """The layers one after another, as Jacot et al. state them."""
+  """The recursion over layers, as Jacot et al. state it."""
   nngp = tangent = x @ x.T
   for _ in range(depth):
     nngp, derivative = moments(w * nngp + b)
@@ -73,7 +73,7 @@ def recursion(x, depth, moments, w, b):
 
 @pytest.mark.parametrize('depth', [1, 8, 64])
 def test_diagonal_is_exact_and_coincident_points_are(depth):
-  """An arc cosine near 1 misses L + 1 by 1e-6 at depth 16."""
+  """Theta(x, x) would miss L + 1, as it does by 1e-6 with an arc cosine."""
   x = sphere(0, 40)
   own = exact(x, depth=depth)
   np.testing.assert_allclose(np.diag(own.nngp), 1, rtol=0, atol=1e-12)
@@ -84,7 +84,7 @@ def test_diagonal_is_exact_and_coincident_points_are(depth):
 
 
 def test_large_tiles_are_exact_where_points_nearly_coincide(monkeypatch):
-  """The matrix product of large tiles cancels there; it must be mended."""
+  """The matrix product of large tiles would cancel there."""
   x = sphere(1, 24)
   gaps = 10. ** np.arange(-10, -4)
   x = np.concatenate([x, [x[0] + gap * x[1] for gap in gaps], -x[2:3], x[5:6]])
@@ -101,7 +101,7 @@ def test_large_tiles_are_exact_where_points_nearly_coincide(monkeypatch):
 @pytest.mark.parametrize('activation, moments', [
     ('relu', relu_moments), ('erf', erf_moments)])
 def test_variances_and_lengths_enter_as_stated(activation, moments):
-  """Points off the sphere, a bias and a weight variance of one's own."""
+  """A length, a bias or a weight variance would enter in a wrong place."""
   x = sphere(2, 4) * np.array([0.2, 0.5, 1, 2])[:, None]
   got = exact(x, depth=3, activation=activation, weight_variance=1.7,
               bias_variance=0.3)
@@ -112,7 +112,7 @@ def test_variances_and_lengths_enter_as_stated(activation, moments):
 
 
 def test_erf_is_the_mean_over_random_features():
-  """Monte Carlo knows nothing of the arc sine."""
+  """The formula would differ from a Monte Carlo mean."""
   x = sphere(3, 5)
   got = ntk.fully_connected(x, depth=1, activation='erf', weight_variance=2.,
                             bias_variance=0.5)
@@ -129,7 +129,7 @@ def test_erf_is_the_mean_over_random_features():
 
 
 def test_blocks_equal_the_whole():
-  """A tile at a wrong place, or a mirrored one not turned, shows here."""
+  """A tile would be in a wrong place, or a mirrored one not transposed."""
   x, z = sphere(5, 23), sphere(6, 17)
   for options in ({}, {'activation': 'erf', 'bias_variance': 0.1}):
     kernels = functools.partial(exact, depth=3, **options)
@@ -143,7 +143,7 @@ def test_blocks_equal_the_whole():
 
 
 def test_convolutions_of_one_pixel_are_dense_layers():
-  """Ties both recursions together, bias, weights and borders included."""
+  """The two recursions would differ in bias, weights or borders."""
   x = sphere(9, 6)
   dense = exact(x, depth=3, weight_variance=1.5, bias_variance=0.2)
   pixel = functools.partial(exact_conv, x[:, None, None], depth=3,
@@ -192,7 +192,7 @@ class Convolution(nn.Module):
     (Convolution(128, 2), ntk.convolutional, images(11, 2), 60)],
     ids=['dense', 'convolution'])
 def test_wide_networks_have_these_kernels(network, closed, x, draws):
-  """Independent of every formula: the network's own gradients.
+  """The formulas would not be the kernels of networks' own gradients.
 
   A standard error of each entry from few draws is itself uncertain by a
   quarter, and there are many entries: root mean squares are compared.
@@ -218,7 +218,7 @@ def _apply(network, params, x):
 
 
 def test_empirical_kernel_is_that_of_all_gradients():
-  """Blocks, two outputs, and which parameters are the head's."""
+  """Blocks, outputs or the head's parameters would be mixed up."""
   def apply(params, x):
     hidden = jnp.tanh(x @ params['body']['kernel'])
     return hidden @ params['head']['kernel'] + params['head']['bias']
@@ -243,7 +243,7 @@ def test_empirical_kernel_is_that_of_all_gradients():
 
 
 def test_float64_leaves_the_setting_of_the_caller_alone():
-  """A library that flips the global flag changes its user's training."""
+  """The library would change the precision of its user's training."""
   x = sphere(13, 4).astype('float32')
   assert exact(x, depth=1).ntk.dtype == jnp.float64
   assert ntk.fully_connected(x, depth=1).ntk.dtype == jnp.float32
@@ -253,7 +253,7 @@ def test_float64_leaves_the_setting_of_the_caller_alone():
 
 @pytest.mark.parametrize('activation', ['relu', 'erf'])
 def test_a_blank_point_is_no_nan(activation):
-  """A padded task or a black image has length 0."""
+  """A padded task or a black image, of length 0, would give NaN."""
   x = sphere(14, 3)
   x[1] = 0
   got = exact(x, depth=2, activation=activation)
@@ -271,13 +271,13 @@ def test_a_blank_point_is_no_nan(activation):
     ({'z': np.zeros((2, 3))}, r'z: shape \(2, 3\) does not fit'),
 ])
 def test_wrong_arguments_are_named(change, message):
-  """A user should not have to read a traceback."""
+  """A user would have to read a traceback."""
   with pytest.raises(UserError, match=message):
     ntk.fully_connected(**{'x': np.ones((2, 4)), 'depth': 1, **change})
 
 
 def test_wrong_images_are_named():
-  """As for the dense kernel; an even filter has no centre."""
+  """Wrong shapes, or an even filter, which has no centre, would pass."""
   with pytest.raises(UserError, match='x: shape'):
     ntk.convolutional(np.ones((2, 4)), depth=1)
   with pytest.raises(UserError, match='filter_size: 2 is not an odd number'):

@@ -43,7 +43,7 @@ def values(method, data, **options):
 
 
 def test_predictions_without_adaptation_are_kernel_regression():
-  """The issue's three identities: a wrong head or body share shows here."""
+  """The head's or the body's share of the kernel would be wrong."""
   data = draw(tasks=1, n=8)
   x, y, z = data['query_x'][0], data['query_y'][0], data['test_query_x']
   own, cross = kernels(x), kernels(z, x)
@@ -63,7 +63,7 @@ def test_predictions_without_adaptation_are_kernel_regression():
     ('anil', 0.7, 0.3), ('mtl', np.inf, 0.3)])
 def test_predictions_are_what_gradient_flow_of_the_model_gives(
     method, train_time, l2):
-  """Derived wrongly, the closed form would still look like a prediction."""
+  """The closed form would not be what training gives."""
   data = draw()
   inner, test = ((0.4, None), (1., None)) if l2 is None else ((None, l2),) * 2
   with jax.enable_x64(True):
@@ -74,7 +74,7 @@ def test_predictions_are_what_gradient_flow_of_the_model_gives(
 
 
 def by_tasks(method, queries, supports, data, inner_time, test_time):
-  """Section 3 of the theory by loops over tasks of any size, and Phi."""
+  """Section 2 of docs/theory.md by loops over tasks of any size, and Phi."""
   adapting = 'all' if method == 'maml' else 'head'
 
   def transfer(x, support_x, time):
@@ -99,13 +99,14 @@ def by_tasks(method, queries, supports, data, inner_time, test_time):
     phi = reduce @ kernels(x)['all'] @ reduce.T
     rows = test_rows @ kernels(test_x, x)['all'] @ reduce.T
     y = y - np.concatenate(
-        [one @ s[1] for one, s in zip(a, supports, strict=True)])
+        [transfer_i @ s[1]
+         for transfer_i, s in zip(a, supports, strict=True)])
   return test_a @ data['test_support_y'] + rows @ np.linalg.solve(phi, y), phi
 
 
 @methods
 def test_masked_points_leave_no_trace(method):
-  """Tasks of unequal size, with NaN where they are filled up."""
+  """Padding of tasks of unequal size would change the predictions."""
   data = draw()
   masks = {'query': np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1]], bool),
            'support': np.array([[1, 1, 1], [1, 1, 0], [0, 0, 1]], bool)}
@@ -123,7 +124,7 @@ def test_masked_points_leave_no_trace(method):
 
 
 def test_masked_points_leave_no_trace_where_blank_points_correlate():
-  """With a bias even an input of zeros has a kernel to the others."""
+  """Padding would leak where an input of zeros has a kernel to others."""
   data = draw()
   kernel = functools.partial(ntk.fully_connected, depth=DEPTH,
                              bias_variance=0.5)
@@ -139,7 +140,7 @@ def test_masked_points_leave_no_trace_where_blank_points_correlate():
 
 @methods
 def test_order_and_axes_do_not_matter(method):
-  """Tasks, points and outputs have no order, directions of space no name."""
+  """Predictions would depend on an order or on the axes of space."""
   rng = np.random.default_rng(1)
   data = draw()
   expected = values(method, data)
@@ -161,7 +162,7 @@ def test_order_and_axes_do_not_matter(method):
 
 @methods
 def test_influence_of_targets_is_symmetric(method):
-  """The influence of one target on another's prediction has no direction.
+  """A target would influence another's prediction more than it is influenced.
 
   Training queries as test queries, test adaptation as in training and zero
   test targets: then predictions are M Y with a symmetric smoother M.
@@ -182,7 +183,7 @@ def test_influence_of_targets_is_symmetric(method):
 
 
 def test_singular_phi_is_an_error_and_a_singular_support_is_not():
-  """Cholesky of a singular matrix is noise or NaN without a word."""
+  """A singular Phi would give noise or NaN without a message."""
   data = draw()
   repeated = {**data, 'query_x': data['query_x'].copy()}
   repeated['query_x'][0, 1] = repeated['query_x'][0, 0]
@@ -199,7 +200,7 @@ def test_singular_phi_is_an_error_and_a_singular_support_is_not():
 
 
 def test_float32_and_other_kernels_are_taken():
-  """Convolutions on images, and float32 to about its precision."""
+  """float32 would lose its precision, or a kernel of images be refused."""
   data = draw()
   exact = values('anil', data)
   single = predict('anil', data, dtype=None)
@@ -226,7 +227,7 @@ def test_float32_and_other_kernels_are_taken():
     ({'query_mask': np.ones(4)}, 'query_mask: shape'),
 ])
 def test_wrong_arguments_are_named(change, message):
-  """A user should not have to read a traceback."""
+  """A user would have to read a traceback."""
   data = draw()
   options = {k: v for k, v in change.items() if k not in data}
   data |= {k: v for k, v in change.items() if k in data}

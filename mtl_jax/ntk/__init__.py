@@ -1,24 +1,23 @@
 """Wide networks in closed form: kernels, and what training predicts.
 
-`docs/theory.md` derives what is computed here. Nothing in this folder reads
-a training config.
+    kernels = fully_connected(x, depth=3)
+    predictions = predict('anil', query_x=.., depth=3, ..)
+
+`docs/theory.md` has the derivations. The names below are meant for users. The
+library reads no training config and no files; the experiments on it are in
+`checks/`, which `python -m mtl_jax.ntk` runs.
 """
 
+from mtl_jax.ntk.flow import Steps
 from mtl_jax.ntk.kernels import (
     Kernels,
     convolutional,
     empirical,
     fully_connected,
 )
-from mtl_jax.ntk.predictors import (
-    Predictions,
-    anil_predictions,
-    maml_predictions,
-    mtl_predictions,
-    predict,
-)
+from mtl_jax.ntk.predictors import METHODS, Predictions, predict
 
 __all__ = [
-    'Kernels', 'Predictions', 'anil_predictions', 'convolutional', 'empirical',
-    'fully_connected', 'maml_predictions', 'mtl_predictions', 'predict',
+    'METHODS', 'Kernels', 'Predictions', 'Steps', 'convolutional', 'empirical',
+    'fully_connected', 'predict',
 ]

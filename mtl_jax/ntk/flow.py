@@ -1,4 +1,4 @@
-"""What a time of gradient descent on half a sum of squares does.
+"""Gradient descent on half a sum of squares, in closed form.
 
 In an eigendirection of the kernel with the eigenvalue s, a residual shrinks
 by exp(-time s) in gradient flow and by (1 - rate s)^count in steps.
@@ -12,17 +12,21 @@ from jax.scipy.linalg import cho_factor, cho_solve
 
 
 class Steps(NamedTuple):
-  """In place of a time of gradient flow: steps, of the time rate * count."""
+  """Gradient steps in place of gradient flow for the time rate * count."""
 
   rate: float
   count: int
 
 
 def transfer(cross, own, time, l2):
-  """Returns A [n, s]: what a residual on the support adds on the query.
+  """Returns A [n, s]: a residual on the support adds A times it on the query.
 
-  cross [n, s] and own [s, s] are kernels of the parameters that adapt. A
-  singular `own` is no trouble: its null space is not moved along.
+  Args:
+    cross: kernel [n, s] of the parameters that adapt, query to support.
+    own: the same, support to support [s, s]. It may be singular: nothing
+      moves in its null space.
+    time: rate times time, inf, or Steps; ignored where l2 is given.
+    l2: weight of the distance to the start, or None.
   """
   if l2 is not None:
     factor = cho_factor(own + l2 * jnp.eye(len(own), dtype=own.dtype))
@@ -32,7 +36,13 @@ def transfer(cross, own, time, l2):
 
 
 def train(phi, targets, time):
-  """Returns the dual coefficients and the extreme eigenvalues of Phi."""
+  """Returns the dual coefficients [n, k] and Phi's extreme eigenvalues.
+
+  Args:
+    phi: [n, n].
+    targets: [n, k].
+    time: of gradient flow, inf for convergence, or Steps.
+  """
   def to_convergence():
     values = jnp.linalg.eigvalsh(phi)
     return cho_solve(cho_factor(phi), targets), values[0], values[-1]
@@ -48,9 +58,10 @@ def train(phi, targets, time):
 
 
 def growth(values, time):
-  """Returns (1 - exp(-time values)) / values, `time` at 0, or that of Steps.
+  """Returns (1 - exp(-time values)) / values; `time` where values are 0.
 
-  Values that are 0 up to rounding count as 0, at infinite time with growth 0.
+  For Steps, exp(-time value) becomes (1 - rate value)^count. Values that are
+  0 up to rounding count as 0; at infinite time their growth is 0.
   """
   cut = len(values) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
   real = values > cut

@@ -7,13 +7,14 @@ Networks are in tangent-kernel scaling,
   f   = sqrt(1 / m) W phi(h_depth),
 
 with standard normal W and B, width m to infinity, weight variance w and bias
-variance b (Jacot et al., NeurIPS 2018). `nngp` is K, the covariance of f and
-also the part of the tangent kernel that belongs to the read-out; `ntk` is
-Theta, the tangent kernel of all layers. Inputs of unit length give K = 1 and
-Theta = depth + 1 on the diagonal of a ReLU network.
+variance b (Jacot et al., NeurIPS 2018). `nngp` is K, the covariance of f; it
+is also the read-out's part of the tangent kernel. `ntk` is Theta, the tangent
+kernel of all layers. Inputs of unit length give K = 1 and Theta = depth + 1 on
+the diagonal of a ReLU network.
 
-`dtype='float64'` computes in float64 whatever jax is set to; outside of
-`jax.enable_x64` convert such a result with `numpy.asarray` to compute on.
+`dtype='float64'` computes in float64 whatever jax is set to. Convert such a
+result with `numpy.asarray` before you compute with it outside of
+`jax.enable_x64`.
 """
 
 import functools
@@ -28,9 +29,10 @@ from mtl_jax.ntk import layers
 from mtl_jax.ntk.precision import as_floats, precision
 from mtl_jax.ntk.tiles import fill
 
-_DIRECT = 2 ** 20  # numbers in a tile's differences that are taken at once
+# Tiles with at most so many numbers in their differences need no product.
+_DIRECT = 2 ** 20
 _CONV_TILE = 2 ** 21  # pairs of pixels in a tile, unless a block is given
-# Versines below this are taken again without cancellation.
+# Versines below this are computed again without cancellation.
 _NEAR = {'float32': 1e-2, 'float64': 1e-6}
 
 
@@ -53,12 +55,12 @@ def fully_connected(x, z=None, *, depth, activation='relu',
 
   Args:
     x: points [n, d].
-    z: points [m, d]; None for x again, at half the work.
+    z: points [m, d]; None for x itself, at half the work.
     depth: number L of hidden layers, 1 or more.
     activation: 'relu' or 'erf'.
     weight_variance: w; None for 2 (relu, keeps the diagonal) or 1 (erf).
     bias_variance: b, of all layers but the read-out.
-    block: side of the tiles that are computed at a time.
+    block: side of the tiles in which the kernels are computed.
     dtype: 'float32' or 'float64'; None for that of x.
 
   Returns:
@@ -80,14 +82,15 @@ def convolutional(x, z=None, *, depth, activation='relu',
                   block=None, dtype=None):
   """Returns the kernels of a convolutional network with average pooling.
 
-  Layers are convolutions of stride 1 with zero padding ('SAME') whose w is
-  shared out over the filter_size^2 weights of a channel; the mean over all
-  pixels of the last layer is read out (Arora et al., NeurIPS 2019). Work and
-  memory grow with (height width)^2 a pair: meant for small images.
+  Layers are convolutions of stride 1 with zero padding ('SAME'). Each of the
+  filter_size^2 weights of a channel has the variance w / filter_size^2. The
+  mean over all pixels of the last layer is read out (Arora et al., NeurIPS
+  2019). Work and memory per pair grow with (height width)^2: meant for small
+  images.
 
   Args:
     x: images [n, h, w, c].
-    z: images [m, h, w, c]; None for x again.
+    z: images [m, h, w, c]; None for x itself.
     depth: number of convolutions, 1 or more.
     activation: 'relu' or 'erf'.
     weight_variance: w; None for 2 (relu) or 1 (erf).
@@ -97,7 +100,10 @@ def convolutional(x, z=None, *, depth, activation='relu',
     dtype: 'float32' or 'float64'; None for that of x.
 
   Returns:
-    Kernels, each [n, m]. Errors are as above.
+    Kernels, each [n, m].
+
+  Raises:
+    UserError: an argument is outside of what is stated here.
   """
   w = _check(depth, activation, weight_variance, bias_variance)
   if filter_size < 1 or filter_size % 2 == 0:
@@ -114,21 +120,23 @@ def convolutional(x, z=None, *, depth, activation='relu',
 def empirical(apply_fn, params, x, z=None, *, head='head', block=32):
   """Returns the tangent kernels of a finite network at `params`.
 
-  The mean over its outputs; those of a wide network agree and do not mix.
+  They are means over the network's outputs. In a wide network all outputs
+  have the same kernel and do not mix.
 
   Args:
-    apply_fn: (params, inputs [B, ..]) -> outputs [B] or [B, k], one for every
-      input by itself: BatchNorm with running statistics, no dropout.
+    apply_fn: (params, inputs [B, ..]) -> outputs [B] or [B, k]. An output may
+      depend on its own input only: BatchNorm with running statistics, no
+      dropout.
     params: tree of parameters, as Flax has them.
     x: inputs [n, ..].
-    z: inputs [m, ..]; None for x again, at half the work.
+    z: inputs [m, ..]; None for x itself, at half the work.
     head: name of the read-out's entry, anywhere in the tree.
     block: inputs whose gradients are held at a time, twice: memory is
       2 * block * k * (number of parameters).
 
   Returns:
     Kernels, each [n, m]: `nngp` is the read-out's share (it tends to K),
-    `ntk` that of all parameters, `body` that of the rest.
+    `ntk` that of all parameters, `body` that of the other parameters.
 
   Raises:
     UserError: no parameter is named `head`.
@@ -160,7 +168,7 @@ def empirical(apply_fn, params, x, z=None, *, head='head', block=32):
 @functools.partial(jax.jit, static_argnums=0)
 def _gradients(apply_fn, params, x):
   """Returns the gradients of every output, a list of [B, k, size]."""
-  outputs = lambda params, one: jnp.ravel(apply_fn(params, one[None]))
+  outputs = lambda params, point: jnp.ravel(apply_fn(params, point[None]))
   gradients = jax.vmap(jax.jacrev(outputs), (None, 0))(params, x)
   return [g.reshape(*g.shape[:2], -1) for g in jax.tree.leaves(gradients)]
 
@@ -245,9 +253,9 @@ def _directions(x):
 def _versines(x, z, centre, same):
   """Returns |x - z|^2 / 2 and |x + z|^2 / 2 of unit vectors, each [n, m].
 
-  Large tiles come from a matrix product. Where it cancels, for points that
-  nearly coincide or oppose each other, the whole column is done again from
-  the differences; `same` marks pairs that are known to coincide.
+  Large tiles come from a matrix product. It cancels for points that nearly
+  coincide or are nearly opposite: their whole column is computed again from
+  the differences. `same` marks pairs that are known to coincide.
   """
   if len(x) * z.size <= _DIRECT:
     chord = lambda sign: jnp.sum((x[:, None] + sign * z) ** 2, -1) / 2

@@ -5,10 +5,10 @@ and by the versine of the angle between them,
 
   near = 1 - K(x, z) / sqrt(q_x q_z),     far = 2 - near,
 
-not by K(x, z): near K = sqrt(q_x q_z) the arc cosine loses half the digits,
-while near is exactly 0 where points coincide and stays so (far is 0 where
-they are opposite). The square root of the versine is, up to a factor, the
-chord between the two directions.
+not by K(x, z): where K is close to sqrt(q_x q_z) the arc cosine loses half
+the digits, while `near` is exactly 0 where points coincide and stays 0 (`far`
+is 0 where they are opposite). The square root of the versine is, up to a
+factor, the chord between the two directions.
 """
 
 import functools
@@ -35,7 +35,7 @@ class Pair(NamedTuple):
   @property
   def nngp(self):
     """K(x, z)."""
-    # Of the two forms the one that does not cancel.
+    # Of the two forms, take the one that does not cancel.
     cosine = jnp.where(self.near < self.far, 1 - self.near, self.far - 1)
     return jnp.sqrt(self.q_x * self.q_z) * cosine
 
@@ -43,9 +43,9 @@ class Pair(NamedTuple):
 def propagate(pair, depth, activation, weight_variance, bias_variance, shifts):
   """Takes a Pair of inputs through `depth` layers of affine and activation.
 
-  `shifts` has one function a weight of the filter, which takes an array to
-  what that weight sees of it; the second argument names the points that the
-  array runs over. A dense layer has the identity alone.
+  `shifts` has one function per weight of the filter: (array, points) -> what
+  that weight sees of the array. `points` names the points that the array runs
+  over, 'x', 'z' or 'xz'. A dense layer has the identity alone.
   """
   pair = pair._replace(ntk=pair.nngp)
 
@@ -123,7 +123,7 @@ def _series(dtype):
 
   degree = _DEGREE[np.dtype(dtype).name]
   series = (Chebyshev.interpolate(f, degree, domain=[0, 1]) for f in (p, r))
-  return tuple(tuple(cheb2poly(one.coef)) for one in series)
+  return tuple(tuple(cheb2poly(each.coef)) for each in series)
 
 
 def _horner(coefficients, v):
@@ -153,9 +153,9 @@ def _erf(pair):
 
 
 def _ratio(a, b):
-  """Returns a / b, and 0 where b is: a point without length."""
+  """Returns a / b, and 0 where b is 0, as for a point without length."""
   return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
 
 
-# name -> (layer, weight variance unless one is given). 2 keeps K(x, x) of relu.
+# name -> (layer, default weight variance). 2 keeps K(x, x) of relu.
 ACTIVATIONS = {'relu': (_relu, 2.), 'erf': (_erf, 1.)}

@@ -1,4 +1,4 @@
-"""float64 on request, without touching what the caller has set."""
+"""float64 on request; the caller's own setting stays as it is."""
 
 import contextlib
 
@@ -16,9 +16,9 @@ def precision(dtype):
 
 
 def as_floats(dtype, *arrays):
-  """Returns arrays of one floating dtype, None for None.
+  """Returns the arrays in one floating dtype, and None for None.
 
-  Without a dtype it is that of the arrays, float32 at least.
+  Without a dtype it is the arrays' common one, float32 at least.
   """
   given = [a if isinstance(a, jax.Array) or a is None else jnp.asarray(a)
            for a in arrays]

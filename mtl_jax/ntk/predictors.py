@@ -1,9 +1,10 @@
 """What wide networks predict after few-shot training, in closed form.
 
-Half the sum of squared errors, gradient flow, output zero at the start. A
-task i has query points (X_i, Y_i) and support points (X'_i, Y'_i). Adapting
-to a support set takes predictions f(X) to f(X) + A (Y' - f(X')); MTL and ANIL
-adapt the read-out alone, MAML all layers. `docs/theory.md` derives it.
+The loss is half the sum of squared errors, training is gradient flow, and the
+output is zero at the start. A task i has query points (X_i, Y_i) and support
+points (X'_i, Y'_i). Adapting to a support set takes predictions f(X) to
+f(X) + A (Y' - f(X')). MTL and ANIL adapt the read-out alone, MAML all layers.
+`docs/theory.md` derives it.
 """
 
 import functools
@@ -38,8 +39,8 @@ def predict(method, *, query_x, query_y, test_query_x, test_support_x,
 
   Args:
     method: 'anil', 'maml' or 'mtl'. MTL trains on the query points alone and
-      has no use for support_x, support_y, inner_time and inner_l2.
-    query_x: [T, n, ..]; the shape of a point is up to the kernel.
+      ignores support_x, support_y, inner_time and inner_l2.
+    query_x: [T, n, ..]; the kernel decides the shape of a point.
     query_y: [T, n, k].
     test_query_x: [m, ..], the points to predict.
     test_support_x: [s, ..].
@@ -50,11 +51,12 @@ def predict(method, *, query_x, query_y, test_query_x, test_support_x,
     inner_time: rate times time of adaptation in training, lambda tau; inf
       for adaptation to convergence; flow.Steps for gradient steps.
     test_time: the same on the test task.
-    inner_l2: in place of inner_time: adaptation to convergence with half
-      this much times the squared distance to the initial parameters.
+    inner_l2: in place of inner_time: adaptation to convergence, with half
+      of inner_l2 times the squared distance to the initial parameters added
+      to the loss.
     test_l2: in place of test_time.
     train_time: time of the outer gradient flow, or flow.Steps.
-    query_mask: [T, n], False for points that only fill up; None for none.
+    query_mask: [T, n], False for padding; None where there is none.
     support_mask: [T, s], the same.
     kernel: (x, z=None) -> Kernels, in place of `depth`.
     dtype: 'float32' or 'float64'; None for that of query_x.
@@ -64,7 +66,7 @@ def predict(method, *, query_x, query_y, test_query_x, test_support_x,
 
   Raises:
     UserError: Phi is singular and train_time is inf, or an argument is
-      missing, too much, or of the wrong shape.
+      missing, superfluous, or of the wrong shape.
   """
   check_choice('method', method, METHODS)
   if (depth is None) == (kernel is None):
@@ -103,23 +105,8 @@ def condition(smallest, largest, size, dtype, train_time=math.inf):
   return largest / smallest if smallest > 0 else math.inf
 
 
-def anil_predictions(**arguments):
-  """Returns ANIL's predictions [m, k]; the arguments are those of predict."""
-  return predict('anil', **arguments).values
-
-
-def maml_predictions(**arguments):
-  """Returns MAML's predictions [m, k]; the arguments are those of predict."""
-  return predict('maml', **arguments).values
-
-
-def mtl_predictions(**arguments):
-  """Returns MTL's predictions [m, k]; the arguments are those of predict."""
-  return predict('mtl', **arguments).values
-
-
 class Solved(NamedTuple):
-  """Predictions [m, k] and what they are made of."""
+  """Predictions [m, k] and their parts."""
 
   values: jax.Array
   head: jax.Array  # [m, k], what adaptation alone predicts, without training
@@ -159,10 +146,10 @@ def _check_strength(name, time, l2):
 
 @jax.jit
 def _prepare(query, support, test_support_x):
-  """Returns the tasks with what fills up set to 0, and all labelled inputs.
+  """Returns the tasks with padding set to 0, and all labelled inputs.
 
-  These are the queries of all tasks, for bi-level methods their supports, and
-  the support of the test task.
+  The inputs are the queries of all tasks, their supports (bi-level methods
+  only), and the support of the test task.
   """
   def clear(part):
     keep = lambda a: jnp.where(
@@ -178,7 +165,7 @@ def _prepare(query, support, test_support_x):
 @functools.partial(jax.jit, static_argnums=0)
 def from_kernels(method, train, test, query, support, test_support_y, inner,
                  test_strength, train_time):
-  """Returns Solved from kernels that are there; may be traced.
+  """Returns Solved from given kernels; may be traced.
 
   Args:
     method: 'anil', 'maml' or 'mtl'.
@@ -193,8 +180,8 @@ def from_kernels(method, train, test, query, support, test_support_y, inner,
   """
   m = -len(test_support_y)
   adapted = (lambda k: k.ntk) if method == 'maml' else (lambda k: k.nngp)
-  test_transfer = flow.transfer(adapted(test)[:, m:], adapted(train)[m:, m:],
-                            *test_strength)
+  test_transfer = flow.transfer(
+      adapted(test)[:, m:], adapted(train)[m:, m:], *test_strength)
   test = Kernels(*(jnp.concatenate([of_query, of_support[m:]])[:, :m]
                    for of_query, of_support in zip(test, train, strict=True)))
   train = Kernels(*(k[:m, :m] for k in train))
@@ -206,8 +193,8 @@ def from_kernels(method, train, test, query, support, test_support_y, inner,
   rows = _without_support(rows, test_transfer[None])
 
   mask = query.mask.ravel()
-  # Points that fill up get an eigenvalue of their own, amid the others; with
-  # target 0 their dual coefficient is 0.
+  # Each point of padding gets an eigenvalue of its own, amid the others. Its
+  # target is 0, and so is its dual coefficient.
   fill = jnp.sum(jnp.diagonal(phi) * mask) / jnp.maximum(jnp.sum(mask), 1)
   phi = jnp.where(mask[:, None] & mask, phi, fill * jnp.diag(~mask))
   targets = jnp.where(mask[:, None], targets, 0)
@@ -219,7 +206,7 @@ def from_kernels(method, train, test, query, support, test_support_y, inner,
 def _mtl_system(train, test, query):
   """Returns Phi, its rows of the test points, and the targets.
 
-  A head a task, all equal at the start: tasks share the body alone.
+  Each task has its own head, all equal at the start: tasks share the body.
   """
   task = jnp.repeat(jnp.arange(len(query.x)), query.x.shape[1])
   phi = train.body + jnp.where(task[:, None] == task, train.nngp, 0)
@@ -229,7 +216,7 @@ def _mtl_system(train, test, query):
 def _bilevel_system(adapted, train, test, query, support, inner):
   """Returns Phi, its rows of the test points, and the targets.
 
-  One initial network for all tasks, seen through its adaptation.
+  All tasks share one initial network; each task sees it after adaptation.
   """
   (tasks, n), s = query.mask.shape, support.mask.shape[1]
   kernel = adapted(train)
@@ -238,10 +225,10 @@ def _bilevel_system(adapted, train, test, query, support, inner):
       each, :, each]
   cross = own_task(kernel[:tasks * n, tasks * n:], n, s)
   own = own_task(kernel[tasks * n:, tasks * n:], s, s)
-  seen = support.mask
+  mask = support.mask
   transfer = jax.vmap(lambda cross, own: flow.transfer(cross, own, *inner))(
-      jnp.where(seen[:, None], cross, 0),
-      jnp.where(seen[:, None] & seen[:, :, None], own, 0))
+      jnp.where(mask[:, None], cross, 0),
+      jnp.where(mask[:, None] & mask[:, :, None], own, 0))
   half = _without_support(train.ntk, transfer)
   phi = _without_support(half.T, transfer)
   rows = _without_support(test.ntk.T, transfer).T
@@ -250,10 +237,11 @@ def _bilevel_system(adapted, train, test, query, support, inner):
 
 
 def _without_support(rows, transfer):
-  """Returns [I, -A] rows, task by task; transfer A is [T, n, s].
+  """Returns [I, -A] rows, task by task: [T n, columns].
 
-  Rows [T n + T s, columns] to [T n, columns]: what adaptation leaves of a
-  function's values on query and support points.
+  It takes a function's values on query and support points, the rows
+  [T n + T s, columns], to what adaptation leaves of them. The transfer A is
+  [T, n, s].
   """
   tasks, n, s = transfer.shape
   queries = rows[:tasks * n].reshape(tasks, n, -1)

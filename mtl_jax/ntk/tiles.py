@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 
 def fill(tile, rows, columns, block, symmetric, dtype):
-  """Returns two matrices [rows, columns] that `tile` gives part by part.
+  """Returns two matrices [rows, columns], computed tile by tile.
 
-  Written in place, so that beside the result only a tile is held. The last
-  tiles reach back over their neighbours: all have one size.
+  Tiles are written in place, so that only one of them is held beside the
+  result. All have one size: the last ones overlap their neighbours.
 
   Args:
     tile: (i, j, height, width) -> two matrices [height, width] whose first
@@ -27,7 +27,7 @@ def fill(tile, rows, columns, block, symmetric, dtype):
     return tile(0, 0, rows, columns)
   corners = jnp.array(corners, jnp.int32)
 
-  def one(k, kernels):
+  def write(k, kernels):
     i, j = corners[k]
     for_corner = lambda whole, part: jax.lax.dynamic_update_slice(
         whole, part, (i, j))
@@ -39,7 +39,7 @@ def fill(tile, rows, columns, block, symmetric, dtype):
             else kernels)
 
   empty = tuple(jnp.zeros((rows, columns), dtype) for _ in range(2))
-  return jax.lax.fori_loop(0, len(corners), one, empty)
+  return jax.lax.fori_loop(0, len(corners), write, empty)
 
 
 def _starts(size, block):

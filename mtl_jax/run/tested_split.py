@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax import heads
 from mtl_jax.data import augment, episode_files, episodes
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError

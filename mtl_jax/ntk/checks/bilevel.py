@@ -1,10 +1,11 @@
 """Two gradients of one task: through an inner solver, and past it.
 
 With w*(theta) the head that an inner solver fits, and an outer loss
-L(theta, w), the *bi-level* gradient is dL(theta, w*(theta)) / dtheta and the
-*plain* one is the partial derivative at a w* that is held. Joint training
-(MTL) follows plain gradients. Both go through the features X of the task:
-they are compared as cotangents of X, which `pull` takes to the parameters.
+L(theta, w), the *bi-level* gradient is dL(theta, w*(theta)) / dtheta. The
+*plain* gradient is the partial derivative in theta with w* held constant.
+Joint training (MTL) follows plain gradients. Both gradients pass through the
+features X of the task: they are compared as cotangents of X, which `pull`
+takes to the parameters.
 """
 
 import functools
@@ -23,7 +24,7 @@ _TOLERANCE = {'float32': 1e-5, 'float64': 1e-12}  # of logistic logits
 
 
 class Conv4(conv4.Conv4):
-  """conv4 in the precision of its inputs; its own options end at float32."""
+  """conv4 in the precision of its inputs; conv4 itself refuses float64."""
 
   dtype: str = 'float64'
 
@@ -48,13 +49,59 @@ class Inner(NamedTuple):
     return self.data(w, x, y) + self.penalty(w)
 
 
-class Case(NamedTuple):
-  """One pair of gradients: solve on one part of a task, judge on another."""
+class Kind(NamedTuple):
+  """How the outer loss of a case relates to the inner objective J."""
 
-  solver: str
-  outer: Callable  # (w, x, y) -> loss
-  inner_part: str
-  outer_part: str
+  outer: str  # 'J', 'data' (J without its penalty) or 'cross_entropy'
+  apart: bool  # solved on the support, judged on the query; else on both
+  text: str  # for display, with a place for the solver's name
+
+
+# 'identity' is what the theory states; the others are the ways to fail.
+KINDS = {
+    'identity': Kind('J', False, '{}, J'),
+    'penalty': Kind('data', False, '(a) {}, no penalty'),
+    'loss': Kind('cross_entropy', False, '(b) {}, cross-entropy'),
+    'data': Kind('J', True, '(c) {}, J on the query'),
+    'published': Kind('cross_entropy', True, 'as published: {}'),
+}
+_SOLVERS = {'ridge': 'ridge', 'logistic': 'logistic', 'svm': 'SVM'}
+_METHODS = {'ridge': 'R2D2', 'svm': 'MetaOptNet', 'steps': 'ANIL'}
+
+
+class Case(NamedTuple):
+  """One pair of gradients."""
+
+  kind: str  # key of KINDS
+  solver: str  # 'ridge', 'logistic', 'svm' or 'steps'
+
+  @property
+  def fails(self):
+    """Whether the two gradients are expected to differ."""
+    return self.kind != 'identity'
+
+  @property
+  def joint(self):
+    """The solver of the joint training that this case is compared with."""
+    squares = self.solver == 'ridge' and (
+        KINDS[self.kind].outer != 'cross_entropy')
+    return 'ridge' if squares else 'logistic'
+
+  @property
+  def label(self):
+    """The name of the case for a reader; results are stored under it."""
+    names = _METHODS if self.kind == 'published' else _SOLVERS
+    return KINDS[self.kind].text.format(names[self.solver])
+
+
+CASES = (
+    Case('identity', 'ridge'), Case('identity', 'logistic'),
+    Case('penalty', 'ridge'), Case('penalty', 'logistic'),
+    Case('loss', 'ridge'), Case('loss', 'svm'),
+    Case('data', 'ridge'), Case('data', 'logistic'),
+    Case('published', 'ridge'), Case('published', 'svm'),
+    Case('published', 'steps'),
+)
 
 
 def cross_entropy(w, x, y):
@@ -64,13 +111,14 @@ def cross_entropy(w, x, y):
 
 
 def inner_problems(ways, regulariser, C):
-  """Returns the two inner problems whose optimum is known: {name: Inner}."""
+  """Returns the two inner problems with a known optimum: {name: Inner}."""
   def squares(w, x, y):
     error = x @ w['weights'] - jax.nn.one_hot(y, ways, dtype=x.dtype)
     return jnp.sum(error ** 2)
 
   largest = lambda x: jnp.linalg.eigvalsh(x.T @ x)[-1]
-  with_one = lambda x: jnp.concatenate([x, jnp.ones_like(x[:, :1])], 1)
+  with_bias = lambda x: jnp.concatenate(
+      [x, jnp.ones_like(x[:, :1])], 1)
   norm = lambda w: jnp.sum(w['weights'] ** 2)
   return {
       'ridge': Inner(
@@ -83,15 +131,15 @@ def inner_problems(ways, regulariser, C):
                                     tolerance=_TOLERANCE[x.dtype.name]),
           lambda w, x, y: C * cross_entropy(w, x, y), lambda w: norm(w) / 2,
           # The softmax' own Hessian is at most 1/2.
-          lambda x: (1., 1. + C * largest(with_one(x)) / 2)),
+          lambda x: (1., 1. + C * largest(with_bias(x)) / 2)),
   }
 
 
 def unrolled(inner, ways, num_steps):
   """Returns (x, y, n) -> w after n <= num_steps gradient steps from zero.
 
-  Differentiable through the steps; the rate, 2 / (smallest + largest
-  curvature), is held.
+  Differentiable through the steps. The rate, 2 / (smallest + largest
+  curvature), counts as a constant.
   """
   def solve(x, y, n):
     low, high = inner.curvature(jax.lax.stop_gradient(x))
@@ -110,87 +158,78 @@ def unrolled(inner, ways, num_steps):
 
 
 def solvers(ways, inners, svm_C):
-  """Returns what fits heads: {name: (x, y) -> w}."""
+  """Returns the functions that fit heads: {name: (x, y) -> w}."""
   return {
       **{name: inner.solve for name, inner in inners.items()},
       'svm': lambda x, y: {'weights': svm.fit(x, y, ways, C=svm_C)['weights']},
       'steps': lambda x, y: gradient.fit(x, y, ways)}
 
 
-def cases(inners):
-  """Returns the identities and the ways in which they fail: {name: Case}."""
-  one, two = inners['ridge'], inners['logistic']
-  same, apart = ('all', 'all'), ('support', 'query')
-  return {
-      'ridge, J': Case('ridge', one.objective, *same),
-      'logistic, J': Case('logistic', two.objective, *same),
-      '(a) ridge, no penalty': Case('ridge', one.data, *same),
-      '(a) logistic, no penalty': Case('logistic', two.data, *same),
-      '(b) ridge, cross-entropy': Case('ridge', cross_entropy, *same),
-      '(b) SVM, cross-entropy': Case('svm', cross_entropy, *same),
-      '(c) ridge, J on the query': Case('ridge', one.objective, *apart),
-      '(c) logistic, J on the query': Case('logistic', two.objective, *apart),
-      'as published: R2D2': Case('ridge', cross_entropy, *apart),
-      'as published: MetaOptNet': Case('svm', cross_entropy, *apart),
-      'as published: ANIL': Case('steps', cross_entropy, *apart),
-  }
-
-
-def both(cases, solvers, x, y, num_support):
-  """Returns the bi-level and the plain cotangents [2, B, D] of features x.
+def both(inners, solvers, x, y, num_support):
+  """Returns the bi-level and the plain cotangents of features, for all CASES.
 
   Args:
-    cases: {name: Case}.
-    solvers: {name: (x, y) -> w}.
+    inners: {name: Inner}, of `inner_problems`.
+    solvers: {name: (x, y) -> w}, of `solvers`.
     x: features [B, D] of a task, support first.
     y: labels [B].
     num_support: S.
 
   Returns:
-    {name: [2, B, D]}.
+    {label: [2, B, D]}.
   """
-  parts = {'all': slice(None), 'support': slice(num_support),
-           'query': slice(num_support, None)}
-  fitted = {}  # once for all that judge it
+  support, query = slice(num_support), slice(num_support, None)
+  fitted = {}  # once for all cases that judge it
   result = {}
-  for name, case in cases.items():
-    key = case.solver, case.inner_part
+  for case in CASES:
+    kind = KINDS[case.kind]
+    rows = support if kind.apart else slice(None)
+    key = case.solver, kind.apart
     if key not in fitted:
-      rows = parts[case.inner_part]
       fitted[key] = jax.vjp(
           lambda x, solve=solvers[case.solver], rows=rows:
           solve(x[rows], y[rows]), x)
     w, through_solver = fitted[key]
-    rows = parts[case.outer_part]
+    loss = _outer(kind.outer, inners.get(case.solver))
+    rows = query if kind.apart else slice(None)
     by_w, plain = jax.grad(
-        lambda w, x, case=case, rows=rows: case.outer(w, x[rows], y[rows]),
+        lambda w, x, loss=loss, rows=rows: loss(w, x[rows], y[rows]),
         (0, 1))(w, x)
-    result[name] = jnp.stack([plain + through_solver(by_w)[0], plain])
+    result[case.label] = jnp.stack([plain + through_solver(by_w)[0], plain])
   return result
 
 
-def after_steps(inner, ways, x, y, counts):
-  """Returns cotangents [n, B, D] of x for numbers of inner steps [n].
+def _outer(name, inner):
+  """Returns the outer loss (w, x, y) -> number of a Kind."""
+  if name == 'cross_entropy':
+    return cross_entropy
+  return inner.objective if name == 'J' else inner.data
 
-  Bi-level through the steps, and plain at the head they end in; then those
-  plain at the optimum [B, D].
+
+def after_steps(inner, ways, x, y, counts):
+  """Returns cotangents of x for numbers of inner steps `counts`, [n].
+
+  Returns:
+    Bi-level ones through the steps [n, B, D], plain ones at the head after
+    the steps [n, B, D], and plain ones at the optimum [B, D].
   """
   solve = unrolled(inner, ways, int(max(counts)))
 
-  def one(n):
+  def after(n):
     at_end = solve(x, y, n)
     return (jax.grad(lambda x: inner.objective(solve(x, y, n), x, y))(x),
             jax.grad(inner.objective, 1)(at_end, x, y))
 
   optimum = inner.solve(x, y)
-  return (*jax.vmap(one)(jnp.asarray(counts)),
+  return (*jax.vmap(after)(jnp.asarray(counts)),
           jax.grad(inner.objective, 1)(optimum, x, y))
 
 
 def predicted_failure(inner, ways, x, y, num_steps):
-  """Returns -penalty'(w*) . dw*/dx, by steps instead of the conditions.
+  """Returns -penalty'(w*) . dw*/dx, differentiated through gradient steps.
 
-  What leaving the penalty out of the outer loss adds to the gradient.
+  The theory says that leaving the penalty out of the outer loss adds this to
+  the gradient.
   """
   optimum = inner.solve(x, y)
   solve = unrolled(inner, ways, num_steps)

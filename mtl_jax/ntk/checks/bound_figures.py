@@ -1,33 +1,32 @@
 """Figures of the bound between ANIL's and MTL's predictions."""
 
-import io
-
 import numpy as np
 
-from mtl_jax import files
+from mtl_jax.ntk.checks.check import write_figure
 
 _SHOWN = 5  # curves in a figure at most
 
 
 def draw(result, folder):
   """Draws the figures of bound.json; returns [(file name, caption)]."""
-  drawn = [('bound_depth.png', _depth, 'Gap against depth L; dashed: 1/L.'),
-           ('bound_time.png', _time,
-            'Gap against lambda tau, the rate times time of the inner loop; '
-            'dashed: linear. The left-most points are lambda tau = 0.'),
-           ('bound_surface.png', _surface,
-            'gap / (lambda tau + 1/L): its largest value is C, the smallest '
-            'constant with which the bound holds on the grid.'),
-           ('bound_growth.png', _growth,
-            'C as the grid is enlarged, towards deep networks and towards '
-            'small lambda tau; and the gap relative to what training adds to '
-            "ANIL's predictions.")]
-  for name, function, _ in drawn:
-    files.write(folder / name, _png(function, result))
-  return [(name, caption) for name, _, caption in drawn]
+  figures = [
+      ('bound_depth.png', _depth, 'Gap against depth L; dashed: 1/L.'),
+      ('bound_time.png', _time,
+       'Gap against lambda tau, the rate times time of the inner loop; '
+       'dashed: linear. The left-most points are lambda tau = 0.'),
+      ('bound_surface.png', _surface,
+       'gap / (lambda tau + 1/L): its largest value is C, the smallest '
+       'constant with which the bound holds on the grid.'),
+      ('bound_growth.png', _growth,
+       'C as the grid is enlarged, towards deep networks and towards small '
+       'lambda tau; and the gap relative to what training adds to '
+       "ANIL's predictions.")]
+  for name, function, _ in figures:
+    write_figure(folder / name, _figure(function, result), dpi=110)
+  return [(name, caption) for name, _, caption in figures]
 
 
-def _png(function, result):
+def _figure(function, result):
   # Imported late: it takes a second, and only here is it needed.
   import matplotlib.figure
 
@@ -36,9 +35,7 @@ def _png(function, result):
   control = result['options']['control']
   figure.suptitle(result['options']['dataset'] + (
       f', control: {control}' if control != 'none' else ''))
-  packed = io.BytesIO()
-  figure.savefig(packed, format='png', dpi=110)
-  return packed.getvalue()
+  return figure
 
 
 def _depth(figure, result):
@@ -59,7 +56,7 @@ def _time(figure, result):
   figure.set_size_inches(6.5, 4.5)
   axes = figure.subplots()
   times = np.array(result['times'])
-  # 0 has no place on a log axis: a third of a decade before the first.
+  # A log axis has no 0: it is drawn at a third of the smallest time above 0.
   places = np.where(times > 0, times, times[1] / 3)
   for j in _spread(len(result['depths'])):
     _curve(axes, places, result, (slice(None), j),

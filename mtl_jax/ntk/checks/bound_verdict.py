@@ -11,15 +11,17 @@ Four checks make the verdict:
             log-log slope over L >= 2 is below -0.9.
   jointly   along a path with lambda tau about 1/L the gap falls like
             (lambda tau + 1/L) or faster: slope above 0.9.
-  signal    at lambda tau = 0 the gap falls faster than what it is a gap
-            between: the slope of gap / |F_ANIL - A Y'|, with A Y' the new head
-            alone, is below -0.2. Deep kernels forget their input, and in the
-            end everything that training adds vanishes like 1/L: a gap that
-            only shares in this would satisfy the other three.
+  signal    at lambda tau = 0 the gap falls faster than what training adds:
+            the slope of gap / |F_ANIL - A Y'|, with A Y' the new head alone,
+            is below -0.2. Deep kernels forget their input, and in the end
+            everything that training adds vanishes like 1/L. A gap that only
+            follows this fall would satisfy the other three checks.
 
 A check holds when the whole interval is on the right side; the bound is
 confirmed when all four hold.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,109 +30,174 @@ GROWTH, SLOPE, JOINT, SIGNAL = 1.1, -0.9, 0.9, -0.2
 _INTERVAL = (2.5, 97.5)
 
 
+class _Grid(NamedTuple):
+  """Averages over draws; row 0 has all draws, the others R resamples."""
+
+  times: np.ndarray  # [J], values of lambda tau
+  depths: np.ndarray  # [L]
+  gap: np.ndarray  # [1 + R, J, L]
+  trained: np.ndarray  # [1 + R, J, L], what training adds to ANIL
+  relative: np.ndarray  # [1 + R, J, L], gap / trained
+  ratio: np.ndarray  # [1 + R, J, L], gap / scale
+  scale: np.ndarray  # [J, L], lambda tau + 1/L
+  path: list  # cells (j, l) with lambda tau about 1/L
+
+
 def judge(options, cells):
   """Returns the statistics of a grid and the verdict, as JSON's types.
 
   Args:
-    options: bound.Options; its times start with 0.
+    options: of the check, as bound.settle returns them; times start with 0.
     cells: of each draw {depth: {time: numbers}}.
   """
-  times, depths = np.array(options.times), np.array(options.depths)
   get = lambda name: np.array([
       [[draw[str(depth)][str(t)][name] for depth in options.depths]
        for t in options.times] for draw in cells], float)  # None is NaN
-  gap, trained = get('gap'), get('trained')
-  resamples = _resample(len(cells), options.seed)
+  gap, points = get('gap'), _num_points(options)
+  grid = _grid(options, gap, get('trained'))
+  checks = _checks(grid)
+  return {
+      'times': grid.times.tolist(), 'depths': grid.depths.tolist(),
+      'draws': len(cells), 'gap_largest': gap.max(0).tolist(),
+      'gap_rms_per_point':
+          (np.sqrt((gap ** 2).mean(0)) / np.sqrt(points)).tolist(),
+      **_statistics(grid), **_constant(grid, gap), **_quality(get),
+      'checks': checks, 'holds': all(c['holds'] for c in checks.values())}
+
+
+def _grid(options, gap, trained):
+  times, depths = np.array(options.times), np.array(options.depths)
+  resamples = _resample(len(gap), options.seed)
   gaps, parts = (_averages(resamples, each) for each in (gap, trained))
   scale = times[:, None] + 1 / depths
-  ratio, relative = gaps / scale, gaps / parts
-  path = _path(times, depths)
-  checks = _checks(times, depths, ratio, gaps, relative, scale, path)
-  smallest, highest = (np.unravel_index(f(ratio[0]), ratio[0].shape)
-                       for f in (np.argmin, np.argmax))
-  at = lambda where: {'time': float(times[where[0]]),
-                      'depth': int(depths[where[1]]),
-                      'ratio': float(ratio[0][where])}
-  per_point = np.sqrt((gap ** 2).mean(0)) / np.sqrt(cells_points(options))
-  mean = lambda name: get(name).mean(0).tolist()
-  result = {
-      'times': times.tolist(), 'depths': depths.tolist(), 'draws': len(cells),
-      'gap': gaps[0].tolist(), 'gap_interval': _interval(gaps).tolist(),
-      'gap_largest': gap.max(0).tolist(),
-      'gap_rms_per_point': per_point.tolist(),
-      'trained': parts[0].tolist(), 'relative': relative[0].tolist(),
-      'relative_interval': _interval(relative).tolist(),
-      'ratio': ratio[0].tolist(),
+  return _Grid(times, depths, gaps, parts, gaps / parts, gaps / scale, scale,
+               _path(times, depths))
+
+
+def _statistics(grid):
+  """Returns averages with intervals, and slopes."""
+  times, depths, gap = grid.times, grid.depths, grid.gap
+  return {
+      'gap': gap[0].tolist(), 'gap_interval': _interval(gap).tolist(),
+      'trained': grid.trained[0].tolist(),
+      'relative': grid.relative[0].tolist(),
+      'relative_interval': _interval(grid.relative).tolist(),
+      'ratio': grid.ratio[0].tolist(),
+      'slopes_in_depth': _slopes(gap, depths, 2),
+      'slopes_in_time': _slopes(gap.swapaxes(1, 2)[:, :, 1:], times[1:], 2),
+      'path': [[float(times[i]), int(depths[j])] for i, j in grid.path]}
+
+
+def _constant(grid, gap):
+  """Returns C, where it is taken, and C of the parts of the grid."""
+  times, depths, ratio = grid.times, grid.depths, grid.ratio
+
+  def cell(which):
+    i, j = np.unravel_index(which(ratio[0]), ratio[0].shape)
+    return {'time': float(times[i]), 'depth': int(depths[j]),
+            'ratio': float(ratio[0][i, j])}
+
+  return {
       'C': {**_with_interval(ratio.max((1, 2))),
-            'largest_draw': float((gap / scale).max())},
-      'tight': at(highest), 'slack': at(smallest),
+            'largest_draw': float((gap / grid.scale).max())},
+      'tight': cell(np.argmax), 'slack': cell(np.argmin),
       'C_to_depth': [{'depth': int(depth), **_with_interval(
           ratio[:, :, :i + 1].max((1, 2)))} for i, depth in enumerate(depths)],
       'C_from_time': [{'time': float(t), **_with_interval(
-          ratio[:, i:].max((1, 2)))} for i, t in enumerate(times)],
-      'slopes_in_depth': _slopes(gaps, depths, 2),
-      'slopes_in_time': _slopes(gaps.swapaxes(1, 2)[:, :, 1:], times[1:], 2),
-      'path': [[float(times[i]), int(depths[j])] for i, j in path],
-      'checks': checks, 'holds': all(c['holds'] for c in checks.values())}
+          ratio[:, i:].max((1, 2)))} for i, t in enumerate(times)]}
+
+
+def _quality(get):
+  """Returns errors, condition numbers, and accuracies where there are any."""
+  result = {}
   for name in ('anil_error', 'mtl_error'):
-    result[name] = mean(name)
+    result[name] = get(name).mean(0).tolist()
   for name in ('anil_condition', 'mtl_condition'):
     result[name] = np.median(get(name), 0).tolist()
   for name in ('anil_accuracy', 'mtl_accuracy'):
     if np.isfinite(get(name)).all():
-      result[name] = mean(name)
+      result[name] = get(name).mean(0).tolist()
   return result
 
 
-def _checks(times, depths, ratio, gaps, relative, scale, path):
-  """Returns {check: {holds, text, numbers}}; row 0 is the sample itself."""
+def _checks(grid):
+  """Returns {check: {'holds', 'text', numbers}}."""
+  return {'bounded': _bounded(grid), 'depth': _depth(grid),
+          'jointly': _jointly(grid), 'signal': _signal(grid)}
+
+
+def _bounded(grid):
+  depths, ratio = grid.depths, grid.ratio
   every = ratio.max((1, 2))
-  shallow = ratio[:, :, depths * 2 <= depths[-1]].max((1, 2))
-  deeper = _with_interval(every / shallow)
-  without = np.delete(ratio, 1, 1).max((1, 2))
-  smaller = _with_interval(every / without)
-  from_two = depths >= min(2, depths[-2])
-  depth = _with_interval(_fit(depths[from_two], gaps[:, 0, from_two]))
-  signal = _with_interval(_fit(depths[from_two], relative[:, 0, from_two]))
-  rows, columns = np.array(path).T
-  joint = _with_interval(_fit(scale[rows, columns], gaps[:, rows, columns]))
-  below = lambda number, limit: bool(number['high'] < limit)
-  grown = (f'C grows by a factor of {_show(deeper)} from L <= '
-           f'{depths[depths * 2 <= depths[-1]][-1]} to L <= {depths[-1]}, and '
-           f'of {_show(smaller)} by adding lambda tau = {times[1]:g}')
+  shallow = depths * 2 <= depths[-1]
+  deeper = _with_interval(every / ratio[:, :, shallow].max((1, 2)))
+  smaller = _with_interval(every / np.delete(ratio, 1, 1).max((1, 2)))
   return {
-      'bounded': {
-          'holds': below(deeper, GROWTH) and below(smaller, GROWTH),
-          'text': f'{grown}; below {GROWTH} is needed',
-          'depth': deeper, 'time': smaller},
-      'depth': {
-          'holds': below(depth, SLOPE), 'slope': depth,
-          'text': f'at lambda tau = 0 the gap falls like L to the power '
-                  f'{_show(depth)}; below {SLOPE} is needed'},
-      'jointly': {
-          'holds': bool(joint['low'] > JOINT), 'slope': joint,
-          'text': 'with lambda tau about 1/L it goes like (lambda tau + 1/L) '
-                  f'to the power {_show(joint)}; above {JOINT} is needed'},
-      'signal': {
-          'holds': below(signal, SIGNAL), 'slope': signal,
-          'text': "relative to what training adds to ANIL's predictions it "
-                  f'falls like L to the power {_show(signal)}, from '
-                  f'{relative[0, 0, 0]:.3g} to {relative[0, 0, -1]:.3g}; below '
-                  f'{SIGNAL} is needed'}}
+      'holds': _below(deeper, GROWTH) and _below(smaller, GROWTH),
+      'text': f'C grows by a factor of {_show(deeper)} from L <= '
+              f'{depths[shallow][-1]} to L <= {depths[-1]}, and of '
+              f'{_show(smaller)} by adding lambda tau = {grid.times[1]:g}; '
+              f'below {GROWTH} is needed',
+      'depth': deeper, 'time': smaller}
 
 
-def cells_points(options):
+def _depth(grid):
+  slope = _slope_in_depth(grid, grid.gap)
+  return {
+      'holds': _below(slope, SLOPE), 'slope': slope,
+      'text': 'at lambda tau = 0 the gap falls like L to the power '
+              f'{_show(slope)}; below {SLOPE} is needed'}
+
+
+def _jointly(grid):
+  rows, columns = np.array(grid.path).T
+  slope = _with_interval(_fit(
+      grid.scale[rows, columns], grid.gap[:, rows, columns]))
+  return {
+      'holds': bool(slope['low'] > JOINT), 'slope': slope,
+      'text': 'with lambda tau about 1/L it goes like (lambda tau + 1/L) to '
+              f'the power {_show(slope)}; above {JOINT} is needed'}
+
+
+def _signal(grid):
+  relative = grid.relative
+  slope = _slope_in_depth(grid, relative)
+  return {
+      'holds': _below(slope, SIGNAL), 'slope': slope,
+      'text': "relative to what training adds to ANIL's predictions it falls "
+              f'like L to the power {_show(slope)}, from '
+              f'{relative[0, 0, 0]:.3g} to {relative[0, 0, -1]:.3g}; below '
+              f'{SIGNAL} is needed'}
+
+
+def _slope_in_depth(grid, values):
+  """Returns the slope at lambda tau = 0 from two layers on."""
+  deep = grid.depths >= min(2, grid.depths[-2])
+  return _with_interval(_fit(grid.depths[deep], values[:, 0, deep]))
+
+
+def _below(number, limit):
+  return bool(number['high'] < limit)
+
+
+def _num_points(options):
   """Returns m, the number of points on the test query."""
   return options.queries * (1 if options.dataset == 'random' else options.ways)
 
 
-def text(result):
-  """Returns the lines of a summary, the verdict first."""
+def verdict(result):
+  """Returns the verdict in one line."""
+  control = result['options']['control']
+  return (f'the bound is {"" if result["holds"] else "NOT "}confirmed'
+          + (f' (control: {control})' if control != 'none' else ''))
+
+
+def summary(result):
+  """Returns the result as lines of text, the verdict first."""
   options, c = result['options'], result['C']
   control = options['control']
   lines = [
-      f'verdict: the bound is {"" if result["holds"] else "NOT "}confirmed'
-      + (f' (control: {control})' if control != 'none' else ''),
+      f'verdict: {verdict(result)}',
       f'{result["source"]}; {result["draws"]} draws, lambda-hat tau-hat '
       f'{options["test_time"]:g}, {result["norm"]}',
       f'C = {_show(c)} on average over draws, {c["largest_draw"]:.3g} over all '
@@ -157,7 +224,7 @@ def text(result):
 
 
 def table(result):
-  """Returns (header, rows): one row a cell of the grid."""
+  """Returns (header, rows): one row per cell of the grid."""
   header = ('lambda tau', 'L', 'gap', '95% interval', 'RMS per point',
             'gap / (lambda tau + 1/L)', 'relative gap', 'cond Phi ANIL',
             'cond Phi MTL')
@@ -179,7 +246,7 @@ def markdown(result):
   """Returns bound.md: the summary, and the table."""
   header, rows = table(result)
   line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-  return '\n'.join([*text(result).splitlines(), '', line(header),
+  return '\n'.join([*summary(result).splitlines(), '', line(header),
                     line(['---'] * len(header)), *map(line, rows), ''])
 
 
@@ -216,16 +283,11 @@ def _fit(x, y):
 
 
 def _slopes(values, x, points):
-  """Returns local log-log slopes: for each row of values [B, rows, n]."""
-  found = []
-  for row in range(values.shape[1]):
-    found.append([])
-    for i in range(len(x) - points + 1):
-      part = slice(i, i + points)
-      found[-1].append({
-          'from': float(x[part][0]), 'to': float(x[part][-1]),
-          **_with_interval(_fit(x[part], values[:, row, part]))})
-  return found
+  """Returns local log-log slopes for each row of values [B, rows, n]."""
+  parts = [slice(i, i + points) for i in range(len(x) - points + 1)]
+  return [[{'from': float(x[part][0]), 'to': float(x[part][-1]),
+            **_with_interval(_fit(x[part], values[:, row, part]))}
+           for part in parts] for row in range(values.shape[1])]
 
 
 def _path(times, depths):

@@ -6,8 +6,6 @@ few-shot tasks, with how far off it is where that does not hold.
 """
 
 import functools
-import json
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +14,10 @@ import optax
 
 from mtl_jax import files
 from mtl_jax.data import augment, episodes, store
+from mtl_jax.errors import UserError
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.models import conv4
-from mtl_jax.ntk.checks import bilevel
+from mtl_jax.ntk.checks import bilevel, check, equivalence_figures
 from mtl_jax.ntk.checks.tasks import RANDOM
 from mtl_jax.ntk.precision import precision
 
@@ -25,72 +25,63 @@ NAME = 'equivalence'
 # Largest relative difference that counts as none.
 LIMITS = {'float32': 1e-4, 'float64': 1e-9}
 _PREDICTION = 1e-4  # of failure (a), relative, in float64
+_INNERS = ('ridge', 'logistic')  # solvers with a known objective J
 
-
-class Options(NamedTuple):
-  """What is measured.
-
-  Fields:
-    dataset: of a training split, or random for images of noise
-    tasks: T
-    ways: N
-    shots: support images a class
-    queries: query images a class
-    width: channels of conv4
-    warm_up: Adam steps of joint training before measuring
-    regulariser: of ridge
-    C: of logistic regression, weight of the cross-entropy
-    svm_C: of the SVM
-    counts: numbers of inner gradient steps
-    seed: of tasks and initial values
-  """
-
-  dataset: str = 'glyphs'
-  tasks: int = 4
-  ways: int = 5
-  shots: int = 5
-  queries: int = 5
-  width: int = 16
-  warm_up: int = 50
-  regulariser: float = 10.
-  C: float = 1.
-  svm_C: float = 0.1
-  counts: tuple[int, ...] = (1, 4, 16, 64, 256, 1024)
-  seed: int = 0
+OPTIONS = {
+    'dataset': Field('glyphs', 'data set, whose training split is taken, or '
+                     'random for images of noise'),
+    'tasks': Field(4, 'T, tasks that are measured', COUNT),
+    'ways': Field(5, 'N, classes per task', COUNT),
+    'shots': Field(5, 'support images per class', COUNT),
+    'queries': Field(5, 'query images per class', COUNT),
+    'width': Field(16, 'channels of conv4', COUNT),
+    'warm_up': Field(50, 'Adam steps of joint training before measuring',
+                     NOT_NEGATIVE),
+    'regulariser': Field(10., 'penalty of ridge', POSITIVE),
+    'C': Field(1., 'weight of the cross-entropy in logistic regression',
+               POSITIVE),
+    'svm_C': Field(0.1, 'C of the SVM', POSITIVE),
+    'counts': Field((1, 4, 16, 64, 256, 1024), 'numbers of inner gradient '
+                    'steps', COUNT),
+    'seed': Field(0, 'seed of tasks and initial values'),
+}
 
 
 def run(options, folder):
   """Measures both gradients in float32 and float64; returns the result.
 
   Args:
-    options: Options.
-    folder: epath.Path; equivalence.json and figures go there, and what is
-      there from a run with the same options is not computed again.
+    options: dict of OPTIONS; those left out keep their defaults.
+    folder: epath.Path, made if need be; equivalence.json and figures go
+      there. A precision that was measured already is not measured again.
+
+  Returns:
+    The contents of equivalence.json.
 
   Raises:
-    UserError: the data set is unknown or too small.
+    UserError: an option is wrong, the data set is unknown or too small, or
+      `folder` belongs to other options.
   """
+  o = check.settle(OPTIONS, options)
+  if not o.counts:
+    raise UserError('--counts: one number or more is needed')
   files.make(folder)
   path = folder / f'{NAME}.json'
-  asked = json.loads(json.dumps(options._asdict()))
-  result = json.loads(path.read_text()) if path.exists() else {}
-  if result.get('options') != asked:
-    result = {'options': asked}
-  if 'verdict' not in result:
-    draws = _tasks(options)
-    variables = None
-    for dtype in LIMITS:
-      if dtype in result:
-        continue
-      if variables is None:
-        variables = _warm_up(options, *draws)
-      print(f'{NAME}: {dtype}, {options.tasks} tasks', flush=True)
-      with precision(dtype):
-        result[dtype] = _measure(options, variables, *draws, dtype)
-      files.write(path, json.dumps(result, indent=1))
-    result |= _verdict(result)
-    files.write(path, json.dumps(result, indent=1))
-  figures(result, folder)
+  result = check.read(path, {})
+  result['options'] = check.claim(
+      folder, OPTIONS, o, result.get('options', {}))
+  missing = [dtype for dtype in LIMITS if dtype not in result]
+  if missing:
+    draws = _tasks(o)
+    variables = _warm_up(o, *draws)
+  for dtype in missing:
+    print(f'{NAME}: {dtype}, {o.tasks} tasks', flush=True)
+    with precision(dtype):
+      result[dtype] = _measure(o, variables, *draws, dtype)
+    check.write(path, result)
+  result.pop('verdict', None)  # the name of 'holds' in older folders
+  result = check.write(path, {**result, **_judge(result)})
+  equivalence_figures.draw(result, folder)
   return result
 
 
@@ -135,7 +126,7 @@ def _warm_up(o, images, labels):
     updates, state = optimizer.update(jax.grad(loss)(params, x), state)
     return optax.apply_updates(params, updates), state
 
-  params, state = variables['params'], None
+  params = variables['params']
   state = optimizer.init(params)
   for i in range(o.warm_up):
     params, state = step(params, state, images[i % o.tasks])
@@ -143,44 +134,48 @@ def _warm_up(o, images, labels):
 
 
 def _measure(o, variables, images, labels, dtype):
-  """Returns all that is compared, means over the tasks and the largest."""
+  """Returns all numbers of `_of_task`: their mean over tasks, and largest."""
   cast = lambda tree: jax.tree.map(lambda a: jnp.asarray(a, dtype), tree)
   backbone = bilevel.Conv4(width=o.width, dtype=dtype)
   variables = cast(variables)
-  found = [_of_task(o, backbone, variables, cast(task), jnp.asarray(labels))
-           for task in images]
+  of_tasks = [
+      _of_task(o, backbone, variables, cast(task), jnp.asarray(labels))
+      for task in images]
   return jax.tree.map(lambda *values: {
-      'mean': float(np.mean(values)), 'max': float(np.max(values))}, *found)
+      'mean': float(np.mean(values)), 'max': float(np.max(values))}, *of_tasks)
 
 
 def _of_task(o, backbone, variables, images, labels):
-  x = bilevel.features(backbone, variables, images)
-  cotangents = _cotangents(o, x, labels)
-  leaves, tree = jax.tree.flatten(cotangents)
-  sizes = np.cumsum([len(leaf) for leaf in leaves])[:-1]
-  gradients = bilevel.pull(backbone, variables, images,
-                           jnp.concatenate(leaves))
-  gradients = jax.tree.unflatten(
-      tree, np.split(np.asarray(gradients, np.float64), sizes))
-
+  """Returns the comparisons of one task's gradients: a tree of numbers."""
+  gradients = _gradients(o, backbone, variables, images, labels)
+  of_case = lambda case: gradients['cases'][case.label]
   result = {'cases': {}, 'steps': {}, 'prediction': {}}
-  joint = {name: gradients['cases'][f'{name}, J'][1]
-           for name in ('ridge', 'logistic')}
-  for name, (bilevel_, plain) in gradients['cases'].items():
-    squared = 'ridge' in name and 'cross-entropy' not in name
-    mtl = joint['ridge' if squared else 'logistic']
-    result['cases'][name] = {
-        'difference': _difference(bilevel_, plain),
-        'cosine': _cosine(bilevel_, plain),
-        'cosine_to_joint': _cosine(bilevel_, mtl)}
+  for case in bilevel.CASES:
+    through, plain = of_case(case)
+    joint = of_case(bilevel.Case('identity', case.joint))[1]
+    result['cases'][case.label] = {
+        'difference': _difference(through, plain),
+        'cosine': _cosine(through, plain),
+        'cosine_to_joint': _cosine(through, joint)}
   for name, (through, at_end, optimum) in gradients['steps'].items():
     result['steps'][name] = {
         'through': [_difference(g, optimum[0]) for g in through],
         'plain': [_difference(g, optimum[0]) for g in at_end]}
-    bilevel_, plain = gradients['cases'][f'(a) {name}, no penalty']
+    through, plain = of_case(bilevel.Case('penalty', name))
     result['prediction'][name] = _difference(
-        gradients['prediction'][name][0], bilevel_ - plain)
+        gradients['prediction'][name][0], through - plain)
   return result
+
+
+def _gradients(o, backbone, variables, images, labels):
+  """Returns the tree of `_cotangents` as gradients [n, P], in float64."""
+  x = bilevel.features(backbone, variables, images)
+  leaves, tree = jax.tree.flatten(_cotangents(o, x, labels))
+  sizes = np.cumsum([len(leaf) for leaf in leaves])[:-1]
+  gradients = bilevel.pull(backbone, variables, images,
+                           jnp.concatenate(leaves))
+  return jax.tree.unflatten(
+      tree, np.split(np.asarray(gradients, np.float64), sizes))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -188,8 +183,8 @@ def _cotangents(o, x, labels):
   """Returns a tree of cotangents [n, B, D] of the features of a task."""
   inners = bilevel.inner_problems(o.ways, o.regulariser, o.C)
   cases = bilevel.both(
-      bilevel.cases(inners), bilevel.solvers(o.ways, inners, o.svm_C), x,
-      labels, o.ways * o.shots)
+      inners, bilevel.solvers(o.ways, inners, o.svm_C), x, labels,
+      o.ways * o.shots)
   steps, prediction = {}, {}
   for name, inner in inners.items():
     through, at_end, optimum = bilevel.after_steps(
@@ -208,91 +203,52 @@ def _cosine(a, b):
   return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def _verdict(result):
+def _judge(result):
   """Returns the checks {what: [largest value, limit]} and whether all hold."""
   checks = {}
   for dtype, limit in LIMITS.items():
-    found = result[dtype]
-    for name in ('ridge', 'logistic'):
+    measured = result[dtype]
+    for name in _INNERS:
+      label = bilevel.Case('identity', name).label
       checks[f'{name}, implicit, {dtype}'] = [
-          found['cases'][f'{name}, J']['difference']['max'], limit]
+          measured['cases'][label]['difference']['max'], limit]
       checks[f'{name}, through all steps, {dtype}'] = [
-          found['steps'][name]['through'][-1]['max'], limit]
+          measured['steps'][name]['through'][-1]['max'], limit]
   for name, value in result['float64']['prediction'].items():
     checks[f'{name}, predicted failure (a)'] = [value['max'], _PREDICTION]
   holds = all(value <= limit for value, limit in checks.values())
-  return {'checks': checks, 'verdict': holds}
+  return {'checks': checks, 'holds': holds}
+
+
+def verdict(result):
+  """Returns the verdict in one line."""
+  return ('with the outer loss equal to the inner objective the two gradients '
+          + ('agree' if result['holds'] else 'do NOT agree')
+          + ' within the limits')
 
 
 def summary(result):
   """Returns the result as lines of text."""
-  o = Options(**result['options'])
+  o = result['options']
   lines = [
       'Equivalence of objectives: bi-level against plain gradients of '
-      f'conv4 ({o.width}),', f'{o.tasks} tasks of '
-      f'{o.dataset} images, {o.ways} ways, {o.shots} + '
-      f'{o.queries} images a class',
+      f'conv4 ({o["width"]}),', f'{o["tasks"]} tasks of '
+      f'{o["dataset"]} images, {o["ways"]} ways, {o["shots"]} + '
+      f'{o["queries"]} images per class',
       '', f'{"largest relative difference":44} {"":>9} {"limit":>8}']
   lines += [f'  {name:42} {value:9.1e} {limit:8.0e}'
             f'{"" if value <= limit else "  ABOVE"}'
             for name, (value, limit) in result['checks'].items()]
   lines += ['', f'{"how it fails (float64, mean over tasks)":34} '
             f'{"difference":>11} {"cosine":>7} {"to joint":>9}']
-  for name, case in result['float64']['cases'].items():
-    if not name.endswith(', J'):
-      lines.append(f'  {name:32} {case["difference"]["mean"]:11.3f} '
-                   f'{case["cosine"]["mean"]:7.3f} '
-                   f'{case["cosine_to_joint"]["mean"]:9.3f}')
-  lines += ['', 'Verdict: with the outer loss equal to the inner objective '
-            'the two gradients '
-            + ('agree' if result['verdict'] else 'do NOT agree')
-            + ' within the limits']
-  return '\n'.join(lines)
+  for case in bilevel.CASES:
+    if case.fails:
+      numbers = result['float64']['cases'][case.label]
+      lines.append(f'  {case.label:32} {numbers["difference"]["mean"]:11.3f} '
+                   f'{numbers["cosine"]["mean"]:7.3f} '
+                   f'{numbers["cosine_to_joint"]["mean"]:9.3f}')
+  return '\n'.join([*lines, '', f'Verdict: {verdict(result)}'])
 
 
-def figures(result, folder):
-  """Draws the figures; returns [(file name, caption)]."""
-  import matplotlib.figure
-
-  counts = result['options']['counts']
-  figure = matplotlib.figure.Figure((9, 3.6), layout='constrained')
-  for axes, name in zip(figure.subplots(1, 2, sharey=True),
-                        ('ridge', 'logistic'), strict=True):
-    for dtype, style in (('float32', '--'), ('float64', '-')):
-      for kind, colour, label in (
-          ('plain', 'C1', 'plain, at the head so far'),
-          ('through', 'C0', 'bi-level, through the steps')):
-        values = [v['mean'] for v in result[dtype]['steps'][name][kind]]
-        axes.loglog(counts, values, style, color=colour, marker='.',
-                    label=f'{label}, {dtype}')
-    axes.set(title=name, xlabel='inner steps')
-    axes.grid(alpha=0.3)
-  figure.axes[0].set_ylabel('relative difference to\nthe plain gradient at w*')
-  figure.axes[0].legend(fontsize=7)
-  figure.savefig(folder / f'{NAME}_steps.png', dpi=120)
-
-  cases = result['float64']['cases']
-  names = [name for name in cases if not name.endswith(', J')][::-1]
-  figure = matplotlib.figure.Figure((9, 3.8), layout='constrained')
-  left, right = figure.subplots(1, 2, sharey=True)
-  for axes, kinds in ((left, ('difference',)),
-                      (right, ('cosine', 'cosine_to_joint'))):
-    for i, kind in enumerate(kinds):
-      axes.barh(np.arange(len(names)) - 0.35 * i,
-                [cases[name][kind]['mean'] for name in names],
-                0.7 / len(kinds), color=f'C{i}', label=kind.replace('_', ' '))
-    axes.grid(alpha=0.3, axis='x')
-    axes.legend(fontsize=8, loc='lower center', ncols=2,
-                bbox_to_anchor=(0.5, 1.))  # no corner is free of bars
-  left.set_yticks(range(len(names)), names)
-  left.set_xlabel('|bi-level - plain| / |plain|')
-  right.set_xlabel('cosine')
-  figure.savefig(folder / f'{NAME}_failures.png', dpi=120)
-  return [
-      (f'{NAME}_steps.png', 'Through the inner steps the gradient converges '
-       'with the square of the rate at which the head does; the plain '
-       'gradient with the rate itself.'),
-      (f'{NAME}_failures.png', 'Where the outer loss is not the inner '
-       'objective on the same data: difference and cosine of the bi-level '
-       'gradient to the plain one, and its cosine to the gradient of joint '
-       'training on all images of the task.')]
+CHECK = check.Check(OPTIONS, run, verdict, summary, equivalence_figures.draw,
+                    table=lambda result: None)

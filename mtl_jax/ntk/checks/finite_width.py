@@ -8,7 +8,6 @@ fall like 1/m), and over the predictions on the test task. Tasks are fixed.
 
 import json
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +16,10 @@ import tqdm
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field, Range
 from mtl_jax.models import mlp
 from mtl_jax.ntk import kernels, predictors
-from mtl_jax.ntk.checks import finite_width_figures, networks
+from mtl_jax.ntk.checks import check, finite_width_figures, networks
 from mtl_jax.ntk.flow import Steps
 
 NAME = 'finite_width'
@@ -28,60 +28,40 @@ EXPECTED = -0.5
 _FIT_FROM = 256  # below, terms of higher order in 1/sqrt(m) are seen
 _RESAMPLES = 2000
 QUANTITIES = ('anil', 'mtl', 'kernel')
-figures = finite_width_figures.draw
 
-
-class Options(NamedTuple):
-  """What is measured; times are the theory's: rates times numbers of steps.
-
-  Fields:
-    widths: numbers m
-    long: whether to go on to widths 2048 and 4096; about an hour on two cores
-    depths: numbers L of hidden layers
-    draws: of the initial values, 10 or more
-    tasks: T, training tasks
-    queries: query points a task
-    support: support points a task
-    test_points: points of the test task to predict
-    dims: dimensions of the inputs, which are on the unit sphere
-    outputs: k, classes a task; targets are one-hot
-    train_time: of training
-    train_steps: number of training steps
-    inner_time: of the inner loop, lambda tau
-    inner_steps: number of inner steps
-    test_time: of adaptation to the test task
-    test_steps: number of steps of adaptation
-    seed: of tasks and initial values
-  """
-
-  widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
-  long: bool = False
-  depths: tuple[int, ...] = (1, 3)
-  draws: int = 24
-  tasks: int = 4
-  queries: int = 4
-  support: int = 4
-  test_points: int = 16
-  dims: int = 10
-  outputs: int = 2
-  train_time: float = 1.5
-  train_steps: int = 50
-  inner_time: float = 0.5
-  inner_steps: int = 5
-  test_time: float = 1.
-  test_steps: int = 5
-  seed: int = 0
-
-
-# A folder can be gone on with when these change: there is more to do.
-_FREE = ('widths', 'long', 'depths', 'draws')
+# Rates are the theory's: of half the sum of squared errors.
+OPTIONS = {
+    'widths': Field((64, 128, 256, 512, 1024), 'widths m of the networks',
+                    COUNT, free=True),
+    'long': Field(False, 'whether to add the widths 2048 and 4096; about an '
+                  'hour on two cores', free=True),
+    'depths': Field((1, 3), 'numbers L of hidden layers', COUNT, free=True),
+    'draws': Field(24, 'draws of the initial values; 10 or more give useful '
+                   'intervals', Range(2), free=True),
+    'tasks': Field(4, 'T, training tasks', COUNT),
+    'queries': Field(4, 'query points per task', COUNT),
+    'support': Field(4, 'support points per task', COUNT),
+    'test_points': Field(16, 'points of the test task to predict', COUNT),
+    'dims': Field(10, 'dimensions of the inputs, which are on the unit sphere',
+                  COUNT),
+    'outputs': Field(2, 'k, classes per task; targets are one-hot', COUNT),
+    'train_time': Field(1.5, 'rate times steps of training', POSITIVE),
+    'train_steps': Field(50, 'number of training steps', COUNT),
+    'inner_time': Field(0.5, 'lambda tau, rate times steps of the inner loop',
+                        POSITIVE),
+    'inner_steps': Field(5, 'number of inner steps', COUNT),
+    'test_time': Field(1., 'rate times steps of adaptation to the test task',
+                       POSITIVE),
+    'test_steps': Field(5, 'number of steps of adaptation', COUNT),
+    'seed': Field(0, 'seed of tasks and initial values', NOT_NEGATIVE),
+}
 
 
 def run(options, folder):
   """Trains the networks and writes finite_width.json and figures.
 
   Args:
-    options: Options.
+    options: dict of OPTIONS; those left out keep their defaults.
     folder: epath.Path, made if need be; what it holds of other widths, depths
       and draws with these options is not trained again.
 
@@ -91,10 +71,12 @@ def run(options, folder):
   Raises:
     UserError: an option is wrong, or `folder` belongs to other options.
   """
-  o = _check(options)
+  o = settle(options)
   started = time.monotonic()
+  files.make(folder)
   file = folder / f'{NAME}_draws.json'
-  found = _claim(o, folder, file)
+  stored = check.read(file, {'options': {}, 'draws': {}})
+  stored['options'] = check.claim(folder, OPTIONS, o, stored['options'])
   tasks = draw_tasks(o)
   closed = {}
   cells = [(depth, width) for depth in o.depths for width in o.widths]
@@ -103,16 +85,26 @@ def run(options, folder):
     bar.set_postfix(depth=depth, width=width)
     if depth not in closed:
       closed[depth] = closed_forms(o, tasks, depth)
-    values = found['draws'].setdefault(f'{depth} {width}', [])
+    values = stored['draws'].setdefault(f'{depth} {width}', [])
     while len(values) < o.draws:
       values.append(_draw(o, tasks, depth, width, len(values)))
-      files.write(file, json.dumps(found))
-  result = {'options': o._asdict(), **_judge(o, closed, found['draws']),
-            'seconds': time.monotonic() - started}
-  result = json.loads(json.dumps(result))
-  files.write(folder / f'{NAME}.json', json.dumps(result, indent=1))
-  figures(result, folder)
+      files.write(file, json.dumps(stored))
+  result = check.write(folder / f'{NAME}.json', {
+      'options': o._asdict(), **_judge(o, closed, stored['draws']),
+      'seconds': time.monotonic() - started})
+  finite_width_figures.draw(result, folder)
   return result
+
+
+def settle(options):
+  """Returns all options, with sorted axes; raises UserError."""
+  o = check.settle(OPTIONS, options)
+  widths = sorted({*o.widths, *(LONG if o.long else ())})
+  if sum(width >= _FIT_FROM for width in widths) < 2:
+    raise UserError(f'--widths: two from {_FIT_FROM} on are needed to fit')
+  if not o.depths:
+    raise UserError('--depths: one number or more is needed')
+  return o._replace(widths=tuple(widths), depths=tuple(sorted(set(o.depths))))
 
 
 def draw_tasks(o):
@@ -159,7 +151,7 @@ def closed_forms(o, tasks, depth):
 
 
 def _draw(o, tasks, depth, width, number):
-  """Returns what closed_forms does, of one network; lists of numbers."""
+  """Returns what `closed_forms` returns, of one network, as nested lists."""
   key = jax.random.fold_in(jax.random.key(o.seed), number)
   initial = networks.start(key, width, depth, o.dims, o.outputs)
   cast = jax.tree.map(
@@ -182,35 +174,38 @@ def _judge(o, closed, draws):
   """Returns distances, slopes and the verdict."""
   depths = {}
   for depth in o.depths:
-    exact = closed[depth]
-    cells = [[{name: np.asarray(one[name]) for name in QUANTITIES}
-              for one in draws[f'{depth} {width}'][:o.draws]]
+    cells = [[{name: np.asarray(draw[name]) for name in QUANTITIES}
+              for draw in draws[f'{depth} {width}'][:o.draws]]
              for width in o.widths]
-    squares = {name: np.array([[np.mean((one[name] - exact[name]) ** 2)
-                                for one in cell] for cell in cells])
-               for name in QUANTITIES}
-    apart = exact['anil'] - exact['mtl']
-    gaps = np.array([[np.linalg.norm(one['anil'] - one['mtl'])
-                      for one in cell] for cell in cells])
-    squares['difference'] = np.array([
-        [np.mean((one['anil'] - one['mtl'] - apart) ** 2) for one in cell]
-        for cell in cells])
-    fits = {name: fit(o.widths, square, o.seed)
-            for name, square in squares.items()}
-    depths[str(depth)] = {
-        'rms': {name: np.sqrt(np.mean(square, 1)).tolist()
-                for name, square in squares.items()},
-        'slopes': fits,
-        'size': {name: float(np.sqrt(np.mean(exact[name] ** 2)))
-                 for name in QUANTITIES},
-        'gap': {'closed': float(np.linalg.norm(apart)),
-                'mean': gaps.mean(1).tolist(),
-                'error': (gaps.std(1, ddof=1)
-                          / np.sqrt(gaps.shape[1])).tolist()}}
-  intervals = [found['slopes'][name]['interval']
-               for found in depths.values() for name in ('anil', 'mtl')]
+    depths[str(depth)] = _judge_depth(o, closed[depth], cells)
+  intervals = [at_depth['slopes'][name]['interval']
+               for at_depth in depths.values() for name in ('anil', 'mtl')]
   holds = all(low <= EXPECTED <= high for low, high in intervals)
-  return {'depths': depths, 'verdict': holds}
+  return {'depths': depths, 'holds': holds}
+
+
+def _judge_depth(o, exact, cells):
+  """Returns the distances of cells [widths][draws] to the closed forms."""
+  squares = {name: np.array([[np.mean((draw[name] - exact[name]) ** 2)
+                              for draw in cell] for cell in cells])
+             for name in QUANTITIES}
+  apart = exact['anil'] - exact['mtl']
+  squares['difference'] = np.array([
+      [np.mean((draw['anil'] - draw['mtl'] - apart) ** 2) for draw in cell]
+      for cell in cells])
+  gaps = np.array([[np.linalg.norm(draw['anil'] - draw['mtl'])
+                    for draw in cell] for cell in cells])
+  return {
+      'rms': {name: np.sqrt(np.mean(square, 1)).tolist()
+              for name, square in squares.items()},
+      'slopes': {name: fit(o.widths, square, o.seed)
+                 for name, square in squares.items()},
+      'size': {name: float(np.sqrt(np.mean(exact[name] ** 2)))
+               for name in QUANTITIES},
+      'gap': {'closed': float(np.linalg.norm(apart)),
+              'mean': gaps.mean(1).tolist(),
+              'error': (gaps.std(1, ddof=1)
+                        / np.sqrt(gaps.shape[1])).tolist()}}
 
 
 def fit(widths, squares, seed=0):
@@ -222,9 +217,8 @@ def fit(widths, squares, seed=0):
     seed: of the bootstrap.
 
   Returns:
-    {'slope', 'interval'}: least squares in logarithms, and the 2.5 and 97.5
-    percentiles when draws are drawn again with replacement, at each width by
-    itself.
+    {'slope', 'interval'}: least squares in logarithms, and its 2.5 and 97.5
+    percentiles over bootstrap resamples of the draws of each width.
   """
   wide = np.asarray(widths) >= _FIT_FROM
   x, squares = np.log(np.asarray(widths)[wide]), squares[wide]
@@ -238,64 +232,46 @@ def fit(widths, squares, seed=0):
           'interval': np.percentile(slopes, [2.5, 97.5]).tolist()}
 
 
+def verdict(result):
+  """Returns the verdict in one line."""
+  holds = result['holds']
+  return ('the distances of ANIL and of MTL '
+          + ('fall' if holds else 'do NOT all fall')
+          + ' like 1/sqrt(m): the 95% intervals of their exponents '
+          + ('contain' if holds else 'do not all contain') + ' -1/2')
+
+
 def summary(result):
   """Returns the result as lines of text."""
-  o = Options(**result['options'])
+  o = result['options']
   lines = [
       'Networks of width m, trained by MTL and ANIL, against the closed forms:',
-      f'{o.tasks} tasks of {o.queries} + {o.support} points, '
-      f'{o.outputs} outputs, {o.train_steps} steps, time {o.train_time:g}; '
-      f'lambda tau {o.inner_time:g}; {o.draws} draws']
-  for depth, found in result['depths'].items():
-    columns, gap = (*QUANTITIES, 'difference'), found['gap']
-    lines += ['', f'depth {depth}: root mean square distance over draws',
-              f'{"width":>10}' + ''.join(f'{c:>12}' for c in columns)
-              + f'{"|ANIL-MTL|":>18}']
-    for i, width in enumerate(o.widths):
-      cells = ''.join(f'{found["rms"][c][i]:12.4f}' for c in columns)
-      lines.append(f'{width:10}{cells}{gap["mean"][i]:10.3f} '
-                   f'+-{gap["error"][i]:6.3f}')
-    lines.append(f'{"infinite":>10}{"":48}{gap["closed"]:10.3f}')
-    for c in columns:
-      low, high = found['slopes'][c]['interval']
-      lines.append(f'  exponent of {c:10} {found["slopes"][c]["slope"]:6.2f} '
-                   f'[{low:.2f}, {high:.2f}]')
-  lines += ['', 'Verdict: the distances of ANIL and of MTL '
-            + ('fall' if result['verdict'] else 'do NOT all fall')
-            + ' like 1/sqrt(m): the 95% intervals of their exponents '
-            + ('contain' if result['verdict'] else 'do not all contain')
-            + ' -1/2']
-  return '\n'.join(lines)
+      f'{o["tasks"]} tasks of {o["queries"]} + {o["support"]} points, '
+      f'{o["outputs"]} outputs, {o["train_steps"]} steps, time '
+      f'{o["train_time"]:g}; lambda tau {o["inner_time"]:g}; {o["draws"]} '
+      'draws']
+  for depth, at_depth in result['depths'].items():
+    lines += ['', *_lines(o['widths'], depth, at_depth)]
+  return '\n'.join([*lines, '', f'Verdict: {verdict(result)}'])
 
 
-def _check(o):
-  """Returns Options with sorted axes; raises UserError."""
-  widths = sorted({*o.widths, *(LONG if o.long else ())})
-  if sum(width >= _FIT_FROM for width in widths) < 2:
-    raise UserError(f'--widths: two from {_FIT_FROM} on are needed to fit')
-  if widths[0] < 1 or not o.depths or min(o.depths) < 1:
-    raise UserError('--widths, --depths: numbers from 1 on are needed')
-  for name in ('draws', 'tasks', 'queries', 'support', 'outputs', 'dims',
-               'test_points', 'train_steps', 'inner_steps', 'test_steps'):
-    least = 2 if name == 'draws' else 1
-    if getattr(o, name) < least:
-      raise UserError(f'--{name}: {getattr(o, name)}; use {least} or more')
-  for name in ('train_time', 'inner_time', 'test_time'):
-    if not 0 < getattr(o, name) < np.inf:
-      raise UserError(f'--{name}: {getattr(o, name)} is not above 0')
-  return o._replace(widths=tuple(widths), depths=tuple(sorted(set(o.depths))))
+def _lines(widths, depth, at_depth):
+  """Returns the lines of a summary for one depth."""
+  columns, gap = (*QUANTITIES, 'difference'), at_depth['gap']
+  lines = [f'depth {depth}: root mean square distance over draws',
+           f'{"width":>10}' + ''.join(f'{c:>12}' for c in columns)
+           + f'{"|ANIL-MTL|":>18}']
+  for i, width in enumerate(widths):
+    cells = ''.join(f'{at_depth["rms"][c][i]:12.4f}' for c in columns)
+    lines.append(f'{width:10}{cells}{gap["mean"][i]:10.3f} '
+                 f'+-{gap["error"][i]:6.3f}')
+  lines.append(f'{"infinite":>10}{"":48}{gap["closed"]:10.3f}')
+  for c in columns:
+    low, high = at_depth['slopes'][c]['interval']
+    lines.append(f'  exponent of {c:10} {at_depth["slopes"][c]["slope"]:6.2f} '
+                 f'[{low:.2f}, {high:.2f}]')
+  return lines
 
 
-def _claim(o, folder, file):
-  """Returns what the folder has of these options; UserError if another's."""
-  files.make(folder)
-  mine = {name: value for name, value in o._asdict().items()
-          if name not in _FREE}
-  found = (json.loads(file.read_text()) if file.exists()
-           else {'options': mine, 'draws': {}})
-  for name, value in mine.items():
-    theirs = found['options'].get(name)
-    if theirs != value:
-      raise UserError(f'--out: {folder} holds --{name}={theirs}, not '
-                      f'{value}: set it so, or name another folder')
-  return found
+CHECK = check.Check(OPTIONS, run, verdict, summary, finite_width_figures.draw,
+                    table=lambda result: None)

@@ -2,23 +2,39 @@
 
 import numpy as np
 
+from mtl_jax.ntk.checks.check import write_figure
+
+_LABELS = {'anil': 'ANIL', 'mtl': 'MTL', 'difference': 'ANIL - MTL',
+           'kernel': 'tangent kernel at the start'}
+
 
 def draw(result, folder):
   """Draws the figures; returns [(file name, caption)]."""
+  figures = [
+      ('finite_width_distance.png', _distance(result), 'Distance of trained '
+       'networks to the closed form, root mean square over draws of the '
+       'initial values; dotted: 1/sqrt(m) through the widest.'),
+      ('finite_width_gap.png', _gap(result), 'The gap of networks of finite '
+       'width, mean and two standard errors over draws; dotted: the closed '
+       'form.')]
+  for name, figure, _ in figures:
+    write_figure(folder / name, figure)
+  return [(name, caption) for name, _, caption in figures]
+
+
+def _distance(result):
   import matplotlib.figure
 
   widths = np.array(result['options']['widths'])
   depths = result['depths']
   figure = matplotlib.figure.Figure(
       (4.5 * len(depths), 4.2), layout='constrained')
-  for axes, (depth, found) in zip(
+  for axes, (depth, at_depth) in zip(
       np.ravel(figure.subplots(1, len(depths), sharey=True)), depths.items(),
       strict=True):
-    for i, (name, label) in enumerate((
-        ('anil', 'ANIL'), ('mtl', 'MTL'), ('difference', 'ANIL - MTL'),
-        ('kernel', 'tangent kernel at the start'))):
-      values = np.array(found['rms'][name])
-      slope = found['slopes'][name]['slope']
+    for i, (name, label) in enumerate(_LABELS.items()):
+      values = np.array(at_depth['rms'][name])
+      slope = at_depth['slopes'][name]['slope']
       axes.loglog(widths, values, '.-', color=f'C{i}',
                   label=f'{label}: {slope:.2f}')
       axes.loglog(widths, values[-1] * np.sqrt(widths[-1] / widths), ':',
@@ -28,12 +44,17 @@ def draw(result, folder):
                 loc='lower center', bbox_to_anchor=(0.5, 1.08), ncols=2)
     axes.grid(alpha=0.3)
   figure.axes[0].set_ylabel('root mean square distance\nto the closed form')
-  figure.savefig(folder / 'finite_width_distance.png', dpi=120)
+  return figure
 
+
+def _gap(result):
+  import matplotlib.figure
+
+  widths = np.array(result['options']['widths'])
   figure = matplotlib.figure.Figure((5.5, 3.6), layout='constrained')
   axes = figure.subplots()
-  for i, (depth, found) in enumerate(depths.items()):
-    gap = found['gap']
+  for i, (depth, at_depth) in enumerate(result['depths'].items()):
+    gap = at_depth['gap']
     axes.errorbar(widths, gap['mean'], 2 * np.array(gap['error']), fmt='.-',
                   color=f'C{i}', capsize=2, label=f'{depth} hidden layers')
     axes.axhline(gap['closed'], color=f'C{i}', linestyle=':')
@@ -41,10 +62,4 @@ def draw(result, folder):
            ylim=(0, None))
   axes.legend(fontsize=8)
   axes.grid(alpha=0.3)
-  figure.savefig(folder / 'finite_width_gap.png', dpi=120)
-  return [
-      ('finite_width_distance.png', 'Distance of trained networks to the '
-       'closed form, root mean square over draws of the initial values; '
-       'dotted: 1/sqrt(m) through the widest.'),
-      ('finite_width_gap.png', 'The gap of networks of finite width, mean and '
-       'two standard errors over draws; dotted: the closed form.')]
+  return figure

@@ -1,13 +1,15 @@
 """Networks of finite width, trained by the library's own MTL and ANIL.
 
 Both start from the same values and from output zero, take the same number of
-steps of plain gradient descent, and are asked for the same unseen task.
+steps of plain gradient descent, and predict the same unseen task.
 
-The methods' losses are means, the theory's half a sum: a method's loss is the
-mean over T tasks of the mean over a task's n points of half the squared
-error, 1 / (T n) times the theory's. So a step of the theory's rate r is one
-of T n r on the method's loss, and in a support set of s points an inner step
-of rate r is one of s r.
+The theory's loss is half a sum of squared errors. A method's loss is the mean
+over T tasks of the mean over a task's n points of half the squared error:
+1 / (T n) times the theory's. So the theory's rate r is T n r on a method's
+loss. In an inner step on a support set of s points it is s r.
+
+The theory's network has no intercept, and ANIL's head has one. It starts at 0
+and its inner rate is 0: ANIL takes one rate for each part of the head.
 """
 
 import functools
@@ -38,9 +40,9 @@ class Tasks(NamedTuple):
 
 
 class Descent(NamedTuple):
-  """Steps of training, of the inner loop in it, and of adaptation at test.
+  """Steps of training, of its inner loop, and of adaptation at test time.
 
-  In the theory's rates.
+  Their rates are the theory's.
   """
 
   train: Steps
@@ -49,10 +51,10 @@ class Descent(NamedTuple):
 
 
 class Pair(nn.Module):
-  """Two networks side by side: features [B, 2 m] of unit length in all.
+  """Two networks side by side: features [B, 2 m].
 
   With equal parameters and a head (v, -v) the output is zero, and the tangent
-  kernel that of one of them with the head v.
+  kernel is that of one network with the head v.
   """
 
   width: int
@@ -77,13 +79,13 @@ class Trained(NamedTuple):
 def start(key, width, depth, dim, ways):
   """Draws the initial values: {'backbone', 'head'} of a Pair.
 
-  All numbers are standard normal, and the outputs have heads of their own,
-  so that they do not interact.
+  All numbers are standard normal. Each output has a head of its own, so that
+  outputs do not interact.
   """
   body_key, head_key = jax.random.split(key)
-  one = mlp.Mlp(width, depth).init(body_key, jnp.zeros((1, dim)), train=False)
+  body = mlp.Mlp(width, depth).init(body_key, jnp.zeros((1, dim)), train=False)
   half = jax.random.normal(head_key, (width, ways))
-  return {'backbone': {'left': one['params'], 'right': one['params']},
+  return {'backbone': {'left': body['params'], 'right': body['params']},
           'head': jnp.concatenate([half, -half])}
 
 
@@ -101,51 +103,67 @@ def train(tasks, initial, width, depth, ways, descent):
   """
   num_tasks, n = tasks.query_y.shape
   s = tasks.support_y.shape[1]
-  backbone = Pair(width, depth)
   rate = num_tasks * n * descent.train.rate
-  bilevel = _anil(backbone, ways, s, descent)
-  joint = mtl.build(
-      backbone, num_tasks * ways, ways,
-      **{**fields.defaults(mtl.OPTIONS), 'loss': 'squared',
-         'head_init': 'shared', 'normalise_train_features': False})
+  backbone = Pair(width, depth)
+  method = _anil(backbone, ways, s, descent)
 
-  # 'shared' gives one vector to all classes, those of one task too; here a
-  # task's k classes start from the k columns of the head, in every task.
-  rows = jnp.tile(initial['head'].T, (num_tasks, 1))
-  own_classes = jnp.arange(num_tasks * ways).reshape(num_tasks, ways)
-  query = Episode(
-      support_x=tasks.query_x[:, :0], support_y=tasks.query_y[:, :0],
-      query_x=tasks.query_x, query_y=tasks.query_y, class_ids=own_classes)
-  params = _descend(
-      lambda params: _mean_loss(joint, params, query),
-      {'backbone': initial['backbone'], 'rows': rows}, rate,
-      descent.train.count)
-  of_mtl = _adapted(bilevel, params['backbone'], initial['head'], tasks,
-                    s, descent, ways)
-
-  both = Episode(
-      support_x=tasks.support_x, support_y=tasks.support_y,
-      query_x=tasks.query_x, query_y=tasks.query_y, class_ids=own_classes)
-  params = _descend(
-      lambda params: _mean_loss(bilevel, _with_rate(
-          params['backbone'], params['head'], s * descent.inner.rate), both),
-      initial, rate, descent.train.count)
-  of_anil = _adapted(bilevel, params['backbone'], params['head'], tasks, s,
+  params = _train_mtl(backbone, tasks, initial, ways, rate,
+                      descent.train.count)
+  of_mtl = _adapted(method, params['backbone'], initial['head'], tasks, s,
+                    descent, ways)
+  params = _train_anil(method, tasks, initial, ways, rate, s, descent)
+  of_anil = _adapted(method, params['backbone'], params['head'], tasks, s,
                      descent, ways)
   return Trained(of_anil, of_mtl)
+
+
+def _train_mtl(backbone, tasks, initial, ways, rate, count):
+  """Returns {'backbone', 'rows'} after joint training on the queries."""
+  num_tasks = len(tasks.query_y)
+  method = mtl.build(
+      backbone, num_tasks * ways, ways,
+      **{**fields.defaults(mtl.OPTIONS), 'loss': 'squared', 'head_init': 'shared',
+         'normalise_train_features': False})
+  # 'shared' starts all rows of a head from one vector. Here the k rows of
+  # every task start from the k columns of the initial head.
+  rows = jnp.tile(initial['head'].T, (num_tasks, 1))
+  episodes = Episode(
+      support_x=tasks.query_x[:, :0], support_y=tasks.query_y[:, :0],
+      query_x=tasks.query_x, query_y=tasks.query_y,
+      class_ids=_own_classes(num_tasks, ways))
+  return _descend(
+      lambda params: _mean_loss(method, params, episodes),
+      {'backbone': initial['backbone'], 'rows': rows}, rate, count)
+
+
+def _train_anil(method, tasks, initial, ways, rate, s, descent):
+  """Returns {'backbone', 'head'} after training by ANIL."""
+  episodes = Episode(
+      support_x=tasks.support_x, support_y=tasks.support_y,
+      query_x=tasks.query_x, query_y=tasks.query_y,
+      class_ids=_own_classes(len(tasks.query_y), ways))
+  return _descend(
+      lambda params: _mean_loss(method, _anil_params(
+          params['backbone'], params['head'], s * descent.inner.rate),
+          episodes),
+      initial, rate, descent.train.count)
+
+
+def _own_classes(num_tasks, ways):
+  """Returns class ids [T, N]: no two tasks share a class."""
+  return jnp.arange(num_tasks * ways).reshape(num_tasks, ways)
 
 
 def _anil(backbone, ways, s, descent):
   return anil.build(
       backbone, 0, ways,
-      **{**fields.defaults(anil.OPTIONS), 'loss': 'squared',
-         'batch_norm': 'running', 'inner_steps': descent.inner.count,
-         'test_steps': descent.test.count,
+      **{**fields.defaults(anil.OPTIONS), 'loss': 'squared', 'batch_norm': 'running',
+         'inner_steps': descent.inner.count, 'test_steps': descent.test.count,
          'inner_rate': s * descent.inner.rate})
 
 
-def _with_rate(body, head, rate):
-  """Returns ANIL's parameters; the theory's network has no intercept."""
+def _anil_params(body, head, rate):
+  """Returns ANIL's parameters, with a rate of 0 for the intercept."""
   return {'backbone': body,
           'head': {'weights': head, 'bias': jnp.zeros(head.shape[1])},
           'rate': {'weights': rate, 'bias': 0.}}
@@ -165,8 +183,8 @@ def _descend(loss, params, rate, count):
 
 def _adapted(algorithm, body, head, tasks, s, descent, ways):
   """Returns predictions [m, k] after steps of the head on the test support."""
-  variables = {'params': _with_rate(body, head, s * descent.test.rate),
-               'batch_stats': {}}
+  params = _anil_params(body, head, s * descent.test.rate)
+  variables = {'params': params, 'batch_stats': {}}
   adapted = algorithm.adapt(variables, jax.random.key(0),
                             tasks.test_support_x, tasks.test_support_y, ways)
   return algorithm.predict(adapted, tasks.test_query_x)

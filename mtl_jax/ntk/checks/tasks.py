@@ -1,5 +1,6 @@
 """Few-shot tasks for the closed forms: drawn at random, or of real images."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -27,9 +28,9 @@ class Tasks(NamedTuple):
 
 
 class Source(NamedTuple):
-  """Where tasks come from; `draw(number)` returns Tasks, always the same."""
+  """Where tasks come from."""
 
-  draw: object
+  draw: Callable  # number -> Tasks, the same ones for the same number
   text: str  # what is drawn, for a reader
 
 
@@ -37,15 +38,13 @@ def regression(*, tasks, queries, support, dims, outputs, shared, seed):
   """Returns a Source of linear teachers on the unit sphere.
 
   Inputs are uniform on the sphere in `dims` dimensions. Task i has targets
-  y = W_i^T x with W_i = sqrt(shared) W + sqrt(1 - shared) V_i, all entries of
-  W and V_i standard normal: targets have variance 1, and two tasks the
-  correlation `shared`. The test task is one more of the same kind.
+  y = W_i^T x with W_i = sqrt(shared) W + sqrt(1 - shared) V_i, where all
+  entries of W and V_i are standard normal: targets have variance 1, and those
+  of two tasks the correlation `shared`. The test task is drawn the same way.
 
   Raises:
-    UserError: a size below 1, or `shared` outside of [0, 1].
+    UserError: `shared` is not in [0, 1].
   """
-  _check_sizes(tasks=tasks, queries=queries, support=support, dims=dims,
-               outputs=outputs)
   if not 0 <= shared <= 1:
     raise UserError(f'--shared: {shared} is not between 0 and 1')
 
@@ -74,59 +73,71 @@ def images(name, *, tasks, ways, shots, queries, seed):
   Args:
     name: of a data set, as in `mtl_jax.data.store`.
     tasks: T.
-    ways: N, classes a task.
-    shots: support images a class.
-    queries: query images a class.
+    ways: N, classes per task.
+    shots: support images per class.
+    queries: query images per class.
     seed: of the draws.
 
   Raises:
     UserError: unknown data set, or too few classes or images for a draw.
   """
   sources.check_name('--dataset', name, (RANDOM,))
-  _check_sizes(tasks=tasks, ways=ways, shots=shots, queries=queries)
   splits = {split: store.load(name, split) for split in ('train', 'test')}
   for split, number in (('train', tasks * ways), ('test', ways)):
-    found = splits[split]
-    if number > found.num_classes:
-      raise UserError(
-          f'--ways: {number} different classes are needed, the {split} split '
-          f'of {name} has {found.num_classes}: take fewer ways or tasks')
-    smallest = int(np.diff(found.offsets).min())
-    if shots + queries > smallest:
-      raise UserError(
-          f'--shots, --queries: {shots} + {queries} images a class, and '
-          f'{name} has {smallest} in a class of its {split} split')
-  train = splits['train'].images
-  every = max(1, len(train) // MEAN_IMAGES)
-  mean = np.mean(train[::every], axis=0, dtype=np.float64).ravel()
-
-  def of_split(rng, split, number):
-    found = splits[split]
-    classes = rng.permutation(found.num_classes)[:number * ways]
-    rows = np.array([
-        rng.choice(np.arange(*found.offsets[c:c + 2]), queries + shots, False)
-        for c in classes])
-    pixels = found.images[np.sort(rows.ravel())].astype(np.float64)
-    order = np.argsort(np.argsort(rows.ravel()))
-    x = _unit(pixels.reshape(rows.size, -1)[order] - mean)
-    x = x.reshape(number, ways, queries + shots, -1)
-    y = np.broadcast_to(np.eye(ways)[:, None], (*x.shape[:3], ways))
-    query_first = lambda a: np.concatenate(
-        [a[:, :, :queries].reshape(number, ways * queries, -1),
-         a[:, :, queries:].reshape(number, ways * shots, -1)], 1)
-    return query_first(x), query_first(y)
+    _check_enough(name, split, splits[split], number, shots + queries,
+                  f'{shots} + {queries}')
+  mean = _mean_image(splits['train'].images)
 
   def draw(number):
     rng = np.random.default_rng([seed, number])
-    parts = [of_split(rng, 'train', tasks), of_split(rng, 'test', 1)]
+    of_split = lambda split, tasks: _draw_images(
+        rng, splits[split], mean, tasks, ways, shots, queries)
+    parts = [of_split('train', tasks), of_split('test', 1)]
     x, y = (np.concatenate(both) for both in zip(*parts, strict=True))
     return _split(_in_their_span(x), y, ways * queries)
 
   return Source(draw, (
-      f'{ways}-way {shots}-shot tasks of {name}, {queries} queries a class, '
+      f'{ways}-way {shots}-shot tasks of {name}, {queries} queries per class, '
       'pixels less the mean training image, unit length, one-hot targets; '
       f'{tasks} training tasks of training classes, unseen tasks of test '
       'classes'))
+
+
+def _check_enough(name, split, data, num_classes, per_class, shown):
+  """Raises UserError if a split has too few classes or images for a draw."""
+  if num_classes > data.num_classes:
+    raise UserError(
+        f'--ways: {num_classes} different classes are needed, the {split} '
+        f'split of {name} has {data.num_classes}: take fewer ways or tasks')
+  smallest = int(np.diff(data.offsets).min())
+  if per_class > smallest:
+    raise UserError(
+        f'--shots, --queries: {shown} images per class are needed, and the '
+        f'smallest class in the {split} split of {name} has {smallest}')
+
+
+def _mean_image(images):
+  """Returns the mean [d] of about MEAN_IMAGES images."""
+  every = max(1, len(images) // MEAN_IMAGES)
+  return np.mean(images[::every], axis=0, dtype=np.float64).ravel()
+
+
+def _draw_images(rng, data, mean, tasks, ways, shots, queries):
+  """Returns x [tasks, n + s, d] and y [tasks, n + s, ways], queries first."""
+  classes = rng.permutation(data.num_classes)[:tasks * ways]
+  rows = np.array([
+      rng.choice(np.arange(*data.offsets[c:c + 2]), queries + shots, False)
+      for c in classes])
+  # Read in the order of the file.
+  pixels = data.images[np.sort(rows.ravel())].astype(np.float64)
+  order = np.argsort(np.argsort(rows.ravel()))
+  x = _unit(pixels.reshape(rows.size, -1)[order] - mean)
+  x = x.reshape(tasks, ways, queries + shots, -1)
+  y = np.broadcast_to(np.eye(ways)[:, None], (*x.shape[:3], ways))
+  query_first = lambda a: np.concatenate(
+      [a[:, :, :queries].reshape(tasks, ways * queries, -1),
+       a[:, :, queries:].reshape(tasks, ways * shots, -1)], 1)
+  return query_first(x), query_first(y)
 
 
 def _split(x, y, queries):
@@ -142,9 +153,10 @@ def _unit(x):
 
 
 def _in_their_span(x):
-  """Returns points with the same inner products and no more axes than points.
+  """Returns points with the same inner products, in few coordinates.
 
-  Kernels see inner products alone, and images have many pixels.
+  There are at most as many coordinates as points. Kernels only see inner
+  products, and images have many pixels.
   """
   flat = x.reshape(-1, x.shape[-1])
   if flat.shape[1] <= flat.shape[0]:
@@ -152,9 +164,3 @@ def _in_their_span(x):
   with precision('float64'):
     few = np.asarray(jnp.linalg.qr(jnp.asarray(flat.T), mode='r')).T
   return few.reshape(*x.shape[:-1], -1)
-
-
-def _check_sizes(**sizes):
-  for name, size in sizes.items():
-    if size < 1:
-      raise UserError(f'--{name}: {size}; use 1 or more')
