@@ -122,7 +122,8 @@ def _train_mtl(backbone, tasks, initial, ways, rate, count):
   num_tasks = len(tasks.query_y)
   method = mtl.build(
       backbone, num_tasks * ways, ways,
-      **{**fields.defaults(mtl.OPTIONS), 'loss': 'squared', 'head_init': 'shared',
+      **{**fields.defaults(mtl.OPTIONS), 'loss': 'squared',
+         'head_init': 'shared',
          'normalise_train_features': False})
   # 'shared' starts all rows of a head from one vector. Here the k rows of
   # every task start from the k columns of the initial head.
@@ -157,7 +158,8 @@ def _own_classes(num_tasks, ways):
 def _anil(backbone, ways, s, descent):
   return anil.build(
       backbone, 0, ways,
-      **{**fields.defaults(anil.OPTIONS), 'loss': 'squared', 'batch_norm': 'running',
+      **{**fields.defaults(anil.OPTIONS), 'loss': 'squared',
+         'batch_norm': 'running',
          'inner_steps': descent.inner.count, 'test_steps': descent.test.count,
          'inner_rate': s * descent.inner.rate})
 
