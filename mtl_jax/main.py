@@ -19,7 +19,7 @@ from absl import logging
 
 from mtl_jax.config import flags
 from mtl_jax.errors import UserError
-from mtl_jax.run import evaluate_mode, loop, saved_config
+from mtl_jax.run import evaluate_mode, loop, workdir
 
 
 def main(argv=None):
@@ -29,7 +29,7 @@ def main(argv=None):
   argv = (sys.argv if argv is None else argv)[1:]
   stopped = 'the same command starts over'
   try:
-    command = flags.parse(argv, saved_config.get_config)
+    command = flags.parse(argv, workdir.saved_config)
     if command.help:
       print(__doc__)
     elif command.mode == 'train':

@@ -28,13 +28,13 @@ def arguments(workdir, config=CONFIG, **changes):
           *(f'--{k}={v}' for k, v in values.items() if v is not None)]
 
 
-def run(flags, program=('-m', 'mtl_jax.main'), env=None, **options):
-  """Runs the program on one device, from the root; returns the process."""
+def run(flags, program=('-m', 'mtl_jax.main'), env=None, cwd=ROOT, **options):
+  """Runs the program on one device; returns the process."""
   env = {**os.environ, 'XLA_FLAGS': FAST_COMPILES, 'PYTHONPATH': str(ROOT),
          **(env or {})}
   streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | options
   return subprocess.run(
-      [sys.executable, *program, *flags], cwd=ROOT, env=env, text=True,
+      [sys.executable, *program, *flags], cwd=cwd, env=env, text=True,
       timeout=300, **streams)
 
 

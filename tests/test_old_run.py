@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
-from mtl_jax.run import checkpoint, loop, metrics, trained, workdir
+from mtl_jax.run import build, checkpoint, loop, metrics, trained, workdir
 
 DATA = ROOT / 'tests/data'
 FLAGS = ['--config=configs/glyphs_5shot.py:mtl',
@@ -35,7 +35,7 @@ def old(tmp_path_factory):
 
 
 def test_its_best_epoch_is_tested_with_the_same_score(old, tmp_path):
-  config = workdir.saved_config(epath.Path(old))
+  config = workdir.saved_config(old)
   config.log.progress = False
   model = trained.load(old, config)
   expected = json.loads((old / 'test.json').read_text())
@@ -57,10 +57,10 @@ def test_it_resumes_and_ends_where_the_older_version_did(old):
   np.testing.assert_allclose(
       [r['loss'] for r in records if 'loss' in r], expected['losses'],
       rtol=1e-4)
-  config = workdir.saved_config(epath.Path(old))
+  config = workdir.saved_config(old)
   run = loop.make_run(config)
   state, _ = checkpoint.restore_latest(
-      epath.Path(old), loop.build.initial_state(
+      epath.Path(old), build.initial_state(
           config, run.algorithm, run.splits['train'].images.shape[1:]))
   assert int(state.step) == 12
   found = np.concatenate([np.ravel(x) for x in jax.tree.leaves(

@@ -21,9 +21,9 @@ from mtl_jax.run import (
   loop,
   protocols,
   report,
-  saved_config,
   tested_split,
   trained,
+  workdir,
 )
 
 
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
 
 
 def config_of(run, **changes):
-  config = saved_config.get_config(str(run))
+  config = workdir.saved_config(str(run))
   config.log.progress = False
   config.update_from_flattened_dict(
       {k.replace('__', '.'): v for k, v in changes.items()})

@@ -13,7 +13,7 @@ from mtl_jax.adapt import sheet
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.evaluate import adapters
-from mtl_jax.run import saved_config, trained
+from mtl_jax.run import trained, workdir
 
 BATCH = 32  # images of a forward pass, always: no image depends on the others
 _LARGE_RESIDUAL = 0.05  # of a head's diagnostics, about zero for a good fit
@@ -39,7 +39,7 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
     UserError: folders, files, checkpoint or head that cannot be used; then
       nothing has been written.
   """
-  config = saved_config.get_config(checkpoint)
+  config = workdir.saved_config(checkpoint)
   head, options = choose_head(config, head)
   support_files = pictures.list_support(support)
   query_files = pictures.list_query(query)

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtl_jax import devices, files
 from mtl_jax.config.check import validate
-from mtl_jax.data import episodes, feed
+from mtl_jax.data import augment, episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import interval, measure
@@ -87,6 +87,8 @@ def make_run(config):
     c = config[split]
     episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
                    field=split)
+  augment.check(config.augment.operations,
+                splits['train'].images.shape[-1])
   splits['test'] = tested_split.load(
       config, build.describe_data(splits['train']), splits)
   tested_split.check_test(config, splits)

@@ -18,7 +18,7 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import augment
 from mtl_jax.errors import UserError
 from mtl_jax.models import layers
-from mtl_jax.run import build, checkpoint, saved_config, workdir
+from mtl_jax.run import build, checkpoint, workdir
 
 
 class Trained(NamedTuple):
@@ -50,7 +50,7 @@ def load(path, config=None):
   """
   path = files.at(path)
   if config is None:
-    config = saved_config.get_config(path)
+    config = workdir.saved_config(path)
   else:
     workdir.check(path, config, testing=True)
   validate(config)

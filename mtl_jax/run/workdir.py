@@ -37,11 +37,14 @@ def read_config(path):
 
 
 def saved_config(path):
-  """Returns the config of a run; fields that came later have their defaults.
+  """Returns the config of the run in a workdir.
+
+  Fields that came later have their defaults.
 
   Raises:
     UserError: as `read_config`.
   """
+  path = files.at(path)
   saved = read_config(path)
   config = base_config()
   for section in ('model', 'method'):  # these have fields of their own
