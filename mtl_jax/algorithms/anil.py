@@ -12,7 +12,7 @@ import functools
 
 import jax.numpy as jnp
 
-from mtl_jax.algorithms import base, network
+from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.heads import gradient
 from mtl_jax.solvers import inner_loop
@@ -91,7 +91,7 @@ def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,
 
   logits = lambda params, head, features: gradient.logits(head, features)
   body = network.Body(backbone, batch_norm)
-  train, test = (network.last_layer(body, fit(steps), logits, score)
+  train, test = (last_layer.make(body, fit(steps), logits, score)
                  for steps in (inner_steps, test_steps))
   return base.Algorithm(init, train.loss, network.features_function(backbone),
                         test.adapt, test.predict)

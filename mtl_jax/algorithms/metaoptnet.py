@@ -11,7 +11,7 @@ import functools
 
 import jax.numpy as jnp
 
-from mtl_jax.algorithms import base, network
+from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.fields import NOT_NEGATIVE, POSITIVE, SHARE, Field
 from mtl_jax.heads import ridge, svm
 
@@ -73,7 +73,7 @@ def build(backbone, num_classes, ways, *, head, C, svm_ridge, regulariser,
     variables['params']['scale'] = jnp.float32(scale)
     return variables
 
-  parts = network.last_layer(
+  parts = last_layer.make(
       network.Body(backbone, batch_norm),
       lambda params, features, labels, num_ways: learner.fit(
           features, labels, num_ways, **keywords),

@@ -14,7 +14,7 @@ number of tasks). An unseen task gets a new head, fitted on frozen features.
 
 import jax.numpy as jnp
 
-from mtl_jax.algorithms import base, network
+from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.data import episodes
 from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.heads import linear
@@ -135,4 +135,4 @@ def build(backbone, num_classes, ways, *, loss, head_init,
 
   features = network.features_function(backbone)
   return base.Algorithm(init, task_loss, features,
-                        *network.new_head(features, test_C))
+                        *last_layer.new_head(features, test_C))

@@ -22,11 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from mtl_jax.algorithms.base import Aux
-from mtl_jax.heads import gradient, logistic
-from mtl_jax.models import layers
+from mtl_jax.heads import gradient
 from mtl_jax.solvers import inner_loop
 
 LOSSES = ('cross_entropy', 'squared')
@@ -199,7 +197,7 @@ def aux(batch_stats, scored, **means):
          for name, value in means.items()}})
 
 
-# --- Methods that adapt a backbone and its linear head. ---
+# --- For methods that adapt a backbone and its linear head. ---
 
 
 class Adapted(NamedTuple):
@@ -259,84 +257,3 @@ def predict_adapted(body):
   """Returns Algorithm.predict for Adapted."""
   return lambda adapted, query_x: query_logits(
       body, adapted.variables, adapted.support_x, query_x, TEST)
-
-
-# --- Methods that adapt nothing below the head. ---
-
-
-class LastLayer(NamedTuple):
-  """Three functions of such a method; see base.Algorithm."""
-
-  loss: Any
-  adapt: Any
-  predict: Any
-
-
-@struct.dataclass
-class FittedTask:
-  """What `predict` needs of a task whose head has been fitted.
-
-  Under 'episode' the support's features depend on the query: `head` is None,
-  and `predict` fits it.
-  """
-
-  variables: Any
-  support_x: Any
-  support_y: Any
-  head: Any
-  num_ways: int = struct.field(pytree_node=False)  # static: sets shapes
-
-
-def last_layer(body, fit, logits, score=score):
-  """Returns the LastLayer of a head.
-
-  Args:
-    body: Body.
-    fit: (params, features [S, D], labels [S], num_ways) -> head.
-    logits: (params, head, features [Q, D]) -> [Q, N].
-    score: (logits [Q, N], labels [Q]) -> Scored.
-  """
-  def loss(variables, key, episode, tasks_seen):
-    params = variables['params']
-    support, query, statistics = task_pass(
-        body, variables, episode.support_x, episode.query_x,
-        Mode(True, key, tasks_seen))
-    ways = episode.class_ids.shape[0]
-    head = fit(params, support, episode.support_y, ways)
-    scored = score(logits(params, head, query), episode.query_y)
-    return jnp.mean(scored.losses), aux(statistics, scored)
-
-  def adapt(variables, key, support_x, support_y, num_ways):
-    del key  # nothing random
-    head = None
-    if body.batch_norm != 'episode':
-      features, _ = support_pass(body, variables, support_x, TEST)
-      head = fit(variables['params'], features, support_y, num_ways)
-    return FittedTask(variables, support_x, support_y, head, num_ways)
-
-  def predict(adapted, query_x):
-    params, head = adapted.variables['params'], adapted.head
-    images = (adapted.support_x, query_x)
-    if body.batch_norm == 'episode':
-      support, query, _ = task_pass(body, adapted.variables, *images, TEST)
-      head = fit(params, support, adapted.support_y, adapted.num_ways)
-    else:
-      query = query_pass(body, adapted.variables, *images, TEST)
-    return logits(params, head, query)
-
-  return LastLayer(loss, adapt, predict)
-
-
-def new_head(features, C):
-  """Returns (adapt, predict): logistic regression on unit-length features."""
-  def adapt(variables, key, support_x, support_y, num_ways):
-    del key  # convex: nothing random
-    support = layers.unit_norm(features(variables, support_x))
-    return variables, logistic.fit(support, support_y, num_ways, C=C)
-
-  def predict(adapted, query_x):
-    variables, head = adapted
-    return logistic.logits(
-        head, layers.unit_norm(features(variables, query_x)))
-
-  return adapt, predict

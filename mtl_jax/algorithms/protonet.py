@@ -7,7 +7,7 @@ The baseline of metric learning: nothing adapts but the class means.
 
 import jax.numpy as jnp
 
-from mtl_jax.algorithms import base, network
+from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.heads import centroid
 
@@ -66,7 +66,7 @@ def build(backbone, num_classes, ways, *, distance, scale, learned_scale,
     return centroid.fit(features, labels, num_ways, distance=distance,
                         scale=params.get('scale', scale))
 
-  parts = network.last_layer(
+  parts = last_layer.make(
       network.Body(backbone, batch_norm), fit,
       lambda params, head, features: centroid.logits(head, features))
   return base.Algorithm(init, parts.loss, network.features_function(backbone),

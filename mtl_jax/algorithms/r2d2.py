@@ -9,7 +9,7 @@ The last layer adapts, regularised by l2; the gradient goes through the solve.
 import jax
 import jax.numpy as jnp
 
-from mtl_jax.algorithms import base, network
+from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.data import episodes
 from mtl_jax.errors import UserError
 from mtl_jax.fields import NOT_NEGATIVE, POSITIVE, Field
@@ -84,7 +84,7 @@ def build(backbone, num_classes, ways, *, regulariser, scale, shift,
     return ridge.fit(features, labels, num_ways, regulariser=regulariser,
                      target=1., bias=True, average=True)
 
-  parts = network.last_layer(network.Body(backbone, batch_norm), fit, _logits)
+  parts = last_layer.make(network.Body(backbone, batch_norm), fit, _logits)
   return base.Algorithm(
       init, _drawn_shots_loss(backbone, regulariser, max_shots)
       if max_shots else parts.loss,

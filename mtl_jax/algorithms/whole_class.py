@@ -11,7 +11,7 @@ holds, with its own BatchNorm statistics as there.
 
 import jax.numpy as jnp
 
-from mtl_jax.algorithms import base, network
+from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.data import episodes
 from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.heads import gradient
@@ -70,4 +70,4 @@ def build(backbone, num_classes, ways, *, test_C, batch_norm):
 
   features = network.features_function(backbone)
   return base.Algorithm(network.init_with_head(backbone, num_classes), loss,
-                        features, *network.new_head(features, test_C))
+                        features, *last_layer.new_head(features, test_C))
