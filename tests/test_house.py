@@ -3,6 +3,8 @@
 import house
 import pytest
 
+from mtl_jax.config import __main__ as config_page
+
 MEASURED = house.measure()
 
 
@@ -14,6 +16,12 @@ def test_the_rules_of_the_house_hold(rule):
 
 
 def test_every_import_is_seen():
-  """Else the rule about upward imports holds of an empty set."""
+  """Fails if the rule about upward imports holds of an empty set."""
   assert ('run.loop', 'train.step') in MEASURED['import edges']
   assert house.floor('train.step') > house.floor('run.loop')
+
+
+def test_the_page_of_fields_is_made_of_the_declarations():
+  """Fails if a field was changed and `python -m mtl_jax.config` not run."""
+  assert config_page.page() == (
+      house.ROOT / 'docs/fields.md').read_text(encoding='utf-8')

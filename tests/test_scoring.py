@@ -312,8 +312,8 @@ def test_tune_all_moves_every_layer_from_the_centroids(run):
       store.images[part.ravel()], store.mean, store.std)
                     for part in (ids[0, :, :2], ids[0, :, 2:]))
   labels = np.repeat(np.arange(5), 2)
-  features = lambda params, x: layers.unit_norm(model.algorithm.features(
-      {**model.variables, 'params': params}, x))
+  features = jax.jit(lambda params, x: layers.unit_norm(
+      model.algorithm.features({**model.variables, 'params': params}, x)))
 
   def loss(tuned):
     params, weight, bias = tuned
@@ -325,7 +325,7 @@ def test_tune_all_moves_every_layer_from_the_centroids(run):
   centroids = np.stack([found[labels == k].mean(0) for k in range(5)])
   tuned = (params, jnp.asarray(centroids), jnp.zeros(5))
   # Adam's first step is the sign of the gradient, where it is not tiny.
-  gradient = jax.grad(loss)(tuned)
+  gradient = jax.jit(jax.grad(loss))(tuned)
   tuned = jax.tree.map(
       lambda w, g: w - 1e-2 * g / (jnp.abs(g) + 1e-8), tuned, gradient)
   expected = features(tuned[0], query) @ tuned[1].T + tuned[2]

@@ -201,14 +201,16 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
   def gradient_of(params, loss_key, episode):
     return algorithm.loss({**start.variables, 'params': params}, loss_key,
                           episode, 0)
+  draw = jax.jit(lambda key: steps.draw_episode(
+      stores.arrays(store), None, key, train=config.train,
+      augmentation=config.augment))
   grads, statistics = [], []
   for task in range(META_BATCH):
     task_key = jax.random.fold_in(jax.random.fold_in(key, 0), task)
     gradient, aux = gradient_of(
         start.variables['params'],
         jax.random.fold_in(task_key, episodes.Use.LOSS),
-        steps.draw_episode(stores.arrays(store), None, task_key,
-                           train=config.train, augmentation=config.augment))
+        draw(task_key))
     grads.append(gradient)
     statistics.append(aux.batch_stats)
   mean = lambda trees: jax.tree.map(lambda *x: sum(x) / len(x), *trees)
