@@ -125,26 +125,28 @@ def make_step(algorithm, optimizer, rate, draw, meta_batch, *,
         jax.grad(mean_loss, has_aux=True), state.variables['params'],
         (keys, pixels), tasks_at_once, unroll_passes)
     grads, batch_stats = jax.lax.pmean((grads, aux.batch_stats), AXIS)
+    metrics = jax.lax.psum(aux.metrics, AXIS)
     learning_rate = rate(state.step) * state.plateau.scale
+    variables, opt_state = update(state, optimizer, grads, learning_rate)
+    variables['batch_stats'] = merge_statistics(
+        state.variables['batch_stats'], batch_stats, meta_batch)
     one = jnp.float32(1)
-    metrics = {**jax.lax.psum(aux.metrics, AXIS),
-               'gradient_norm': (optax.tree.norm(grads), one),
+    metrics = {**metrics, 'gradient_norm': (optax.tree.norm(grads), one),
                'learning_rate': (learning_rate, one)}
-    return update(state, optimizer, grads, learning_rate, merge_statistics(
-        state.variables['batch_stats'], batch_stats, meta_batch)), metrics
+    return state.replace(step=state.step + 1, variables=variables,
+                         opt_state=opt_state), metrics
 
   return step
 
 
-def update(state, optimizer, grads, learning_rate, batch_stats):
-  """Returns the state after a step along the optimizer's direction."""
+def update(state, optimizer, grads, learning_rate):
+  """Returns variables and optimizer's state after a step."""
   params = state.variables['params']
   updates, opt_state = optimizer.update(grads, state.opt_state, params)
   updates = jax.tree.map(lambda u: -learning_rate * u, updates)
-  variables = {**state.variables, 'batch_stats': batch_stats,
+  variables = {**state.variables,
                'params': optax.apply_updates(params, updates)}
-  return state.replace(step=state.step + 1, variables=variables,
-                       opt_state=opt_state)
+  return variables, opt_state
 
 
 def each_task(function, tasks):
