@@ -33,7 +33,7 @@ def main(argv=None):
   # machine that costs a hundred times more than they save. SciPy's copy is
   # loaded with the first solve, later than this.
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-  # Libraries log what they also raise.
+  # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
   command, *rest = (sys.argv[1:] if argv is None else argv) or ['']
   if command in ('-h', '--help'):
