@@ -9,7 +9,7 @@ from mtl_jax.errors import UserError
 
 try:
   import fcntl
-except ImportError:  # no locks on this system: nobody waits
+except ImportError:  # no locks on this system: no process waits
   fcntl = None
 
 LOCK = '.lock'

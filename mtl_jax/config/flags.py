@@ -111,7 +111,7 @@ def load(text):
   """Returns the config of FILE.py[:METHOD].
 
   Raises:
-    UserError: the file is not there, or raises something.
+    UserError: the file does not exist, or raises an error.
   """
   path, method = _file_and_method(text)
   module = registry.load('--config', os.path.abspath(os.path.expanduser(path)))

@@ -44,7 +44,7 @@ def builder(name, directory=None):
 
 
 def prepare(name, directory=None, manual_dir=None, **options):
-  """Builds the data set unless it is there; returns its TFDS builder.
+  """Builds the data set unless it is built; returns its TFDS builder.
 
   TFDS builds beside the final folder and renames, so that a build that was
   killed leaves nothing that looks complete.

@@ -121,7 +121,7 @@ def read_query(query, classes, image_shape, *, invert=False):
 def load(files, classes, image_shape, *, invert=False):
   """Reads what `list_support` or `list_query` found, in threads."""
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Pillow's, on what it reads all the same
+    warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       images = list(pool.map(
           lambda path: prepare(path, image_shape, invert=invert), files.paths))

@@ -97,7 +97,7 @@ def _help(field):
 
 
 def _reader(field):
-  """Returns text -> value of a field; its name stands in help and errors."""
+  """Returns text -> value of a field; help and errors show its name."""
   if field.type is bool:
     return _true_or_false
   if field.type is not tuple:

@@ -43,8 +43,8 @@ def load(config, data, splits=None):
     raise UserError(
         f'config.eval.data is {name!r}: {len(seen)} of its {c.split} classes '
         f'were trained on in {config.data.name} ({seen[0]}, ..), so these '
-        'scores would mean little; set config.eval.allow_seen_classes to '
-        'test all the same')
+        'scores would mean little: test another data set, or set '
+        'config.eval.allow_seen_classes')
   return store
 
 

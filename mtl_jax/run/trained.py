@@ -3,7 +3,7 @@
     model = trained.load('runs/mini')
     features = model.features(images)        # uint8 [B, h, w, c] -> [B, D]
 
-The training data need not be there.
+The training data are not needed.
 """
 
 import json

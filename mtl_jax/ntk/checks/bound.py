@@ -195,7 +195,7 @@ def _joint(control, drawn, kernels, rows, query):
 
 
 def _points(y):
-  """Returns Points with targets alone: kernels stand for their inputs."""
+  """Returns Points with targets alone: kernels replace their inputs."""
   return predictors.Points(jnp.zeros((*y.shape[:2], 0)), jnp.asarray(y),
                            np.ones(y.shape[:2], bool))
 
