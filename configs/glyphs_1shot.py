@@ -1,6 +1,6 @@
 """Few-shot recognition of characters of unseen alphabets, 1 shot.
 
-Trained as glyphs_5shot.py, validated and tested with one image a class.
+Trained as by glyphs_5shot.py, validated and tested with one image per class.
 """
 
 from mtl_jax.config import base_config, set_method

@@ -5,8 +5,8 @@ eight passes over the training images. A task holds half of the 64 classes
 with one image each, so that many rows compete in every step; SGD at a high
 rate with a cosine learns more from few passes than RAdam's plateaus. Images
 are cropped and flipped but not jittered: a network this small does not
-overfit in eight passes. The two tasks of a step run on a core each. Test 1-shot
-with the same checkpoint: --config.eval.shots=1.
+overfit in eight passes. Each of the two tasks of a step runs on its own core.
+To test 1-shot with the same checkpoint: --config.eval.shots=1.
 """
 
 from mtl_jax.config import base_config, set_method

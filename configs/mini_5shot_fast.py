@@ -1,10 +1,10 @@
 """mini-ImageNet, ResNet-12, 5-shot: a short run for one accelerator.
 
-Meant to end within ten minutes on one data-centre GPU; it has not been run on
-one yet. The schedule is counted in steps: 25 passes over the training images
-in bfloat16. A task holds all 64 classes: the rows of all classes compete in
-every step, which teaches more an image than five of them do, and the batch is
-large enough for SGD at a high rate. Ours, not the paper's.
+Ours, not the paper's. It should end within ten minutes on one data-centre GPU,
+but has not been run on one yet. The schedule is counted in steps: 25 passes
+over the training images in bfloat16. A task holds all 64 classes, and the rows
+of all classes compete in every step. An image then teaches more than in a task
+of five classes, and the batch is large enough for SGD at a high rate.
 """
 
 from ml_collections import ConfigDict

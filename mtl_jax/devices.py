@@ -2,7 +2,7 @@
 
 The step of train/step.py is written for one device of a named axis. `jit`
 runs it by shard_map over the mesh, `pmap` binds the axis itself. State and
-data are replicated, tasks are what is divided.
+data are replicated; the tasks are divided among the devices.
 """
 
 import contextlib
@@ -51,10 +51,10 @@ class Compiled(NamedTuple):
 
 
 def split_cpu(count):
-  """Counts the CPU as `count` devices, 0 as jax finds it.
+  """Counts the CPU as `count` devices; 0 leaves JAX's default.
 
-  To be called before anything touches a device: in a process that has found
-  its devices, and where XLA_FLAGS says how many, it changes nothing.
+  Call it before anything uses a device. It changes nothing in a process that
+  already uses its devices, or where XLA_FLAGS sets their number.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   if count and 'device_count' not in flags:
@@ -72,26 +72,27 @@ def mesh(devices, meta_batch):
     meta_batch: T.
 
   Raises:
-    UserError: more devices than there are, or not a divisor of T.
+    UserError: more devices than are visible, or a number that does not divide
+      T.
   """
-  there = jax.local_devices()
+  visible = jax.local_devices()
   if not devices:
-    devices = max(n for n in range(1, len(there) + 1) if meta_batch % n == 0)
-  if devices > len(there):
+    devices = max(n for n in range(1, len(visible) + 1) if meta_batch % n == 0)
+  if devices > len(visible):
     raise UserError(f'config.parallel.devices is {devices}, but '
-                    f'{len(there)} are visible: at most {len(there)}')
+                    f'{len(visible)} are visible: at most {len(visible)}')
   if meta_batch % devices:
     raise UserError(
         f'config.train.meta_batch is {meta_batch}, which {devices} devices '
         'cannot share evenly: take a multiple, fewer config.parallel.devices,'
         ' or set config.parallel.tasks_per_device')
-  return Mesh(np.array(there[:devices]), (AXIS,))
+  return Mesh(np.array(visible[:devices]), (AXIS,))
 
 
 def mesh_of_tasks(at_most):
-  """Returns the mesh of the local devices, `at_most` of them, a task on each.
+  """Returns a mesh of at most `at_most` local devices, for one task on each.
 
-  For what needs no gradients of others: a test, whose tasks are independent.
+  It is meant for tests, whose tasks do not depend on each other.
   """
   return Mesh(np.array(jax.local_devices()[:at_most]), (AXIS,))
 
@@ -100,11 +101,11 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   """Compiles a step over the mesh; returns Compiled.
 
   A CPU that is counted as several devices runs one step at a time. Its
-  devices share one pool of threads, of as many threads as devices where there
-  are fewer cores, and a thread of it waits in every all-reduce. While one
-  step runs, each device needs one thread, and there are enough. Were several
-  steps dispatched, the threads could all wait: for a place among the 32
-  computations that the client takes, for the step before, in an all-reduce
+  devices share one pool of threads. Where there are fewer cores than devices,
+  the pool has one thread per device, and each all-reduce keeps a thread of
+  every device waiting. That is enough for one step. If several steps were
+  dispatched, all threads could wait at once: for a place among the 32
+  computations that the client takes, for the step before, or in an all-reduce
   whose last device gets no thread (docs/speed.md).
 
   Args:

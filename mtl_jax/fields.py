@@ -41,8 +41,8 @@ class Field(NamedTuple):
   default: its value, which also gives the type; a float field takes whole
     numbers too.
   meaning: what it is, with its unit; one sentence.
-  allowed: a Range of numbers, or the values there are; None: any value of the
-    type. Of a tuple it is what each of its items may be.
+  allowed: a Range of numbers, or a tuple of values; None: any value of the
+    type. It holds for each item of a field that is a tuple.
   free: whether a run may resume with another value.
   free_to_test: whether a finished run may be tested with another value.
   kind: the type, where the default is None.
@@ -82,7 +82,7 @@ def check(fields, values, path='config.'):
   Args:
     fields: name -> Field, or a section of them.
     values: mapping of the same structure.
-    path: what stands before a name in messages.
+    path: prefix of the names in messages.
   """
   for unknown in sorted(set(values) - set(fields)):
     raise UserError(f'{path}{unknown} is unknown: {path.rstrip(".")} has the '
@@ -111,11 +111,11 @@ def check_value(name, field, value):
       isinstance(value, bool) and field.type is not bool):
     raise UserError(
         f'{name} is {value!r}: must be of type {field.type.__name__}')
-  for one in value if field.type is tuple else (value,):
+  for item in value if field.type is tuple else (value,):
     if isinstance(field.allowed, Range):
-      _check_range(name, field.allowed, one, value)
+      _check_range(name, field.allowed, item, value)
     elif field.allowed is not None:
-      check_choice(name, one, field.allowed)
+      check_choice(name, item, field.allowed)
 
 
 def _check_range(name, allowed, number, value):

@@ -1,4 +1,4 @@
-"""Files and folders: paths, locks, and writes that are whole or not there."""
+"""Files and folders: paths, locks, and writes that are whole or do nothing."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ from mtl_jax.errors import UserError
 
 try:
   import fcntl
-except ImportError:  # no locks on this system: nobody waits
+except ImportError:  # no locks on this system: no process waits
   fcntl = None
 
 LOCK = '.lock'
@@ -26,7 +26,7 @@ def at(path):
 
 
 def make(path):
-  """Makes a folder unless it is there; UserError where it cannot."""
+  """Makes a folder unless it exists; UserError where that fails."""
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:

@@ -8,8 +8,8 @@
     --mode=evaluate --checkpoint=/some/where    tests a run, with its config
     --mode=features --checkpoint=/some/where    writes features of a split
 
-docs/fields.md lists the fields. Of --mode=evaluate and --mode=features the
-config is the run's where --config is not given, and the workdir is
+docs/fields.md lists the fields. With --mode=evaluate and --mode=features the
+default config is that of the run, and the default workdir is
 CHECKPOINT/evaluate.
 """
 
@@ -24,7 +24,7 @@ from mtl_jax.run import evaluate_mode, loop, workdir
 
 def main(argv=None):
   """Runs the command line; returns the exit code."""
-  # Libraries log what they also raise; a run speaks for itself.
+  # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
   argv = (sys.argv if argv is None else argv)[1:]
   stopped = 'the same command starts over'

@@ -31,8 +31,8 @@ def find(field, name, registered, needed):
     needed: attributes that a user's file must have.
 
   Raises:
-    UserError: unknown name, a file that is not there or cannot be run, or one
-      that lacks an attribute.
+    UserError: an unknown name, or a file that does not exist, cannot be run or
+      lacks an attribute.
   """
   if not is_own(name):
     check_choice(field, name, registered)
@@ -50,7 +50,7 @@ def load(field, path):
   """Runs a Python file once; returns its module.
 
   Raises:
-    UserError: it is not there, or raises something.
+    UserError: it does not exist, or raises an error.
   """
   if not os.path.isfile(path):
     raise UserError(f'{field}: {path} is not there: name a Python file or a '

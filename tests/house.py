@@ -22,18 +22,18 @@ LONGEST_FUNCTION = 60
 
 def modules(root=ROOT):
   """Returns name within the package -> (path, syntax tree)."""
-  found = {}
+  trees = {}
   for path in sorted((root / PACKAGE).rglob('*.py')):
     parts = path.relative_to(root / PACKAGE).with_suffix('').parts
     name = '.'.join(p for p in parts if p != '__init__')
-    found[name] = path, ast.parse(path.read_text(encoding='utf-8'))
-  return found
+    trees[name] = path, ast.parse(path.read_text(encoding='utf-8'))
+  return trees
 
 
-def edges(found):
+def edges(trees):
   """Returns the pairs (module, module that it imports)."""
   pairs = set()
-  for name, (_, tree) in found.items():
+  for name, (_, tree) in trees.items():
     for node in ast.walk(tree):
       targets = []
       if isinstance(node, ast.ImportFrom) and node.module:
@@ -44,9 +44,9 @@ def edges(found):
         inside = target.removeprefix(PACKAGE).removeprefix('.')
         if target.split('.')[0] != PACKAGE:
           continue
-        if inside not in found:  # a name in a module
+        if inside not in trees:  # a name in a module
           inside = inside.rpartition('.')[0]
-        if inside in found and inside != name:
+        if inside in trees and inside != name:
           pairs.add((name, inside))
   return pairs
 
@@ -63,9 +63,9 @@ def floor(name):
   return rooms[room(name, rooms)]
 
 
-def functions(found):
+def functions(trees):
   """Yields (module, name, lines, parameters) of every function."""
-  for name, (_, tree) in found.items():
+  for name, (_, tree) in trees.items():
     for node in ast.walk(tree):
       if isinstance(node, ast.FunctionDef):
         arguments = node.args
@@ -76,23 +76,23 @@ def functions(found):
 
 def measure(root=ROOT):
   """Returns what the structure is judged by: name -> list of cases."""
-  found = modules(root)
-  pairs = edges(found)
+  trees = modules(root)
+  pairs = edges(trees)
   lines = {name: len(path.read_text(encoding='utf-8').splitlines())
-           for name, (path, _) in found.items()}
+           for name, (path, _) in trees.items()}
   longest = max(lines, key=lines.get)
   return {
-      'modules': sorted(found),
+      'modules': sorted(trees),
       'import edges': sorted(pairs),
       'upward import edges': sorted(
           pair for pair in pairs if floor(pair[0]) > floor(pair[1])),
       'longest file': [f'{longest}: {lines[longest]} lines'],
       f'functions above {LONGEST_FUNCTION} lines': sorted(
           f'{module}.{function}: {length} lines'
-          for module, function, length, _ in functions(found)
+          for module, function, length, _ in functions(trees)
           if length > LONGEST_FUNCTION),
       'files below run/ that take a whole config': sorted({
-          module for module, _, _, parameters in functions(found)
+          module for module, _, _, parameters in functions(trees)
           if 'config' in parameters
           and room(module, MAY_TAKE_CONFIG) is None}),
   }

@@ -38,7 +38,7 @@ def decode(content):
 def rows():
   """split -> [(wnid, name, JPEG)], neither by class nor by name."""
   rng = np.random.default_rng(3)
-  made = {}
+  of_splits = {}
   for (split, wnids), count in zip(
       mini_imagenet.published_classes().items(), NUM_CLASSES, strict=True):
     of_split = []
@@ -48,8 +48,8 @@ def rows():
         pixels = np.kron(coarse, np.ones((14, 14, 1))).astype(np.uint8)
         of_split.append((wnid, f'{wnid}{number:08d}.jpg', jpeg(pixels)))
     rng.shuffle(of_split)
-    made[split] = [(str(w), str(n), bytes(c)) for w, n, c in of_split]
-  return made
+    of_splits[split] = [(str(w), str(n), bytes(c)) for w, n, c in of_split]
+  return of_splits
 
 
 def ordered(split):
@@ -105,12 +105,12 @@ def write_cache(folder, dump=pickle.dumps, validation='val', split=None,
                 change=lambda content: content):
   """Layout a; `change` of the content of one split."""
   folder.mkdir(parents=True, exist_ok=True)
-  for one, name in zip(CSVS, ('train', validation, 'test'), strict=True):
-    images, wnids = mixed(one)
+  for key, name in zip(CSVS, ('train', validation, 'test'), strict=True):
+    images, wnids = mixed(key)
     content = {'image_data': images, 'class_dict': {
         wnid: [i for i, w in enumerate(wnids) if w == wnid]
         for wnid in sorted(set(wnids), reverse=True)}}
-    content = change(content) if one == split else content
+    content = change(content) if key == split else content
     (folder / f'mini-imagenet-cache-{name}.pkl').write_bytes(dump(content))
 
 
@@ -119,14 +119,14 @@ def write_category_split(folder, dump=pickle.dumps, split=None,
   """Layout b."""
   folder.mkdir(parents=True, exist_ok=True)
   first = 0
-  for one, name in zip(CSVS, ('train_phase_train', 'val', 'test'),
+  for key, name in zip(CSVS, ('train_phase_train', 'val', 'test'),
                        strict=True):
-    images, wnids = mixed(one)
+    images, wnids = mixed(key)
     numbers = {wnid: first + i for i, wnid in enumerate(sorted(set(wnids)))}
     first += len(numbers)
     content = {'data': images, 'labels': [numbers[w] for w in wnids],
                'catname2label': numbers}
-    content = change(content) if one == split else content
+    content = change(content) if key == split else content
     (folder / f'miniImageNet_category_split_{name}.pickle').write_bytes(
         dump(content))
 

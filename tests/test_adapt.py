@@ -96,20 +96,21 @@ def by_hand(run, letters):
 
 
 def test_four_files_are_written_and_nothing_is_strange(run, by_command):
-  _, done, found, _ = by_command
+  _, done, contents, _ = by_command
   assert not done.stderr, 'a note, and nothing is strange'
   assert {p.name for p in (run / 'adapt').iterdir()} == {
       'predictions.csv', 'predictions.json', 'predictions.png',
       'confusion.png'}
-  assert found['classes'] == SIZES
-  assert found['head'] == 'logistic' and found['options'] == {'C': 3.0}
+  assert contents['classes'] == SIZES
+  assert contents['head'] == 'logistic'
+  assert contents['options'] == {'C': 3.0}
 
 
 def test_the_probabilities_are_those_made_by_hand(by_command, by_hand):
-  folder, _, found, rows = by_command
+  folder, _, contents, rows = by_command
   expected, truth = by_hand
   predicted = np.array(list(SIZES))[expected.argmax(1)]
-  for i, (row, entry) in enumerate(zip(rows, found['predictions'],
+  for i, (row, entry) in enumerate(zip(rows, contents['predictions'],
                                        strict=True)):
     assert row['file'] == entry['file'] == str(
         folder / f'new/{truth[i]}/{i % QUERIES}.png')
@@ -121,10 +122,10 @@ def test_the_probabilities_are_those_made_by_hand(by_command, by_hand):
 
 
 def test_the_score_counts_what_was_predicted(by_command, by_hand):
-  _, done, found, _ = by_command
+  _, done, contents, _ = by_command
   expected, truth = by_hand
   predicted = np.array(list(SIZES))[expected.argmax(1)]
-  score = found['score']
+  score = contents['score']
   correct = int((predicted == truth).sum())
   assert (score['correct'], score['images']) == (correct, 3 * QUERIES)
   assert score['confusion'] == [
@@ -159,10 +160,11 @@ def test_no_image_depends_on_another_and_none_need_be_labelled(
   out = shutil.copytree(classified / 'out', tmp_path / 'out')
   assert main([*flags(run, classified, query=None, out=out), '--query',
                *map(str, some)]) == 0
-  found, rows = read(out)
-  assert found['score'] is None and 'accuracy' not in capsys.readouterr().out
+  contents, rows = read(out)
+  assert contents['score'] is None
+  assert 'accuracy' not in capsys.readouterr().out
   assert [row['true'] for row in rows] == ['', '']
-  assert {row['file']: row['probabilities'] for row in found['predictions']
+  assert {row['file']: row['probabilities'] for row in contents['predictions']
           } == {str(path): labelled[str(path)] for path in some}
   assert not (out / 'confusion.png').exists(), 'of the start before'
 
@@ -191,12 +193,12 @@ def test_what_is_strange_is_said(run, folder, monkeypatch, capsys):
     assert note.startswith('mtl_jax.adapt: note: ')
     for text in texts:
       assert text in note
-  found, rows = read(folder / 'out')
+  contents, rows = read(folder / 'out')
   # 'same' and 'white' count; 'zebra' and 'loose' are only classified.
-  assert found['score']['images'] == 3 * QUERIES + 2
+  assert contents['score']['images'] == 3 * QUERIES + 2
   assert len(rows) == 3 * QUERIES + 4
   assert {row['true'] for row in rows} == {'', 'a', 'b', 'c', 'zebra'}
-  assert found['notices'] == [note.partition('note: ')[2] for note in notes]
+  assert contents['notices'] == [note.partition('note: ')[2] for note in notes]
 
 
 def missing(folder):
@@ -310,8 +312,11 @@ def test_a_run_without_a_head_asks_for_one():
   with pytest.raises(UserError, match='--head is missing.*own'):
     classify.choose_head(config)
   assert classify.choose_head(config, 'logistic') == ('logistic', {'C': 2.})
-  config.heads = {}  # an older version's
-  config.eval.heads = ('own', 'logistic')
+
+
+def test_a_head_that_an_older_run_lacks_has_its_defaults():
+  config = ml_collections.ConfigDict({
+      'eval': {'heads': ('own', 'logistic')}, 'heads': {}})
   assert classify.choose_head(config) == ('logistic', {'C': 3.})
 
 

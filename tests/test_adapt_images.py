@@ -37,9 +37,9 @@ def test_the_centre_is_kept_and_turned_upright(tmp_path):
   ramp = np.tile(np.arange(0, 240, 2, dtype=np.uint8), (60, 1))  # 60 x 120
   image = Image.fromarray(ramp)
   image.save(tmp_path / 'wide.png')
-  found = pictures.prepare(tmp_path / 'wide.png', (30, 30, 1))[..., 0]
+  middle = pictures.prepare(tmp_path / 'wide.png', (30, 30, 1))[..., 0]
   # The middle 60 columns hold 60 .. 178; pixels of two become one.
-  np.testing.assert_allclose(found[:, 2:-2],
+  np.testing.assert_allclose(middle[:, 2:-2],
                              np.tile(61 + 4 * np.arange(30), (30, 1))[:, 2:-2],
                              atol=1)
   exif = Image.Exif()
@@ -47,7 +47,7 @@ def test_the_centre_is_kept_and_turned_upright(tmp_path):
   image.save(tmp_path / 'turned.png', exif=exif)
   np.testing.assert_array_equal(
       pictures.prepare(tmp_path / 'turned.png', (30, 30, 1))[..., 0],
-      np.rot90(found, -1))
+      np.rot90(middle, -1))
   Image.new('L', (4000, 1), 7).save(tmp_path / 'thin.png')
   assert (pictures.prepare(tmp_path / 'thin.png', (30, 30, 1)) == 7).all()
 

@@ -97,7 +97,7 @@ def told_jitter(monkeypatch):
 @pytest.mark.parametrize('images', (noise(1000), smooth(60)),
                          ids=('noise', 'smooth'))
 def test_enhancers_give_pillows_bytes(index, piece, images):
-  """Else training sees other colours than the published recipe."""
+  """Fails if training sees other colours than the published recipe."""
   factors = on_grid(RNG(2).uniform(0.6, 1.4, len(images)))
   # Where Pillow takes short cuts, and where it clips most.
   factors[:6] = (0., 1., 2., 3.5, 0.5, 1.25)
@@ -111,7 +111,7 @@ def test_enhancers_give_pillows_bytes(index, piece, images):
 @pytest.mark.parametrize('images', (noise(1800), smooth(120)),
                          ids=('noise', 'smooth'))
 def test_jitter_gives_pillows_bytes_in_every_order(images):
-  """Else a step is not quantised, or the order is read the wrong way."""
+  """Fails if a step is not quantised, or the order is read the wrong way."""
   factors = on_grid(RNG(3).uniform(0.6, 1.4, (len(images), 3)))
   orders = np.tile(ORDERS, (len(images) // 6, 1))
   got = jax.jit(jax.vmap(augment.jitter))(images, factors, orders)
@@ -121,7 +121,7 @@ def test_jitter_gives_pillows_bytes_in_every_order(images):
 
 
 def test_jitter_off_the_grid_is_nearly_pillows():
-  """Else the stated bound for arbitrary factors is wrong."""
+  """Fails if the stated bound for arbitrary factors is wrong."""
   images = noise(1800)
   factors = RNG(4).uniform(0.6, 1.4, (len(images), 3)).astype(np.float32)
   orders = np.tile(ORDERS, (len(images) // 6, 1))
@@ -134,7 +134,7 @@ def test_jitter_off_the_grid_is_nearly_pillows():
 
 
 def test_contrast_rounds_the_mean_half_up():
-  """Else grey means k + 1/2 go to even numbers or down."""
+  """Fails if means of k + 1/2 are rounded to even numbers or down."""
   images = np.zeros((4, 2, 2, 3), np.uint8)
   images[:, 0] = np.arange(1, 8, 2)[:, None, None]  # means 0.5, 1.5, ...
   got = jax.vmap(lambda x: augment.contrast(x, 0.))(images)
@@ -143,7 +143,7 @@ def test_contrast_rounds_the_mean_half_up():
 
 @pytest.mark.parametrize('channels', (1, 3))
 def test_crop_gives_pillows_bytes_at_every_place(channels):
-  """Else the border is not black or rows and columns are exchanged."""
+  """Fails if the border is not black, or rows and columns are exchanged."""
   image = 1 + noise(1, (9, 12, channels))[0] // 2  # nowhere black itself
   cut = jax.jit(augment.crop, static_argnums=3)
   for top, left in itertools.product(range(5), range(5)):
@@ -154,7 +154,7 @@ def test_crop_gives_pillows_bytes_at_every_place(channels):
 
 @pytest.mark.parametrize('channels', (1, 3))
 def test_flip_gives_pillows_bytes(channels):
-  """Else images are turned upside down, or their channels are."""
+  """Fails if images are turned upside down, or their channels are reversed."""
   image = noise(1, (9, 12, channels))[0]
   want = ImageOps.mirror(Image.fromarray(np.squeeze(image)))
   np.testing.assert_array_equal(
@@ -162,7 +162,7 @@ def test_flip_gives_pillows_bytes(channels):
 
 
 def test_the_chain_is_pillows_chain(told_jitter, monkeypatch):
-  """Else the operations are put together in another order than stated."""
+  """Fails if the operations are applied in another order than stated."""
   images, key = smooth(12, size=28), jax.random.key(5)
   coded = places_of(images, 3)
   compiled = lambda options: jax.jit(lambda key, images: augment.augment(
@@ -189,7 +189,7 @@ def assert_uniform(counts):
 
 
 def test_places_and_flips_are_uniform_and_independent():
-  """Else some offsets, such as the last, are drawn too seldom or never."""
+  """Fails if an offset, such as the last, is drawn too seldom or never."""
   coded = places_of(noise(6000, (9, 9, 2)), 2)
   top, left, flipped = read_places(jax.jit(lambda k, x: augment.augment(
       k, x, operations=('crop', 'flip'), padding=2, **STILL))(
@@ -205,7 +205,7 @@ def test_places_and_flips_are_uniform_and_independent():
 
 
 def test_factors_and_orders_are_uniform_and_independent(told_jitter):
-  """Else the jitter is not the published one."""
+  """Fails if the jitter is not the published one."""
   images = np.zeros((6000, 2, 1, 3), np.uint8)
   factors, orders = told_jitter(jax.jit(lambda key, images: augment.augment(
       key, images, operations=('jitter',), padding=0, brightness=0.4,
@@ -227,20 +227,36 @@ def test_factors_and_orders_are_uniform_and_independent(told_jitter):
   assert_uniform(cells)
 
 
+def same_images():
+  """Returns twelve copies of an image of 28x28."""
+  return np.repeat(smooth(1, size=28), 12, 0)
+
+
 def test_each_image_has_its_own_draws():
-  """Else a task's images all move together, or a result depends on B."""
-  key, images = jax.random.key(0), np.repeat(smooth(1, size=28), 12, 0)
-  one = np.asarray(run_chain(key, images))
-  np.testing.assert_array_equal(one, run_chain(key, images))
-  assert len(np.unique(one.reshape(12, -1), axis=0)) == 12
-  assert (one != run_chain(jax.random.key(1), images)).any()
+  """Fails if all images of a task move together."""
+  augmented = np.asarray(run_chain(jax.random.key(0), same_images()))
+  assert len(np.unique(augmented.reshape(12, -1), axis=0)) == 12
+
+
+def test_the_key_decides_the_draws():
+  images = same_images()
+  first, again, other = (
+      run_chain(jax.random.key(seed), images) for seed in (0, 0, 1))
+  np.testing.assert_array_equal(first, again)
+  assert (first != other).any()
+
+
+def test_the_draws_of_an_image_do_not_depend_on_the_others():
+  """Fails if pixels or the number of the other images count."""
+  key, images = jax.random.key(0), same_images()
+  augmented = np.asarray(run_chain(key, images))
   changed = np.concatenate([images[:5], 255 - images[5:]])
-  np.testing.assert_array_equal(one[:5], run_chain(key, changed)[:5])
-  np.testing.assert_array_equal(one[:5], run_chain(key, images[:5]))
+  np.testing.assert_array_equal(augmented[:5], run_chain(key, changed)[:5])
+  np.testing.assert_array_equal(augmented[:5], run_chain(key, images[:5]))
 
 
 def test_an_operation_may_come_twice_with_draws_of_its_own():
-  """Else two operations of a chain share their randomness."""
+  """Fails if two operations of a chain share their random numbers."""
   coded = places_of(noise(64, (9, 9, 2)), 2)
   _, _, flipped = read_places(jax.jit(lambda key, images: augment.augment(
       key, images, operations=('flip', 'flip'), **OPTIONS))(
@@ -249,7 +265,7 @@ def test_an_operation_may_come_twice_with_draws_of_its_own():
 
 
 def test_tasks_under_vmap_and_jit_are_tasks_alone():
-  """Else a task's images depend on which tasks share the device."""
+  """Fails if a task's images depend on the other tasks of its device."""
   images = smooth(24, size=28).reshape(2, 12, 28, 28, 3)
   keys = jax.random.split(jax.random.key(7), 2)
   together = jax.vmap(run_chain)(keys, images)
@@ -261,7 +277,7 @@ def test_tasks_under_vmap_and_jit_are_tasks_alone():
 
 
 def test_grey_images_are_cropped_and_flipped():
-  """Else 28x28x1 data sets cannot be augmented."""
+  """Fails if data sets of 28x28x1 cannot be augmented."""
   images = noise(6, (28, 28, 1))
   got = jax.jit(lambda key, images: augment.augment(
       key, images, operations=('crop', 'flip'), **OPTIONS))(
@@ -270,7 +286,7 @@ def test_grey_images_are_cropped_and_flipped():
 
 
 def test_no_operation_changes_nothing():
-  """Else runs without augmentation differ from what they were."""
+  """Fails if images change without augmentation."""
   images = noise(3)
   got = augment.augment(jax.random.key(0), images, operations=(), **OPTIONS)
   assert got.dtype == jnp.float32
@@ -284,7 +300,7 @@ def test_no_operation_changes_nothing():
     (('jitter',), (8, 8, 1), 'operations has jitter: .* these have 1'),
 ))
 def test_what_cannot_be_done_is_named(operations, shape, message):
-  """Else a wrong setting ends in a traceback or, worse, does nothing."""
+  """Fails if a wrong setting ends in a traceback or does nothing."""
   with pytest.raises(UserError, match='config.augment.' + message):
     augment.augment(jax.random.key(0), noise(2, shape),
                     operations=operations, **OPTIONS)

@@ -121,7 +121,7 @@ def config_with(**changes):
     ({'parallel.tasks_per_device': 0}, 'tasks_per_device is 0'),
     ({'parallel.tasks_per_device': 2}, 'config.parallel.devices is 0'),
 ])
-def test_a_value_that_cannot_be_meant_is_named(change, line):
+def test_an_invalid_value_is_named(change, line):
   with pytest.raises(UserError, match=line):
     validate(config_with(**change))
 
@@ -148,7 +148,7 @@ def test_an_unlocked_config_file_cannot_change_the_structure(
     ({'validation.normalise_features': False}, False),
     ({'eval.normalise_features': False}, True),
     ({'parallel.tasks_per_device': 2}, False)])
-def test_a_run_goes_on_only_with_what_trains_the_same(change, same, tmp_path):
+def test_a_run_resumes_only_with_what_trains_the_same(change, same, tmp_path):
   path = epath.Path(tmp_path)
   (path / 'config.json').write_text(to_json(config_with()))
   other = copy.deepcopy(config_with())

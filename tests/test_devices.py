@@ -21,7 +21,7 @@ def slow_step(state, arrays, key, pixels):
 
 @pytest.mark.parametrize('how', ['jit', 'pmap'])
 def test_counted_devices_run_one_step_at_a_time(how):
-  """Else the threads of XLA's CPU client can all wait for one another."""
+  """Fails if the threads of XLA's CPU client can all wait for each other."""
   compiled = devices.compile(slow_step, devices.mesh(2, 2), how)
   state = compiled.put(jnp.float32(0))
   for _ in range(5):

@@ -21,8 +21,7 @@ dropped = jax.jit(drop.drop_block, static_argnums=3)
 
 @pytest.mark.parametrize('sides, block', MAPS)
 def test_drop_block_blanks_whole_blocks_at_the_rate(sides, block):
-  # Wrong: parts of blocks (as published), blocks that share a channel or an
-  # image, a gamma that is off, or a scale that is not the kept fraction's.
+  """Fails if parts of blocks are blanked, or gamma or the scale is wrong."""
   batch, width, rate = 40, 60, 0.2
   x = uniform(batch, *sides, width)
   out = np.asarray(dropped(jax.random.key(2), x, rate, block))
@@ -51,7 +50,7 @@ def test_drop_block_blanks_whole_blocks_at_the_rate(sides, block):
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_drop_block_keeps_the_mean_and_is_linear(dtype):
-  # Wrong: values counted in 8 bits, or a gradient through the counting.
+  """Fails if values are counted in 8 bits, or the counting has a gradient."""
   x = jnp.ones((50, 10, 10, 32), dtype)
   mask = dropped(jax.random.key(0), x, 0.1, 5)
   assert mask.dtype == x.dtype
@@ -64,7 +63,7 @@ def test_drop_block_keeps_the_mean_and_is_linear(dtype):
 
 
 def test_drop_block_mapped_over_tasks():
-  # Wrong: one scale for all tasks, or the same blocks in each.
+  """Fails if all tasks share one scale or the same blocks."""
   keys = jax.random.split(jax.random.key(0), 3)
   x = uniform(3, 2, 4, 4, 5)
   mapped = jax.jit(jax.vmap(lambda k, x: drop.drop_block(k, x, 0.3, 2)))(
@@ -75,7 +74,7 @@ def test_drop_block_mapped_over_tasks():
 
 
 def test_dropout_blanks_values_at_the_rate():
-  # Wrong: whole channels, no rescaling, or keep and drop mixed up.
+  """Fails if whole channels are blanked, or the others are not rescaled."""
   x = uniform(10, 8, 8, 50)
   out = np.asarray(drop.dropout(jax.random.key(0), x, 0.1))
   blank = out == 0.

@@ -73,6 +73,11 @@ def test_split_is_class_major_and_keeps_support_and_query_apart():
   assert episode.support_y.tolist() == [0, 0, 1, 1, 2, 2]
   assert episode.query_x.ravel().tolist() == [2, 3, 4, 7, 8, 9, 12, 13, 14]
   assert episode.query_y.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_joined_images_keep_their_labels():
+  images = jnp.arange(3 * 5).reshape(3, 5, 1, 1, 1)
+  episode = episodes.split(images, jnp.array([9, 2, 4]), shots=2)
   x, y = episodes.joined(episode)
   assert (x.ravel() // 5).tolist() == y.tolist()
 

@@ -128,10 +128,10 @@ def test_summary_is_the_normal_interval():
 @pytest.mark.parametrize('split', ['train', 'validation', 'test'])
 def test_a_store_holds_every_record_under_its_class(split):
   store = stores.load(DATA, split)
-  made = stores.builder(DATA)
-  names = made.info.features['label'].names
+  builder = stores.builder(DATA)
+  names = builder.info.features['label'].names
   by_class = {}
-  for record in made.as_data_source(split=split):
+  for record in builder.as_data_source(split=split):
     by_class.setdefault(names[record['label']], []).append(record['image'])
   assert tuple(by_class) == store.class_names or set(by_class) == set(
       store.class_names)
@@ -140,18 +140,25 @@ def test_a_store_holds_every_record_under_its_class(split):
         store.images[store.offsets[i]:store.offsets[i + 1]], by_class[name])
 
 
-def test_no_class_stands_in_two_splits():
+def test_no_class_is_in_two_splits():
   names = [set(stores.load(DATA, split).class_names)
            for split in ('train', 'validation', 'test')]
   assert sum(map(len, names)) == len(set.union(*names))
 
 
-def test_the_data_command(capsys):
+def test_the_data_command_lists_what_is_built(store, capsys):
   assert data_main(['list']) == 0
   assert f'{DATA:<24} built' in capsys.readouterr().out
+  assert DATA in sources.names()
+
+
+def test_the_data_command_checks_a_data_set(capsys):
   assert data_main(['check', DATA]) == 0
   assert '8 classes of 20 to 20 images' in capsys.readouterr().out
-  for bad in (['build', 'imagenet'], ['fetch'], ['build'], []):
-    assert data_main(bad) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
-  assert DATA in sources.names()
+
+
+@pytest.mark.parametrize('words', [
+    ['build', 'imagenet'], ['fetch'], ['build'], []])
+def test_wrong_words_to_the_data_command_get_one_line(words, capsys):
+  assert data_main(words) == 2
+  assert len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -80,7 +80,7 @@ def test_a_lock_dies_with_its_owner(holder, tmp_path):
 
 
 def test_an_error_within_a_lock_is_passed_on(tmp_path):
-  """Otherwise a build that fails counts as a file system without locks."""
+  """Fails if an error in a build counts as a file system without locks."""
   with pytest.raises(OSError, match='mine'):
     with files.lock(tmp_path):
       raise OSError('mine')

@@ -19,7 +19,7 @@ from mtl_jax.data.sources.glyphs import drawing, outlines
 def shared():
   """Face -> outline -> letters, by fontTools instead of matplotlib."""
   wanted = {letter for c in outlines.classes() for letter in c.letters}
-  found = {}
+  of_face = {}
   for face, file in outlines.faces().items():
     font = ttLib.TTFont(file, lazy=True)
     table, shapes = font['glyf'], collections.defaultdict(set)
@@ -29,8 +29,8 @@ def shared():
         if len(points):
           moved = points - points.min(axis=0)
           shapes[tuple(sorted(map(tuple, moved.tolist())))].add(chr(code))
-    found[face] = shapes
-  return found
+    of_face[face] = shapes
+  return of_face
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +43,7 @@ def _of_split(split):
 
 
 def test_counts_are_the_published_ones():
-  """Otherwise scores belong to another benchmark."""
+  """Fails if scores belong to another benchmark."""
   counts = collections.Counter(c.split for c in outlines.classes())
   assert counts == {'train': 2049, 'validation': 164, 'test': 186}
   names = [c.name for c in outlines.classes()]
@@ -64,7 +64,7 @@ def test_no_alphabet_is_in_two_splits():
 
 
 def test_no_outline_is_in_two_classes(shared):
-  """Otherwise a test asks for a shape of the training split."""
+  """Fails if a test shows a shape of the training split."""
   place = {letter: c for c in outlines.classes() for letter in c.letters}
   for shapes in shared.values():
     for same in shapes.values():
@@ -73,7 +73,7 @@ def test_no_outline_is_in_two_classes(shared):
 
 
 def test_letters_of_a_class_share_an_outline(shared):
-  """Otherwise classes are merged that look different."""
+  """Fails if classes that look different are merged."""
   partners = collections.defaultdict(set)
   for shapes in shared.values():
     for same in shapes.values():
@@ -99,10 +99,10 @@ def test_sharing_is_found_and_goes_to_the_first_alphabet():
 
 def test_an_image_depends_on_its_letter_and_number_only():
   wanted = [('A', 3), ('ᐁ', 0), ('A', 4)]
-  first = [drawing.draw(*one) for one in wanted]
+  first = [drawing.draw(*which) for which in wanted]
   drawing._source.cache_clear()
-  for one, image in reversed(list(zip(wanted, first, strict=True))):
-    np.testing.assert_array_equal(drawing.draw(*one), image)
+  for which, image in reversed(list(zip(wanted, first, strict=True))):
+    np.testing.assert_array_equal(drawing.draw(*which), image)
   assert first[0].shape == (28, 28, 1) and first[0].dtype == np.uint8
   assert np.abs(first[0].astype(int) - first[2]).mean() > 5
   # Letters do not share their random numbers: the corners are noise only.
@@ -110,7 +110,7 @@ def test_an_image_depends_on_its_letter_and_number_only():
 
 
 def test_without_distortion_a_letter_is_what_pillow_draws(monkeypatch):
-  """Otherwise letters are mirrored, turned, shifted or wrongly scaled."""
+  """Fails if letters are mirrored, turned, shifted or wrongly scaled."""
   for name in ('ROTATION', 'SHEAR', 'LOG_SCALE', 'SHIFT', 'WARP', 'NOISE'):
     monkeypatch.setattr(drawing, name, 0.0)
   monkeypatch.setattr(drawing, 'STROKE', (0.5, 0.5))
@@ -159,7 +159,7 @@ def test_every_face_of_a_letter_is_drawn(monkeypatch):
 
 
 def test_ink_stays_inside_the_image():
-  """Otherwise a letter loses what distinguishes it from others."""
+  """Fails if a letter loses what distinguishes it from others."""
   images = np.stack([drawing.draw(c.letter, 0)
                      for c in outlines.classes()[::20]])
   border = np.ones((28, 28, 1), bool)

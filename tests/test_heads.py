@@ -23,7 +23,7 @@ def probabilities(params, query):
 
 @heads
 def test_head_is_finite_on_degenerate_features(head):
-  """A dead backbone or a repeated image must not turn a run into NaN."""
+  """Fails if a dead backbone or a repeated image gives NaN."""
   x, y, query = draw_task(5, 2, dim=32)
   constant = np.full_like(x, 3.7)
   one_point = np.where(y[:, None] == 0, constant, 0)  # one class stands apart
@@ -40,7 +40,7 @@ def test_head_is_finite_on_degenerate_features(head):
 
 @heads
 def test_vmapped_tasks_equal_single_ones(head):
-  """Easy and hard tasks in one batch must not disturb each other."""
+  """Fails if easy and hard tasks of one batch disturb each other."""
   tasks = [draw_task(5, 3, dim=64, scale=s) for s in (1.0, 30.0, 0.1)]
   x, y, query = (np.stack(part) for part in zip(*tasks, strict=True))
   single = jax.jit(lambda x, y, q: head.logits(head.fit(x, y, 5), q))
@@ -52,7 +52,7 @@ def test_vmapped_tasks_equal_single_ones(head):
 
 @heads
 def test_renaming_the_classes_renames_the_logits(head):
-  """A head that favours a class number would bias every episode."""
+  """Fails if a head favours a class by its number."""
   x, y, query = draw_task(5, 3, dim=64)
   y[0] = 1  # unequal class sizes
   renamed = np.array([3, 0, 4, 1, 2], 'int32')
@@ -63,7 +63,7 @@ def test_renaming_the_classes_renames_the_logits(head):
 
 @heads
 def test_separable_labels_are_fitted(head):
-  """Support points that a line separates must get their own labels."""
+  """Fails if support points of separable classes get wrong labels."""
   x, y, _ = draw_task(5, 5, scale=10.0)
   params = fit(head, x, y, 5)
   assert (np.argmax(head.logits(params, x), 1) == y).all()
@@ -72,7 +72,7 @@ def test_separable_labels_are_fitted(head):
 
 
 def reference(x, y, query, C=3.0, **options):
-  """Scores would not be those of the published head, scikit-learn's."""
+  """Returns the query's probabilities by the published head, scikit-learn's."""
   # Only the span of the support matters: an exact problem of S dimensions.
   basis = np.linalg.svd(x.astype(float), full_matrices=False)[2].T
   x, query = x @ basis, query @ basis
@@ -104,14 +104,14 @@ def reference_two_ways(x, y, query, C):
 @pytest.mark.parametrize('shots', [1, 5, 15])
 @pytest.mark.parametrize('ways', [2, 5, 20])
 def test_logistic_is_scikit_learns(ways, shots):
-  """MTL's accuracies would not be those of the published head."""
+  """Fails if MTL's accuracies are not those of the published head."""
   x, y, query = draw_task(ways, shots, seed=ways + shots)
   got = probabilities(fit(logistic, x, y, ways), query)
   assert np.abs(got - reference(x, y, query)).max() < 1e-4
 
 
 def test_logistic_penalty_and_intercept_on_unequal_classes():
-  """Another C, a mean for the sum or a penalised intercept would pass."""
+  """Fails if C is wrong, the loss is a mean, or the intercept is penalised."""
   x, y, query = draw_task(3, 12)
   x, y = (part[np.r_[0:15, 24:26]] for part in (x, y))
   got = probabilities(fit(logistic, x, y, 3), query)
@@ -126,7 +126,7 @@ def test_logistic_penalty_and_intercept_on_unequal_classes():
 
 @pytest.mark.parametrize('ways,shots,scale', [(5, 5, 100.0), (20, 1, 1000.0)])
 def test_logistic_on_raw_features_with_large_norm(ways, shots, scale):
-  """MetaOptNet's 16,000 flat, un-normalised features would not be fitted."""
+  """Fails if MetaOptNet's 16,000 raw features are not fitted."""
   x, y, query = draw_task(ways, shots, dim=16000, scale=scale)
   got = probabilities(fit(logistic, x, y, ways), query)
   gap = got - reference(x, y, query, solver='newton-cg')
@@ -135,7 +135,7 @@ def test_logistic_on_raw_features_with_large_norm(ways, shots, scale):
 
 @pytest.mark.parametrize('value', [0.0, 3.7, 1000.0])
 def test_logistic_on_constant_features_predicts_class_frequencies(value):
-  """A penalised intercept would not reach the class frequencies."""
+  """Fails if the intercept is penalised."""
   y = np.array([0, 0, 0, 1, 1, 2], 'int32')
   x = np.full((6, 16), value, 'float32')
   got = probabilities(fit(logistic, x, y, 3), x[:1])
@@ -143,7 +143,7 @@ def test_logistic_on_constant_features_predicts_class_frequencies(value):
 
 
 def test_logistic_on_duplicates_is_the_fit_with_twice_the_weight():
-  """A singular Gram matrix must not change the answer."""
+  """Fails if a singular Gram matrix changes the answer."""
   x, y, query = draw_task(5, 3, dim=64, scale=3.0)
   twice = fit(logistic, np.r_[x, x], np.r_[y, y], 5, C=1.5)
   once = fit(logistic, x, y, 5, C=3.0)
@@ -155,7 +155,7 @@ def test_logistic_on_duplicates_is_the_fit_with_twice_the_weight():
   ('float64', 'float64', 1e-10, 1e-10), ('bfloat16', 'float32', 1e-4, 1e-3)
 ])
 def test_logistic_computes_in(given, computed, tolerance, residual):
-  """A silent cast would cap what float64 gives; half ruins a Gram matrix."""
+  """Fails if float64 is cast down, or a Gram matrix is in half precision."""
   x, y, _ = draw_task(3, 4, dim=32, scale=20.0)
   with jax.enable_x64(given == 'float64'):
     x = jnp.asarray(x, given)
@@ -165,7 +165,7 @@ def test_logistic_computes_in(given, computed, tolerance, residual):
 
 
 def test_solver_keeps_its_tolerance():
-  """A stale preconditioner hides steps a hundred times the tolerance."""
+  """Fails if a stale preconditioner hides steps above the tolerance."""
   x, y, _ = draw_task(3, 1, scale=100.0)
   with jax.enable_x64(True):
     x = jnp.asarray(x.astype(float) - x.mean(0, float))
@@ -180,7 +180,7 @@ def test_solver_keeps_its_tolerance():
 
 
 def test_solver_steps_always_descend():
-  """Newton's length would overshoot from confident mistakes and diverge."""
+  """Fails if a step is as long as Newton's and overshoots."""
   rng = np.random.default_rng(0)
   onehot = np.eye(3)[:, [0, 0, 1, 1, 2, 2]]
 
@@ -210,7 +210,7 @@ def test_solver_steps_always_descend():
 
 
 def test_logistic_gradient_is_that_of_the_optimum():
-  """A gradient that stops or follows the iterations would mislead silently."""
+  """Fails if the gradient stops or follows the iterations."""
   x, y, query = draw_task(3, 3, dim=8, scale=3.0)
   y[0] = 1
   direction = np.random.default_rng(1).normal(size=x.shape)
@@ -237,7 +237,7 @@ def test_logistic_gradient_is_that_of_the_optimum():
 
 
 def test_logistic_says_what_is_wrong():
-  """A traceback from inside a solver helps nobody."""
+  """Fails if a wrong option ends in a traceback of the solver."""
   x, y, _ = draw_task(2, 1, dim=16)
   with pytest.raises(UserError, match='logistic.C is 0: must be above 0'):
     logistic.fit(x, y, 2, C=0)
@@ -246,7 +246,7 @@ def test_logistic_says_what_is_wrong():
 
 
 def test_rows_are_drawn_as_published():
-  """A start of another size would stay, as features have no scale."""
+  """Fails if rows start with another size, which then stays."""
   for num_classes, bound in [(64, 0.1414), (351, 0.3312), (60, 0.1369)]:
     rows = linear.init(jax.random.key(0), num_classes, 640, 5)
     assert rows.shape == (num_classes, 640)
@@ -256,16 +256,19 @@ def test_rows_are_drawn_as_published():
 
 
 def test_shared_rows_are_one_vector():
-  """Tasks would start from different heads, against the theory."""
+  """Fails if tasks start from different heads, against the theory."""
   rows = np.asarray(linear.init(jax.random.key(0), 64, 640, 5, how='shared'))
   assert rows.shape == (64, 640) and (rows == rows[0]).all()
   np.testing.assert_allclose(np.abs(rows).max(), 0.1414, rtol=0.02)
+
+
+def test_an_unknown_start_of_the_rows_is_named():
   with pytest.raises(UserError, match='head_init'):
     linear.init(jax.random.key(0), 64, 640, 5, how='row')
 
 
 def test_rows_of_a_task_are_those_of_its_classes():
-  """A task must read and train the rows of its own classes, in its order."""
+  """Fails if a task reads or trains rows of other classes."""
   rows, features = jax.random.normal(jax.random.key(0), (2, 6, 4))
   ids = np.array([5, 0, 2])
   got = linear.logits(rows, ids, features)

@@ -16,7 +16,7 @@ heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
 
 
 def test_all_names_are_there():
-  """Configs and result files name heads: a lost name would make them void."""
+  """Fails if a name in configs and result files is lost."""
   assert set(HEADS) == {'centroid', 'gradient', 'logistic', 'ridge', 'svm'}
 
 
@@ -35,7 +35,7 @@ def test_a_file_without_what_a_head_needs_is_refused(tmp_path):
 
 @heads
 def test_options_are_those_of_fit(head):
-  """A second default would make a config's value a lie."""
+  """Fails if a second default differs from a config's value."""
   fit = inspect.signature(head.fit).parameters
   name = head.__name__.split('.')[-1]
   in_config = config.base_config().heads[name].to_dict()
@@ -48,7 +48,7 @@ def test_options_are_those_of_fit(head):
 
 @heads
 def test_diagnostics_takes_what_fit_takes(head):
-  """Residuals of other options than the fitted ones would be no residuals."""
+  """Fails if residuals are those of other options than the fitted ones."""
   x, y, _ = draw_task(3, 4, dim=16, scale=5.0)
   defaults = fields.defaults(head.OPTIONS)
   for option, value in defaults.items():
@@ -62,7 +62,7 @@ def test_diagnostics_takes_what_fit_takes(head):
 
 @heads
 def test_half_precision_features_are_computed_in_float32(head):
-  """Backbones on accelerators give bfloat16; its Gram matrix is noise."""
+  """Fails if a Gram matrix is computed in bfloat16."""
   x, y, query = draw_task(3, 4, dim=32)
   x = jnp.asarray(x, 'bfloat16')
   half = head.fit(x, y, 3)
@@ -75,7 +75,7 @@ def test_half_precision_features_are_computed_in_float32(head):
 
 @heads
 def test_gradient_in_features_is_finite_and_not_zero(head):
-  """Methods could not train a backbone through the head, on any support."""
+  """Fails if no backbone can be trained through the head."""
   x, y, query = draw_task(3, 4, dim=32)
 
   def loss(x):
@@ -89,7 +89,7 @@ def test_gradient_in_features_is_finite_and_not_zero(head):
 
 @heads
 def test_clusters_are_learned(head):
-  """A head at chance on well separated classes would have learned nothing."""
+  """Fails if a head is at chance on well separated classes."""
   x, y, query = draw_task(5, 5, queries=20)
   out = head.logits(jax.jit(lambda x: head.fit(x, y, 5))(x), query)
   assert np.mean(np.argmax(out, 1) == np.repeat(np.arange(5), 20)) > 0.9
@@ -97,7 +97,7 @@ def test_clusters_are_learned(head):
 
 @heads
 def test_one_compilation_serves_all_tasks(head):
-  """Thousands of tasks must not compile thousands of times."""
+  """Fails if every task compiles the head again."""
   count = 0
 
   @jax.jit

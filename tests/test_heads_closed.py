@@ -48,7 +48,7 @@ def check_gradient(head, at, options):
 
 @pytest.mark.parametrize('distance', ['squared', 'mean_squared'])
 def test_centroid_is_scikit_learns(distance):
-  """Large norms would cost the digits of centroids and distances."""
+  """Fails if large norms cost the digits of centroids or distances."""
   x, y, query = draw_task(5, 4, dim=64)
   x, y, query = x[:17] + 30, y[:17], query + 30
   model = NearestCentroid().fit(x.astype(float), y)
@@ -62,7 +62,7 @@ def test_centroid_is_scikit_learns(distance):
 
 
 def test_centroid_by_cosine():
-  """The angle must not depend on a norm."""
+  """Fails if the angle depends on a norm."""
   x, y, query = draw_task(5, 4, dim=64)
   params = fit(centroid, x, y, 5, distance='cosine', scale=10.0)
   means = x.reshape(5, 4, -1).mean(1)
@@ -70,6 +70,10 @@ def test_centroid_by_cosine():
   np.testing.assert_allclose(centroid.logits(params, query), want, rtol=1e-5)
   longer = centroid.logits(params, 7 * query)
   np.testing.assert_allclose(longer, want, rtol=1e-5)
+
+
+def test_the_cosine_of_points_without_length_has_a_finite_gradient():
+  x, y, query = draw_task(5, 4, dim=64)
   slope = jax.grad(lambda x: centroid.logits(
     centroid.fit(x, y, 5, distance='cosine'), 0 * query).sum())(0 * x)
   assert np.isfinite(slope).all()
@@ -83,7 +87,7 @@ CONVENTIONS = {
 
 
 def published(x, y, query, name, regulariser=50.0):
-  """Logits would follow another convention than the published code."""
+  """Returns the logits of the published code, in float64."""
   x, query = x.astype(float), query.astype(float)
   onehot = np.eye(y.max() + 1)[y]
   if name != 'r2d2':
@@ -98,7 +102,7 @@ def published(x, y, query, name, regulariser=50.0):
 @pytest.mark.parametrize('name', CONVENTIONS)
 @pytest.mark.parametrize('dim', [8, 96])
 def test_ridge_is_as_published(name, dim):
-  """Dual and primal would disagree on the logits."""
+  """Fails if dual and primal disagree, or follow another convention."""
   x, y, query = draw_task(5, 3, dim=dim, scale=20.0)
   params = fit(ridge, x, y, 5, **CONVENTIONS[name])
   want = published(x, y, query, name)
@@ -107,7 +111,7 @@ def test_ridge_is_as_published(name, dim):
 
 
 def test_ridge_where_rounding_outweighs_the_penalty():
-  """Duplicates of norm 3,000 would give NaN: no Cholesky factor exists."""
+  """Fails if duplicates of norm 3,000 give NaN, without a Cholesky factor."""
   x, y, query = draw_task(5, 3, dim=64, scale=3e3)
   x, y = np.r_[x, x], np.r_[y, y]
   for dim in (64, 16):
@@ -122,7 +126,7 @@ def test_ridge_where_rounding_outweighs_the_penalty():
 @pytest.mark.parametrize('dim_is', ['primal', 'dual'])
 @pytest.mark.parametrize('name', CONVENTIONS)
 def test_ridge_gradient(name, dim_is):
-  """Features, regulariser or target would get a wrong gradient."""
+  """Fails if features, regulariser or target get a wrong gradient."""
   at = {'regulariser': 0.3, 'target': 1.5}
   options = {k: v for k, v in CONVENTIONS[name].items() if k != 'target'}
   # `draw_task(3, 4, dim=7)` is primal; wide features make it dual.
@@ -144,7 +148,7 @@ class Wide:
 
 @pytest.mark.parametrize('distance', centroid.DISTANCES)
 def test_centroid_gradient(distance):
-  """ProtoNet would train on a wrong gradient."""
+  """Fails if ProtoNet trains on a wrong gradient."""
   check_gradient(centroid, {'scale': 1.3}, {'distance': distance})
 
 
@@ -160,7 +164,7 @@ def descent(x, y, query, rates, bias, weights, intercepts):
 
 @pytest.mark.parametrize('bias', [True, False])
 def test_gradient_head_takes_the_textbook_steps(bias):
-  """A step would use another rate, mean, start or bias than documented."""
+  """Fails if a step uses another rate, mean, start or bias."""
   x, y, query = draw_task(3, 4, dim=8, scale=3.0)
   y[0] = 1
   rng = np.random.default_rng(0)
@@ -182,7 +186,7 @@ def test_gradient_head_takes_the_textbook_steps(bias):
 
 
 def test_gradient_head_tells_of_a_rate_too_large():
-  """A head that went up is no head."""
+  """Fails if a head with a rising loss is not reported."""
   x, y, _ = draw_task(3, 4, dim=8, scale=30.0)
   y = y[::-1].copy() % 2  # not separable: classes of mixed features
   said = [
@@ -197,7 +201,7 @@ def test_gradient_head_tells_of_a_rate_too_large():
 
 @pytest.mark.parametrize('bias', [True, False])
 def test_gradient_through_the_steps(bias):
-  """ANIL would learn features, rates and start from a wrong gradient."""
+  """Fails if ANIL learns features, rates or start from a wrong gradient."""
   rng = np.random.default_rng(1)
   at = {'rate': np.array([0.5, 1.0, 0.7])}
   check_gradient(gradient, at, {
@@ -219,7 +223,7 @@ def test_gradient_through_the_steps(bias):
   (gradient, 'steps', 0), (gradient, 'rate', -0.1),
 ])
 def test_a_bad_option_is_named(head, option, value):
-  """The user would not know which field of the config to mend."""
+  """Fails if the message does not name the field of the config."""
   name = head.__name__.split('.')[-1]
   x, y, _ = draw_task(2, 1, dim=16)
   with pytest.raises(UserError, match=rf'config\.heads\.{name}\.{option}'):

@@ -52,9 +52,9 @@ def gap64(dual, x, y, C, ridge):
 @pytest.mark.parametrize('ways', [5, 20])
 @pytest.mark.parametrize('shots', [1, 5, 15])
 def test_duality_gap_in_float32(ways, shots):
-  """A loose optimum would be another head than MetaOptNet's, unnoticed.
+  """Fails if the solver stops far from MetaOptNet's optimum.
 
-  640 unit-norm and 16,000 raw features, as float64 sees them.
+  640 unit-norm and 16,000 raw features, judged in float64.
   """
   sizes = [(640, 1.0), (16000, 100.0)]
   tasks = [
@@ -81,7 +81,7 @@ def test_duality_gap_in_float32(ways, shots):
   (1.0, 0.1, 1.0), (10.0, 0.1, 1.0), (3.0, 0.1, 0.01), (1.0, 10.0, 0.5)
 ])
 def test_dual_is_a_generic_solvers(scale, C, ridge):
-  """Another bound, margin or ridge, or a wrong face, would pass unnoticed."""
+  """Fails if bound, margin, ridge or face differ from the definition."""
   x, y, _ = draw_task(4, 5, dim=16, scale=scale, seed=3)
   x, y = x[:18], y[:18]  # unequal classes
   want = reference(x, y, 4, C, ridge)
@@ -92,7 +92,7 @@ def test_dual_is_a_generic_solvers(scale, C, ridge):
 
 @pytest.mark.parametrize('C', [0.01, 0.1, 1.0])
 def test_without_ridge_it_is_scikit_learns(C):
-  """No published C would carry over: theirs and ours would differ."""
+  """Fails if a published C means something else here."""
   x, y, query = draw_task(5, 6, dim=24, scale=3.0)
   model = LinearSVC(
     multi_class='crammer_singer', fit_intercept=False, C=C, tol=1e-8,
@@ -107,7 +107,7 @@ def test_without_ridge_it_is_scikit_learns(C):
 
 @pytest.mark.parametrize('scale,C', [(3.0, 0.01), (3.0, 0.1), (3.0, 1.0)])
 def test_gradient_is_that_of_the_optimum(scale, C):
-  """Features, C or ridge would get a wrong gradient, silently."""
+  """Fails if features, C or ridge get a wrong gradient."""
   x, y, query = draw_task(3, 4, dim=8, scale=scale)
   direction = np.random.default_rng(1).normal(size=x.shape)
   weigh = np.random.default_rng(2).normal(size=(len(query), 3))
@@ -135,7 +135,7 @@ def test_gradient_is_that_of_the_optimum(scale, C):
 
 
 def test_gradient_on_many_tasks_at_once_in_float32():
-  """Noise in float32, which training uses, would be noise of the backbone."""
+  """Fails if the gradient is noise in float32, which training uses."""
   tasks = [draw_task(5, 5, scale=s, seed=s) for s in (1, 2, 4)]
   x = np.stack([task[0] for task in tasks])
   y, query = tasks[0][1:]
@@ -154,7 +154,7 @@ def test_gradient_on_many_tasks_at_once_in_float32():
 
 @pytest.mark.parametrize('ridge', [0.0, 1.0])
 def test_degenerate_support_stays_finite_with_its_gradient(ridge):
-  """Singular problems, such as duplicates at ridge 0, would give NaN."""
+  """Fails if singular problems, such as duplicates at ridge 0, give NaN."""
   x, y, query = draw_task(3, 4, dim=32)
   twice = np.repeat(x[:1], len(x), 0)
   cases = np.stack([x, 0 * x, 0 * x + 3.7, twice, 1e3 * twice, 1e-6 * x])
@@ -172,7 +172,7 @@ def test_degenerate_support_stays_finite_with_its_gradient(ridge):
 
 
 def test_an_early_end_is_told():
-  """An answer that is not the optimum must never look like one."""
+  """Fails if an answer that is not the optimum looks like one."""
   x, y, _ = draw_task(5, 15)
   params = fit(svm, x, y, 5, max_rounds=1)
   said = svm.diagnostics(params, x, y)
@@ -183,7 +183,7 @@ def test_an_early_end_is_told():
 
 @pytest.mark.parametrize('seed', range(3))
 def test_projection_is_the_nearest_point(seed):
-  """Dual points would leave their simplex or lose digits far below C."""
+  """Fails if dual points leave their simplex or lose digits far below C."""
   rng = np.random.default_rng(seed)
   v = rng.normal(size=(50, 4)) * 10.0 ** rng.integers(-4, 2, size=(50, 1))
   bound = 0.1 * np.eye(4)[rng.integers(4, size=50)]
@@ -198,7 +198,7 @@ def test_projection_is_the_nearest_point(seed):
 
 
 def test_svm_says_what_is_wrong():
-  """A traceback from inside a solver helps nobody."""
+  """Fails if a wrong option ends in a traceback of the solver."""
   x, y, _ = draw_task(2, 1, dim=16)
   with pytest.raises(UserError, match='config.heads.svm.C is 0: must be above'):
     svm.fit(x, y, 2, C=0)

@@ -32,7 +32,10 @@ def end_of(start, **options):
 @pytest.mark.parametrize('unroll', [True, False])
 @pytest.mark.parametrize('remat', [True, False])
 def test_descent_on_a_quadratic_is_a_matrix_power(unroll, remat):
-  """x_t - x* would not be (I - r (A + l2 I))^t (x_0 - x*), or its slope."""
+  """Fails if the steps or their derivative are wrong.
+
+  x_t - x* is (I - r (A + l2 I))^t (x_0 - x*).
+  """
   A, b = quadratic()
   start, l2, steps = jnp.arange(6.), 0.4, 5
   end, numbers = end_of(start, steps=steps, l2=l2, unroll=unroll, remat=remat)
@@ -80,7 +83,7 @@ def _updates(value, grads, count):
 
 
 def test_any_optimizer_starts_anew():
-  """Moments of another task would change Adam's first step, a rate long."""
+  """Fails if moments of another task change Adam's first step."""
   A, b = quadratic()
   loss = lambda x, _: (1e3 * (0.5 * x @ A @ x - b @ x), None)
   end, _ = inner_loop.descend(loss, jnp.zeros(6), optax.adam(1e-2, b1=0.),
@@ -112,6 +115,10 @@ def test_negative_curvature_ends_with_what_the_positive_ones_gave():
   solution = conjugate_gradients.solve(lambda v: A @ v, b, steps=10)
   assert solution.negative and 0 < solution.steps < 3
   assert b @ solution.x > 0  # still a direction of ascent of b
+
+
+def test_without_positive_curvature_the_answer_is_the_first_order_one():
+  b = jnp.array([1., 1., 0.2])
   only = conjugate_gradients.solve(lambda v: -v, b, steps=10)
   assert only.negative
   np.testing.assert_array_equal(only.x, b)

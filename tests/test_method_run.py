@@ -68,7 +68,7 @@ def test_the_score_says_which_statistics_it_rests_on(run):
 
 
 def test_the_untrained_start_adapts_in_the_same_way(run):
-  """The untrained score would come from another head than the run's."""
+  """Fails if the untrained score comes from another head than the run's."""
   path, config, _ = run
   model = trained.load(path)
   start = build.initial_state(config, model.algorithm,

@@ -106,7 +106,7 @@ def test_maml_equals_its_steps_written_out(order):
 
 
 def test_first_order_is_second_order_without_the_hessian_term():
-  """g2 would not be g1 - rate H g1, H by differences of the gradient."""
+  """Fails if g2 is not g1 - rate H g1, with H by differences."""
   episode, rate = task(), 0.3
   one, two = (build('maml', inner_steps=1, inner_rate=rate, first_order=first)
               for first in (True, False))
@@ -167,7 +167,7 @@ def test_imaml_goes_to_the_unrolled_gradient_as_the_inner_problem_converges():
 
 
 def test_imaml_public_code_pulls_back_once_and_damps():
-  """A would not be 2 I + H / (lambda + 10): a dense solve is the answer."""
+  """Fails if A is not 2 I + H / (lambda + 10), solved densely here."""
   episode = task(shots=1, queries=1)
   algorithm = build('imaml', public_code=True, l2=2., damping=1.,
                     curvature_damping=10., inner_steps=3, inner_rate=0.1,
@@ -194,7 +194,7 @@ def test_imaml_public_code_pulls_back_once_and_damps():
 
 
 def test_imaml_says_so_where_curvature_is_not_positive():
-  """An indefinite I + H / lambda, from a tiny lambda, would stay unseen."""
+  """Fails if an indefinite I + H / lambda is not reported."""
   episode = task()
   algorithm = build('imaml', l2=1e-3, inner_steps=1, inner_rate=0.1,
                     cg_steps=20, unroll=False)
@@ -207,7 +207,7 @@ def test_imaml_says_so_where_curvature_is_not_positive():
 
 
 def test_minibatch_prox_ends_where_its_condition_of_optimality_holds():
-  """grad L(w_t; D) + lambda (w_t - w) would not vanish at w_t."""
+  """Fails if grad L(w_t; D) + lambda (w_t - w) does not vanish at w_t."""
   episode, l2 = task(), 3.
   algorithm = build('minibatch_prox', smooth=True, l2=l2, inner_steps=2000,
                     inner_rate=5e-4, inner_batch=100)
@@ -292,7 +292,7 @@ def test_wrong_options_are_named(name, changes, words):
 
 @pytest.mark.parametrize('max_shots, fits', [(0, True), (6, True), (7, False)])
 def test_drawn_shots_must_leave_a_query(max_shots, fits):
-  """The loss of a task without a query would be 0 / 0."""
+  """Fails if a task has no query, whose loss would be 0 / 0."""
   options = {name: field.default
              for name, field in METHODS['r2d2'].OPTIONS.items()}
   train = base_config().train

@@ -40,17 +40,17 @@ def small(monkeypatch, tmp_path):
 def pixels():
   """All that a run reads, of the three splits."""
   loaded = [store.load('mini_imagenet', split) for split in CLASSES]
-  return [(one.images.tobytes(), one.offsets.tolist(), one.class_names)
-          for one in loaded]
+  return [(split.images.tobytes(), split.offsets.tolist(), split.class_names)
+          for split in loaded]
 
 
 def wanted_pixels():
-  made = []
+  wanted = []
   for split, wnids in CLASSES.items():
     images = [fake.decode(content) for *_, content in fake.ordered(split)]
-    made.append((np.stack(images).tobytes(),
-                 list(range(0, len(images) + 1, fake.IMAGES)), wnids))
-  return made
+    wanted.append((np.stack(images).tobytes(),
+                   list(range(0, len(images) + 1, fake.IMAGES)), wnids))
+  return wanted
 
 
 def test_lists_are_the_published_ones():
@@ -107,10 +107,10 @@ def test_every_layout_gives_the_same_store(case, tmp_path, capsys):
 def test_records_keep_jpegs_names_and_labels(tmp_path, monkeypatch):
   fake.write_zips(tmp_path / 'files')
   monkeypatch.setenv('MTL_JAX_MANUAL', str(tmp_path / 'files'))
-  made = store.prepare('mini_imagenet')
-  names = made.info.features['label'].names
+  builder = store.prepare('mini_imagenet')
+  names = builder.info.features['label'].names
   assert names == list(itertools.chain(*CLASSES.values()))
-  source = made.as_data_source(
+  source = builder.as_data_source(
       split='test', decoders={'image': tfds.decode.SkipDecoding()})
   for record, (wnid, name, content) in zip(
       source, fake.ordered('test'), strict=True):
@@ -128,16 +128,23 @@ def test_the_first_complete_layout_wins(tmp_path, capsys):
   assert 'layout a' in capsys.readouterr().out
 
 
+def build_with(folder, capsys, split, number, content, words):
+  """Builds with another JPEG; returns the notice on it that has `words`."""
+  fake.write_zips(folder, **{f'{split}{number}': content})
+  assert fake.build(folder) == 0
+  line, = [line for line in capsys.readouterr().out.splitlines()
+           if words in line]
+  assert f'1 of {7 * fake.IMAGES}' in line
+  assert fake.ordered(split)[number][1] in line
+  return line
+
+
 def test_other_sizes_are_resized_with_a_notice(tmp_path, capsys):
   wide = np.kron(fake.arrays('train')[0][2][::12, ::12],
                  np.ones((20, 30, 1), np.uint8))
   content = fake.jpeg(wide, (300, 200))
-  fake.write_zips(tmp_path / 'files', train2=content)
-  assert fake.build(tmp_path / 'files') == 0
-  line, = [line for line in capsys.readouterr().out.splitlines()
-           if 'not 84x84' in line]
-  name = fake.ordered('train')[2][1]
-  assert f'1 of {7 * fake.IMAGES}' in line and name in line
+  line = build_with(tmp_path / 'files', capsys, 'train', 2, content,
+                    'not 84x84')
   assert '300x200' in line and 'LANCZOS' in line
   np.testing.assert_array_equal(
       store.load('mini_imagenet', 'train').images[2],
@@ -148,12 +155,7 @@ def test_other_sizes_are_resized_with_a_notice(tmp_path, capsys):
 @pytest.mark.parametrize('mode', ['L', 'CMYK'])
 def test_grey_images_are_converted_with_a_notice(mode, tmp_path, capsys):
   content = fake.jpeg(fake.arrays('test')[0][1], mode=mode)
-  fake.write_zips(tmp_path / 'files', test1=content)
-  assert fake.build(tmp_path / 'files') == 0
-  line, = [line for line in capsys.readouterr().out.splitlines()
-           if 'not RGB' in line]
-  name = fake.ordered('test')[1][1]
-  assert f'1 of {7 * fake.IMAGES}' in line and name in line
+  line = build_with(tmp_path / 'files', capsys, 'test', 1, content, 'not RGB')
   assert f'mode {mode}' in line
   np.testing.assert_array_equal(
       store.load('mini_imagenet', 'test').images[1], fake.decode(content))
@@ -225,7 +227,7 @@ def test_a_killed_build_starts_again(encoded, tmp_path, capsys, monkeypatch):
 
 
 def test_two_builds_wait_for_each_other(tmp_path):
-  """Otherwise one removes what the other is writing."""
+  """Fails if a build removes what another one is writing."""
   path = epath.Path(tmp_path / 'set/1.0.0')
   second = threading.Thread(
       target=lambda: building.alone(path).__enter__(), daemon=True)
@@ -248,15 +250,15 @@ real = pytest.mark.skipif(
 
 
 @pytest.fixture(scope='module')
-def found():
+def layout():
   return files.find(REAL, lists.Wanted(
       mini_imagenet.published_classes(), 600))
 
 
 @real
 @pytest.mark.parametrize('split', CLASSES)
-def test_real_files_are_in_order_and_kept(split, found):
-  opened = found.open(split)
+def test_real_files_are_in_order_and_kept(split, layout):
+  opened = layout.open(split)
   wnids = mini_imagenet.published_classes()[split]
   assert opened.classes == [wnid for wnid in wnids for _ in range(600)]
   assert opened.names == sorted(opened.names)
@@ -275,7 +277,7 @@ def test_real_files_are_in_order_and_kept(split, found):
 
 
 @real
-def test_real_lists_that_are_exchanged_are_refused(found, tmp_path):
+def test_real_lists_that_are_exchanged_are_refused(layout, tmp_path):
   for name, of in (('train', 'train'), ('val', 'test'), ('test', 'val')):
     (tmp_path / f'{name}.csv').write_bytes((REAL / f'{of}.csv').read_bytes())
   (tmp_path / 'images').mkdir()

@@ -275,6 +275,9 @@ def test_no_folder_named(tmp_path, capsys):
   for text in ('config.data.manual_dir', 'MTL_JAX_MANUAL', 'train.csv',
                'mini-imagenet-cache'):
     assert text in line
+
+
+def test_an_unknown_option_is_answered_by_those_there_are(capsys):
   assert data_main.main(['build', 'mini_imagenet', '--channels=bgr']) == 2
   assert 'channel_order' in capsys.readouterr().err
 

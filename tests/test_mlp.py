@@ -10,7 +10,7 @@ from mtl_jax.models import mlp
 
 
 def test_features_are_those_of_the_formula():
-  """A layer with a bias, or scaled by another number."""
+  """Fails if a layer has a bias or another scale."""
   rng = np.random.default_rng(0)
   images = rng.normal(size=(4, 2, 3, 1)).astype(np.float32)
   model = mlp.Mlp(width=5, depth=2)
@@ -27,7 +27,7 @@ def test_features_are_those_of_the_formula():
 
 @pytest.mark.parametrize('depth', [1, 3])
 def test_wide_network_has_the_closed_form_kernels(depth):
-  """Another scaling than that of ntk.fully_connected: no limit, or another."""
+  """Fails if the scaling is not that of ntk.fully_connected."""
   width, draws = 512, 24
   rng = np.random.default_rng(1)
   x = rng.normal(size=(4, 6)).astype(np.float32)
@@ -43,10 +43,10 @@ def test_wide_network_has_the_closed_form_kernels(depth):
               'head': jax.random.normal(jax.random.fold_in(key, 1), (width,))}
     return ntk.empirical(output, params, jnp.asarray(x))
 
-  found = [kernels(jax.random.key(i)) for i in range(draws)]
+  drawn = [kernels(jax.random.key(i)) for i in range(draws)]
   exact = ntk.fully_connected(x, depth=depth)
   for name in ('nngp', 'ntk'):
-    values = np.array([getattr(one, name) for one in found])
+    values = np.array([getattr(kernel, name) for kernel in drawn])
     error = values.std(0, ddof=1) / np.sqrt(draws)
     # Four standard errors; terms of order depth / width on top.
     bias = 4 * depth / width * np.abs(getattr(exact, name))

@@ -57,7 +57,7 @@ def num_params(tree):
 @pytest.mark.parametrize('image', IMAGES)
 @every_model
 def test_shapes_and_parameter_count(name, image):
-  # Wrong: a head of another size, or a network that is not the published one.
+  """Fails if a network is not the published one."""
   model = models.create(name, **SMALL[name])
   images = jnp.zeros((3, *image))
   features, variables = jax.eval_shape(lambda: model.init_with_output(
@@ -76,7 +76,7 @@ def test_r2d2_net_has_the_published_numbers_of_features(side, dim):
 
 
 def test_default_conv4_has_the_published_sizes():
-  # Wrong: features of 84x84 images are not the 1600 of the literature.
+  """Fails if 84x84 images do not have the literature's 1600 features."""
   features, variables = jax.eval_shape(
       lambda key: models.create('conv4').init_with_output(
           key, jnp.zeros((1, 84, 84, 3)), train=False), jax.random.key(0))
@@ -85,7 +85,7 @@ def test_default_conv4_has_the_published_sizes():
 
 
 def test_initial_kernels_have_the_documented_spread():
-  # Wrong: fan in instead of fan out (here 3 against 32 channels).
+  """Fails if the spread follows fan in (3) and not fan out (32 channels)."""
   variables = build('conv4', width=32)[1]['params']
   assert np.std(variables['conv_0']['kernel']) == pytest.approx(
       np.sqrt(2 / (9 * 32)), rel=0.1)
@@ -93,7 +93,7 @@ def test_initial_kernels_have_the_documented_spread():
 
 @every_model
 def test_training_returns_the_statistics_of_the_batch_itself(name):
-  # Wrong: statistics mixed with stored ones; the step would decay twice.
+  """Fails if statistics are mixed with stored ones, and decay twice."""
   model, variables = build(name)
   features, mutated = train(model, variables, batch(6))
   stored = {name: part if name == 'params' else jax.tree.map(
@@ -112,7 +112,7 @@ def test_training_returns_the_statistics_of_the_batch_itself(name):
 
 @every_model
 def test_initialising_in_either_mode_gives_unit_statistics(name):
-  # Wrong: a run whose running statistics start at those of the init images.
+  """Fails if running statistics start at those of the init images."""
   model, variables = build(name)
   other = jax.jit(lambda: model.init(
       jax.random.key(0), batch(2), train=True))()
@@ -122,7 +122,7 @@ def test_initialising_in_either_mode_gives_unit_statistics(name):
 
 
 def test_batch_norm_against_numpy():
-  # Wrong: another axis, an unbiased variance, epsilon or shift misplaced.
+  """Fails if axis, variance, epsilon or shift are wrong."""
   x = 2. * batch(6) - 5.
   params = {'scale': jnp.array([1., -2., .5]), 'bias': jnp.array([0., 1., 2.])}
   stats = {'mean': jnp.array([1., 2., 3.]), 'var': jnp.array([4., 1., 0.])}
@@ -144,7 +144,7 @@ def test_batch_norm_against_numpy():
 
 @every_model
 def test_mapped_tasks_are_separate_batches(name):
-  # Wrong: statistics over all tasks of a step, which changes the method.
+  """Fails if statistics are taken over all tasks of a step."""
   model, variables = build(name)
   tasks = jnp.stack([batch(4), 2. * batch(4, seed=1) + 1.])
   features, mutated = jax.vmap(lambda x: train(model, variables, x))(tasks)
@@ -157,7 +157,7 @@ def test_mapped_tasks_are_separate_batches(name):
 
 @every_model
 def test_bfloat16_is_close_and_keeps_float32_outside(name):
-  # Wrong: statistics summed in 8 bits, or parameters stored in them.
+  """Fails if statistics are summed, or parameters stored, in 8 bits."""
   model, variables = build(name)
   low = models.create(name, **SMALL[name], dtype='bfloat16')
   features, _ = train(model, variables, batch(8))
@@ -171,7 +171,7 @@ def test_bfloat16_is_close_and_keeps_float32_outside(name):
 
 
 def test_global_pool_is_the_mean_of_the_flat_map():
-  # Wrong: a maximum, or the mean over channels.
+  """Fails if the pool is a maximum or a mean over channels."""
   image = (36, 33, 3)
   flat, variables = build('conv4', image)
   mean, _ = build('conv4', image, pool='global')
@@ -190,14 +190,14 @@ def test_global_pool_is_the_mean_of_the_flat_map():
     ('conv4', {'dtype': 'float16'}, ("is 'float16'", 'float32, bfloat16')),
 ])
 def test_wrong_options_name_the_right_ones(name, options, words):
-  # Wrong: a misspelt option that is ignored, or a traceback out of Flax.
+  """Fails if a misspelt option is ignored, or ends in a traceback of Flax."""
   with pytest.raises(UserError) as error:
     models.create(name, **options)
   assert all(word in str(error.value) for word in words)
 
 
 def test_images_that_pooling_would_use_up_are_refused():
-  # Wrong: features of length 0.
+  """Fails if features have length 0."""
   with pytest.raises(UserError, match='15x40.*at least 16x16'):
     build('conv4', (15, 40, 3))
 
@@ -223,7 +223,7 @@ def second_order(conv):
 @pytest.mark.parametrize('shape', [(2, 5, 4, 1), (2, 5, 4, 6)])
 @pytest.mark.parametrize('order', [first_order, second_order])
 def test_convolution_and_its_gradients_in_float64(order, shape):
-  # Wrong: any shift, flip or transposition in a hand-written gradient.
+  """Fails if a gradient has a wrong shift, flip or transposition."""
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
     x = jnp.asarray(rng.normal(size=shape))
@@ -240,7 +240,7 @@ def compare(ours, theirs, tolerance=1e-9):
 
 @pytest.mark.parametrize('kernel_axis', [0, None])
 def test_convolution_mapped_over_tasks(kernel_axis):
-  # Wrong: kernels of tasks mixed up, or their gradients not summed.
+  """Fails if kernels of tasks are mixed up, or gradients are not summed."""
   rng = np.random.default_rng(1)
 
   def mapped(conv):
@@ -253,7 +253,7 @@ def test_convolution_mapped_over_tasks(kernel_axis):
 
 
 def test_accelerators_get_the_plain_gradient_of_all_tasks_at_once():
-  # Wrong: the products meant for CPUs, or one convolution per task.
+  """Fails if they run the products for CPUs, or a convolution per task."""
   x, k = jnp.zeros((2, 3, 8, 8, 6)), jnp.zeros((3, 3, 6, 5))
 
   def loss(k, x):
@@ -269,7 +269,7 @@ def test_accelerators_get_the_plain_gradient_of_all_tasks_at_once():
 
 @pytest.mark.parametrize('shape', [(2, 6, 4, 3), (1, 7, 5, 2), (1, 2, 3, 1)])
 def test_max_pool_against_a_loop(shape):
-  # Wrong: windows that straddle, or a kept odd border.
+  """Fails if windows straddle, or an odd border is kept."""
   x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
   weights = np.random.default_rng(3).normal(
       size=(shape[0], shape[1] // 2, shape[2] // 2, shape[3]))
@@ -285,7 +285,7 @@ def test_max_pool_against_a_loop(shape):
 
 
 def test_max_pool_differentiates_twice():
-  # Wrong: a second gradient that loses its place, or none at all.
+  """Fails if a second gradient goes to a wrong place or is missing."""
   x = batch(2, (5, 4, 3))
 
   def norm(pool):
@@ -298,18 +298,21 @@ def test_max_pool_differentiates_twice():
   compare(norm(layers.max_pool)(x), norm(plain)(x), 1e-5)
 
 
-def test_max_pool_ties_and_nan():
-  # Wrong: a gradient counted twice or split, or a NaN that disappears.
+def test_max_pool_gives_the_gradient_of_a_tie_to_the_first():
+  """Fails if a gradient is counted twice or split."""
   x = jnp.array([[1., 2.], [2., 2.]]).reshape(1, 2, 2, 1)
   grad = jax.grad(lambda x: jnp.sum(layers.max_pool(x)))(x)
   np.testing.assert_array_equal(grad.ravel(), [0., 1., 0., 0.])
+
+
+def test_max_pool_keeps_a_nan():
   for i in range(4):
     assert jnp.isnan(layers.max_pool(
         jnp.zeros(4).at[i].set(jnp.nan).reshape(1, 2, 2, 1))).all()
 
 
 def test_unit_norm_has_length_one_and_survives_zero():
-  # Wrong: a dead feature vector that makes every gradient NaN.
+  """Fails if a dead feature vector makes every gradient NaN."""
   x = jnp.array([[3., 4.], [0., 0.]])
   np.testing.assert_allclose(layers.unit_norm(x), [[.6, .8], [0., 0.]],
                              rtol=1e-6)

@@ -32,7 +32,7 @@ def checks(result):
 
 
 def test_the_bound_is_confirmed_on_random_tasks(folders):
-  """The paper's claim would not be confirmed, or not all of it reported."""
+  """Fails if the paper's claim is not confirmed on its own ground."""
   result = result_of(folders, 'none')
   assert checks(result) == dict.fromkeys(
       ('bounded', 'depth', 'jointly', 'signal'), True)
@@ -47,7 +47,7 @@ def test_the_bound_is_confirmed_on_random_tasks(folders):
 
 @pytest.mark.parametrize('control', ['independent_heads', 'union'])
 def test_the_bound_is_not_confirmed_for_a_wrong_mtl(folders, control):
-  """The verdict could not be negative, and would say nothing."""
+  """Fails if the verdict cannot be negative."""
   result = result_of(folders, control)
   assert not result['holds'] and not checks(result)['signal']
   assert 'NOT confirmed' in CHECK.summary(result)
@@ -64,7 +64,7 @@ def numbers(drawn):
 
 
 def test_gaps_are_those_of_the_predictors(folders):
-  """An index into the kernels that the grid shares would be wrong."""
+  """Fails if an index into the shared kernels is wrong."""
   result_of(folders, 'none')
   cells = json.loads((folders / 'none/cells/draw_0001.json').read_text())
   drawn = bound.make_source(GRID).draw(1)
@@ -82,7 +82,7 @@ def test_gaps_are_those_of_the_predictors(folders):
 
 
 def test_union_control_is_mtl_on_query_and_support():
-  """The control would not be the predictor with both sets as its query."""
+  """Fails if the control's query is not query and support together."""
   drawn = bound.make_source(GRID).draw(0)
   with precision('float64'):
     gap = bound.predictions(drawn, 2, GRID.times[:1], 1., 'union')
@@ -96,7 +96,7 @@ def test_union_control_is_mtl_on_query_and_support():
 
 
 def test_independent_heads_share_no_gradient_in_the_body():
-  """The control would take out what wide networks do not lose."""
+  """Fails if the control removes what wide networks do not lose."""
   rng = np.random.default_rng(0)
   m, d = 20_000, 4
   x, z = (tasks._unit(rng.normal(size=(3, d))) for _ in range(2))
@@ -110,7 +110,7 @@ def test_independent_heads_share_no_gradient_in_the_body():
 
 
 def test_a_stopped_run_resumes_from_its_cells(folders, tmp_path):
-  """Stored cells would be computed again, or missing ones left out."""
+  """Fails if stored cells are computed again, or missing ones left out."""
   whole = result_of(folders, 'none')
   folder = epath.Path(tmp_path)
   for file in (folders / 'none').iterdir():
@@ -153,7 +153,7 @@ def synthetic(law, noise=0.05, draws=20):
     (lambda t, depth: t ** 0.5 + 1 / depth, {'bounded', 'jointly'}),
     (lambda t, depth: 1., {'bounded', 'depth', 'jointly', 'signal'})])
 def test_verdict_finds_a_law_that_breaks_the_bound(law, failing):
-  """A gap of another law in depth or time would be confirmed."""
+  """Fails if a gap of another law in depth or time is confirmed."""
   result = bound_verdict.judge(GRID, synthetic(law))
   assert {name for name, good in checks(result).items() if not good} == failing
   if not failing:
@@ -163,7 +163,7 @@ def test_verdict_finds_a_law_that_breaks_the_bound(law, failing):
 
 
 def test_draws_are_tasks_of_their_own_and_come_again():
-  """A resumed run would see other tasks, or all draws the same."""
+  """Fails if a resumed run sees other tasks, or all draws are the same."""
   source = bound.make_source(GRID)
   first, again, other = (source.draw(i) for i in (0, 0, 1))
   np.testing.assert_array_equal(first.query_x, again.query_x)
@@ -172,7 +172,7 @@ def test_draws_are_tasks_of_their_own_and_come_again():
 
 
 def test_points_in_their_span_have_the_same_inner_products():
-  """The few coordinates of images would have other kernels than they."""
+  """Fails if the few coordinates of images have other kernels."""
   x = np.random.default_rng(0).normal(size=(2, 3, 50))
   few = tasks._in_their_span(x)
   assert few.shape == (2, 3, 6)
@@ -196,7 +196,7 @@ def test_points_in_their_span_have_the_same_inner_products():
     (['report', '--checks=x'], "--checks is 'x': allowed are bound"),
     (['nothing'], "the command is 'nothing': allowed are bound")])
 def test_command_line_says_what_is_wrong(flags, message, capsys, tmp_path):
-  """A wrong flag would end in a traceback, or leave a folder behind."""
+  """Fails if a wrong flag ends in a traceback or leaves a folder."""
   if flags != ['nothing']:
     flags = [*flags, f'--out={tmp_path / "made"}']
   assert cli.main(flags) == 2
@@ -208,7 +208,7 @@ def test_command_line_says_what_is_wrong(flags, message, capsys, tmp_path):
 
 def test_report_is_one_page_and_leaves_out_what_is_not_there(
     folders, tmp_path, monkeypatch):
-  """Figures would be missing, or a data set that is not there an error."""
+  """Fails if figures are missing, or a missing data set is an error."""
   result_of(folders, 'none')
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path))
   monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)

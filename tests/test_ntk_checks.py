@@ -15,7 +15,7 @@ FIELDS = {'width': Field(4, 'channels', COUNT),
 
 @pytest.mark.parametrize('name', cli.COMMANDS)
 def test_defaults_are_allowed_and_are_those_of_the_flags(name, tmp_path):
-  """A command without flags would be refused, or run with other values."""
+  """Fails if a command without flags is refused or has other values."""
   declared = cli.COMMANDS[name][0]
   check(declared, defaults(declared), path='--')
   options, folder = cli.parse(name, declared, [f'--out={tmp_path}'])
@@ -25,7 +25,7 @@ def test_defaults_are_allowed_and_are_those_of_the_flags(name, tmp_path):
 
 @pytest.mark.parametrize('name', cli.COMMANDS)
 def test_help_says_what_is_declared(name, capsys):
-  """A flag without a text, or with one that is not the declaration's."""
+  """Fails if a flag has no text, or another one than is declared."""
   with pytest.raises(SystemExit):
     cli.main([name, '--help'])
   text = ' '.join(capsys.readouterr().out.split())
@@ -36,7 +36,7 @@ def test_help_says_what_is_declared(name, capsys):
 
 @pytest.mark.parametrize('name', CHECKS)
 def test_options_are_settled_before_anything_is_made(name, tmp_path):
-  """An unknown option would be ignored, or a folder left behind."""
+  """Fails if an unknown option is ignored, or leaves a folder."""
   with pytest.raises(UserError, match='--nothing is unknown'):
     CHECKS[name].run({'nothing': 1}, epath.Path(tmp_path) / 'made')
   assert not (tmp_path / 'made').exists()
@@ -50,7 +50,7 @@ def test_settled_options_are_those_given_and_the_defaults():
 
 
 def test_a_folder_belongs_to_the_options_that_are_not_free():
-  """Results of other options would be mixed, or a larger grid refused."""
+  """Fails if results of other options are mixed, or a larger grid refused."""
   options = shared.settle(FIELDS, {'draws': 3})
   assert shared.claim('here', FIELDS, options, {}) == {'width': 4}
   assert shared.claim('here', FIELDS, options, {'width': 4}) == {'width': 4}
@@ -59,7 +59,7 @@ def test_a_folder_belongs_to_the_options_that_are_not_free():
 
 
 def test_a_damaged_file_is_named(tmp_path):
-  """A user would see a traceback of the JSON reader."""
+  """Fails if a damaged file ends in a traceback of the JSON reader."""
   file = epath.Path(tmp_path) / 'cells.json'
   assert shared.read(file, {'draws': {}}) == {'draws': {}}
   file.write_text('{"a": 1')

@@ -50,7 +50,7 @@ def difference(a, b):
 
 
 def test_identity_holds_and_the_other_cases_fail(gradients):
-  """The measurement could not fail, or a solver would not have converged."""
+  """Fails if the check cannot fail, or a solver has not converged."""
   assert len(gradients[0]) == len(bilevel.CASES) == 11
   for case in bilevel.CASES:
     through, plain = gradients[0][case.label]
@@ -61,7 +61,7 @@ def test_identity_holds_and_the_other_cases_fail(gradients):
 
 
 def test_labels_are_those_of_stored_results():
-  """Folders of an earlier version could not be read."""
+  """Fails if folders of an earlier version cannot be read."""
   assert [case.label for case in bilevel.CASES] == [
       'ridge, J', 'logistic, J', '(a) ridge, no penalty',
       '(a) logistic, no penalty', '(b) ridge, cross-entropy',
@@ -71,7 +71,7 @@ def test_labels_are_those_of_stored_results():
 
 
 def test_cases_are_compared_with_joint_training_on_their_loss():
-  """A cosine would be that to the joint training of another loss."""
+  """Fails if a cosine is that to the joint training of another loss."""
   assert {case for case in bilevel.CASES if case.joint == 'ridge'} == {
       Case(kind, 'ridge') for kind in ('identity', 'penalty', 'data')}
 
@@ -80,7 +80,7 @@ def test_cases_are_compared_with_joint_training_on_their_loss():
     Case('identity', 'ridge'), Case('loss', 'ridge'),
     Case('published', 'ridge')], ids=lambda case: case.kind)
 def test_bilevel_gradients_are_those_of_the_outer_loss(gradients, case):
-  """The chain rule would differ from finite differences in numpy."""
+  """Fails if the chain rule differs from finite differences in numpy."""
   x, y = np.asarray(features()[0], np.float64), features()[1]
   onehot = np.eye(WAYS)[y]
   apart = case.kind == 'published'
@@ -108,14 +108,14 @@ def test_bilevel_gradients_are_those_of_the_outer_loss(gradients, case):
 
 @pytest.mark.parametrize('name', ['ridge', 'logistic'])
 def test_leaving_the_penalty_out_adds_what_theory_says(gradients, name):
-  """The term -r w* . dw* would have the wrong sign or factor."""
+  """Fails if the term -r w* . dw* has the wrong sign or factor."""
   through, plain = gradients[0][Case('penalty', name).label]
   assert difference(gradients[1][name], through - plain) < 1e-5
 
 
 @pytest.mark.parametrize('name', ['ridge', 'logistic'])
 def test_steps_converge_and_twice_as_fast_through_them(gradients, name):
-  """The steps would descend another objective than the one solved."""
+  """Fails if the steps descend another objective than the solved one."""
   through, plain, optimum = gradients[2][name]
   through = [difference(g, optimum) for g in through]
   plain = [difference(g, optimum) for g in plain]
@@ -126,7 +126,7 @@ def test_steps_converge_and_twice_as_fast_through_them(gradients, name):
 
 
 def test_pull_is_the_gradient_of_the_parameters():
-  """Cotangents would belong to other parameters or images."""
+  """Fails if cotangents belong to other parameters or images."""
   backbone = mlp.Mlp(width=2, depth=2)
   images = jax.random.normal(jax.random.key(0), (3, 4))
   variables = jax.jit(lambda: backbone.init(
@@ -172,7 +172,7 @@ CHECK = CHECKS['equivalence']
 
 @pytest.mark.parametrize('bad', [1e-12, 1e-5])
 def test_run_reports_whether_it_holds(tmp_path, fake, bad, capsys):
-  """The report would hide a failure."""
+  """Fails if the report hides a failure."""
   fake['float64'] = bad
   folder = epath.Path(tmp_path)
   result = CHECK.run(OPTIONS, folder)
@@ -186,7 +186,7 @@ def test_run_reports_whether_it_holds(tmp_path, fake, bad, capsys):
 
 
 def test_run_resumes(tmp_path, fake):
-  """A second run would measure again, or overwrite what others measured."""
+  """Fails if a second run measures again, or overwrites results."""
   folder = epath.Path(tmp_path)
   result = CHECK.run(OPTIONS, folder)
   assert CHECK.run(OPTIONS, folder) == result
@@ -196,7 +196,7 @@ def test_run_resumes(tmp_path, fake):
 
 
 def test_a_folder_of_an_earlier_version_is_judged_anew(tmp_path, fake):
-  """Its verdict had another name; what it measured is not measured again."""
+  """Fails if an old verdict is kept, or old results are measured again."""
   folder = epath.Path(tmp_path)
   result = CHECK.run(OPTIONS, folder)
   file = folder / 'equivalence.json'

@@ -62,7 +62,7 @@ def by_hand(method, tasks, head, body, outputs, steps):
 
 
 def test_methods_train_what_the_theory_says():
-  """A method would train another loss, an intercept or other heads."""
+  """Fails if a method trains another loss, an intercept or other heads."""
   o = SMALL._replace(train_time=0.6)
   tasks = jax.tree.map(
       lambda a: jnp.asarray(a, a.dtype if a.dtype == np.int32 else 'float32'),
@@ -79,7 +79,7 @@ def test_methods_train_what_the_theory_says():
 
 
 def test_output_is_zero_at_the_start():
-  """The networks would have an offset that the closed form lacks."""
+  """Fails if networks have an offset that the closed form lacks."""
   initial = networks.start(jax.random.key(0), 16, 2, 4, 3)
   x = jax.random.normal(jax.random.key(1), (5, 4))
   out = networks.Pair(16, 2).apply(
@@ -90,7 +90,7 @@ def test_output_is_zero_at_the_start():
 
 @pytest.mark.parametrize('method', ['anil', 'mtl'])
 def test_steps_in_closed_form_are_steps_of_the_linear_model(method):
-  """The factor (1 - rate s)^count would stand in the wrong place."""
+  """Fails if the factor (1 - rate s)^count is in the wrong place."""
   rng = np.random.default_rng(0)
 
   def sphere(*shape):
@@ -147,7 +147,7 @@ def steps_by_hand(method, data, train, inner, test):
 
 
 def test_fit_finds_exponents_and_rejects_another():
-  """The fit would use squares or narrow widths, or its interval be wide."""
+  """Fails if the fit uses squares or narrow widths, or a wide interval."""
   rng = np.random.default_rng(0)
   widths = np.array([64, 256, 512, 1024])
   for exponent in (-0.5, -1.):
@@ -165,7 +165,7 @@ def test_fit_finds_exponents_and_rejects_another():
 
 
 def test_run_resumes_where_it_was_stopped(tmp_path, monkeypatch):
-  """A long run would start anew, or mix draws of other options."""
+  """Fails if a long run starts anew, or mixes draws of other options."""
   trained = []
   rng = np.random.default_rng(0)
 
@@ -194,6 +194,6 @@ def test_run_resumes_where_it_was_stopped(tmp_path, monkeypatch):
     ({'draws': 1}, '--draws is 1: must be at least 2'),
     ({'inner_time': 0.}, '--inner_time is 0.0: must be above 0')])
 def test_wrong_options_are_named(change, message, tmp_path):
-  """A slope would be fitted through one point, or a traceback shown."""
+  """Fails if a slope is fitted through one point, or a traceback shown."""
   with pytest.raises(UserError, match=message):
     CHECK.run({**OPTIONS, **change}, epath.Path(tmp_path))

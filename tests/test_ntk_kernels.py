@@ -73,7 +73,7 @@ def recursion(x, depth, moments, w, b):
 
 @pytest.mark.parametrize('depth', [1, 8, 64])
 def test_diagonal_is_exact_and_coincident_points_are(depth):
-  """Theta(x, x) would miss L + 1, as it does by 1e-6 with an arc cosine."""
+  """Fails if Theta(x, x) misses L + 1, as by 1e-6 with an arc cosine."""
   x = sphere(0, 40)
   own = exact(x, depth=depth)
   np.testing.assert_allclose(np.diag(own.nngp), 1, rtol=0, atol=1e-12)
@@ -84,7 +84,7 @@ def test_diagonal_is_exact_and_coincident_points_are(depth):
 
 
 def test_large_tiles_are_exact_where_points_nearly_coincide(monkeypatch):
-  """The matrix product of large tiles would cancel there."""
+  """Fails if the matrix product of large tiles cancels there."""
   x = sphere(1, 24)
   gaps = 10. ** np.arange(-10, -4)
   x = np.concatenate([x, [x[0] + gap * x[1] for gap in gaps], -x[2:3], x[5:6]])
@@ -101,7 +101,7 @@ def test_large_tiles_are_exact_where_points_nearly_coincide(monkeypatch):
 @pytest.mark.parametrize('activation, moments', [
     ('relu', relu_moments), ('erf', erf_moments)])
 def test_variances_and_lengths_enter_as_stated(activation, moments):
-  """A length, a bias or a weight variance would enter in a wrong place."""
+  """Fails if a length, bias or weight variance enters in a wrong place."""
   x = sphere(2, 4) * np.array([0.2, 0.5, 1, 2])[:, None]
   got = exact(x, depth=3, activation=activation, weight_variance=1.7,
               bias_variance=0.3)
@@ -112,7 +112,7 @@ def test_variances_and_lengths_enter_as_stated(activation, moments):
 
 
 def test_erf_is_the_mean_over_random_features():
-  """The formula would differ from a Monte Carlo mean."""
+  """Fails if the formula differs from a Monte Carlo mean."""
   x = sphere(3, 5)
   got = ntk.fully_connected(x, depth=1, activation='erf', weight_variance=2.,
                             bias_variance=0.5)
@@ -129,7 +129,7 @@ def test_erf_is_the_mean_over_random_features():
 
 
 def test_blocks_equal_the_whole():
-  """A tile would be in a wrong place, or a mirrored one not transposed."""
+  """Fails if a tile is misplaced, or a mirrored one is not transposed."""
   x, z = sphere(5, 23), sphere(6, 17)
   for options in ({}, {'activation': 'erf', 'bias_variance': 0.1}):
     kernels = functools.partial(exact, depth=3, **options)
@@ -143,7 +143,7 @@ def test_blocks_equal_the_whole():
 
 
 def test_convolutions_of_one_pixel_are_dense_layers():
-  """The two recursions would differ in bias, weights or borders."""
+  """Fails if the two recursions differ in bias, weights or borders."""
   x = sphere(9, 6)
   dense = exact(x, depth=3, weight_variance=1.5, bias_variance=0.2)
   pixel = functools.partial(exact_conv, x[:, None, None], depth=3,
@@ -153,46 +153,36 @@ def test_convolutions_of_one_pixel_are_dense_layers():
   close(pixel(filter_size=3, weight_variance=9 * 1.5), dense, 1e-12)
 
 
-class Dense(nn.Module):
-  """Fully connected, tangent-kernel scaling."""
+class Network(nn.Module):
+  """Dense layers, or 3x3 convolutions and the mean over pixels.
+
+  In tangent-kernel scaling.
+  """
 
   width: int
   depth: int
+  convolutional: bool = False
 
   @nn.compact
   def __call__(self, x):
-    normal = nn.initializers.normal(1.)
+    options = dict(use_bias=False, kernel_init=nn.initializers.normal(1.))
     for i in range(self.depth):
-      scale = np.sqrt(2 / (x.shape[-1] if i else 1)).astype('float32')
-      x = nn.relu(scale * nn.Dense(
-          self.width, use_bias=False, kernel_init=normal)(x))
-    head = nn.Dense(1, use_bias=False, kernel_init=normal, name='head')
+      layer = (nn.Conv(self.width, (3, 3), **options) if self.convolutional
+               else nn.Dense(self.width, **options))
+      weights = (9 if self.convolutional else 1) * (x.shape[-1] if i else 1)
+      x = nn.relu(np.sqrt(2 / weights).astype('float32') * layer(x))
+    if self.convolutional:
+      x = x.mean((1, 2))
+    head = nn.Dense(1, name='head', **options)
     return head(x / np.sqrt(self.width).astype('float32'))
 
 
-class Convolution(nn.Module):
-  """Convolutions and the mean over pixels, tangent-kernel scaling."""
-
-  width: int
-  depth: int
-
-  @nn.compact
-  def __call__(self, x):
-    normal = nn.initializers.normal(1.)
-    for i in range(self.depth):
-      scale = np.sqrt(2 / 9 / (x.shape[-1] if i else 1)).astype('float32')
-      x = nn.relu(scale * nn.Conv(
-          self.width, (3, 3), use_bias=False, kernel_init=normal)(x))
-    head = nn.Dense(1, use_bias=False, kernel_init=normal, name='head')
-    return head(x.mean((1, 2)) / np.sqrt(self.width).astype('float32'))
-
-
 @pytest.mark.parametrize('network, closed, x, draws', [
-    (Dense(2048, 2), ntk.fully_connected, sphere(10, 16), 10),
-    (Convolution(128, 2), ntk.convolutional, images(11, 2), 60)],
+    (Network(2048, 2), ntk.fully_connected, sphere(10, 16), 10),
+    (Network(128, 2, True), ntk.convolutional, images(11, 2), 60)],
     ids=['dense', 'convolution'])
 def test_wide_networks_have_these_kernels(network, closed, x, draws):
-  """The formulas would not be the kernels of networks' own gradients.
+  """Fails if the formulas are not the kernels of the networks' gradients.
 
   A standard error of each entry from few draws is itself uncertain by a
   quarter, and there are many entries: root mean squares are compared.
@@ -218,7 +208,7 @@ def _apply(network, params, x):
 
 
 def test_empirical_kernel_is_that_of_all_gradients():
-  """Blocks, outputs or the head's parameters would be mixed up."""
+  """Fails if blocks, outputs or the head's parameters are mixed up."""
   def apply(params, x):
     hidden = jnp.tanh(x @ params['body']['kernel'])
     return hidden @ params['head']['kernel'] + params['head']['bias']
@@ -243,7 +233,7 @@ def test_empirical_kernel_is_that_of_all_gradients():
 
 
 def test_float64_leaves_the_setting_of_the_caller_alone():
-  """The library would change the precision of its user's training."""
+  """Fails if the library changes the precision of the user's training."""
   x = sphere(13, 4).astype('float32')
   assert exact(x, depth=1).ntk.dtype == jnp.float64
   assert ntk.fully_connected(x, depth=1).ntk.dtype == jnp.float32
@@ -253,7 +243,7 @@ def test_float64_leaves_the_setting_of_the_caller_alone():
 
 @pytest.mark.parametrize('activation', ['relu', 'erf'])
 def test_a_blank_point_is_no_nan(activation):
-  """A padded task or a black image, of length 0, would give NaN."""
+  """Fails if a padded task or a black image, of length 0, gives NaN."""
   x = sphere(14, 3)
   x[1] = 0
   got = exact(x, depth=2, activation=activation)
@@ -271,13 +261,13 @@ def test_a_blank_point_is_no_nan(activation):
     ({'z': np.zeros((2, 3))}, r'z: shape \(2, 3\) does not fit'),
 ])
 def test_wrong_arguments_are_named(change, message):
-  """A user would have to read a traceback."""
+  """Fails if a wrong argument ends in a traceback."""
   with pytest.raises(UserError, match=message):
     ntk.fully_connected(**{'x': np.ones((2, 4)), 'depth': 1, **change})
 
 
 def test_wrong_images_are_named():
-  """Wrong shapes, or an even filter, which has no centre, would pass."""
+  """Fails if wrong shapes, or a filter without a centre, are accepted."""
   with pytest.raises(UserError, match='x: shape'):
     ntk.convolutional(np.ones((2, 4)), depth=1)
   with pytest.raises(UserError, match='filter_size: 2 is not an odd number'):

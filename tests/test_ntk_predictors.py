@@ -43,7 +43,7 @@ def values(method, data, **options):
 
 
 def test_predictions_without_adaptation_are_kernel_regression():
-  """The head's or the body's share of the kernel would be wrong."""
+  """Fails if the head's or the body's share of the kernel is wrong."""
   data = draw(tasks=1, n=8)
   x, y, z = data['query_x'][0], data['query_y'][0], data['test_query_x']
   own, cross = kernels(x), kernels(z, x)
@@ -63,7 +63,7 @@ def test_predictions_without_adaptation_are_kernel_regression():
     ('anil', 0.7, 0.3), ('mtl', np.inf, 0.3)])
 def test_predictions_are_what_gradient_flow_of_the_model_gives(
     method, train_time, l2):
-  """The closed form would not be what training gives."""
+  """Fails if the closed form is not what training gives."""
   data = draw()
   inner, test = ((0.4, None), (1., None)) if l2 is None else ((None, l2),) * 2
   with jax.enable_x64(True):
@@ -106,7 +106,7 @@ def by_tasks(method, queries, supports, data, inner_time, test_time):
 
 @methods
 def test_masked_points_leave_no_trace(method):
-  """Padding of tasks of unequal size would change the predictions."""
+  """Fails if padding of tasks of unequal size changes the predictions."""
   data = draw()
   masks = {'query': np.array([[1, 1, 1, 1], [1, 0, 1, 0], [0, 1, 1, 1]], bool),
            'support': np.array([[1, 1, 1], [1, 1, 0], [0, 0, 1]], bool)}
@@ -124,7 +124,7 @@ def test_masked_points_leave_no_trace(method):
 
 
 def test_masked_points_leave_no_trace_where_blank_points_correlate():
-  """Padding would leak where an input of zeros has a kernel to others."""
+  """Fails if padding counts where inputs of zeros have a kernel to others."""
   data = draw()
   kernel = functools.partial(ntk.fully_connected, depth=DEPTH,
                              bias_variance=0.5)
@@ -140,7 +140,7 @@ def test_masked_points_leave_no_trace_where_blank_points_correlate():
 
 @methods
 def test_order_and_axes_do_not_matter(method):
-  """Predictions would depend on an order or on the axes of space."""
+  """Fails if predictions depend on an order or on the axes of space."""
   rng = np.random.default_rng(1)
   data = draw()
   expected = values(method, data)
@@ -162,7 +162,7 @@ def test_order_and_axes_do_not_matter(method):
 
 @methods
 def test_influence_of_targets_is_symmetric(method):
-  """A target would influence another's prediction more than it is influenced.
+  """Fails if the influence of two targets on each other differs.
 
   Training queries as test queries, test adaptation as in training and zero
   test targets: then predictions are M Y with a symmetric smoother M.
@@ -183,7 +183,7 @@ def test_influence_of_targets_is_symmetric(method):
 
 
 def test_singular_phi_is_an_error_and_a_singular_support_is_not():
-  """A singular Phi would give noise or NaN without a message."""
+  """Fails if a singular Phi gives noise or NaN without a message."""
   data = draw()
   repeated = {**data, 'query_x': data['query_x'].copy()}
   repeated['query_x'][0, 1] = repeated['query_x'][0, 0]
@@ -199,13 +199,18 @@ def test_singular_phi_is_an_error_and_a_singular_support_is_not():
     assert np.isfinite(values('anil', data, **inner)).all()
 
 
-def test_float32_and_other_kernels_are_taken():
-  """float32 would lose its precision, or a kernel of images be refused."""
+def test_float32_keeps_its_precision():
   data = draw()
   exact = values('anil', data)
   single = predict('anil', data, dtype=None)
   assert single.values.dtype == jnp.float32
   np.testing.assert_allclose(single.values, exact, atol=1e-4)
+
+
+def test_other_kernels_are_taken():
+  """Fails if a kernel, such as one of images, is refused."""
+  data = draw()
+  exact = values('anil', data)
   kernel = functools.partial(ntk.fully_connected, depth=DEPTH)
   np.testing.assert_allclose(
       values('anil', data, depth=None, kernel=kernel), exact, atol=1e-12)
@@ -227,7 +232,7 @@ def test_float32_and_other_kernels_are_taken():
     ({'query_mask': np.ones(4)}, 'query_mask: shape'),
 ])
 def test_wrong_arguments_are_named(change, message):
-  """A user would have to read a traceback."""
+  """Fails if a wrong argument ends in a traceback."""
   data = draw()
   options = {k: v for k, v in change.items() if k not in data}
   data |= {k: v for k, v in change.items() if k in data}

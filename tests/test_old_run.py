@@ -63,7 +63,7 @@ def test_it_resumes_and_ends_where_the_older_version_did(old):
       epath.Path(old), build.initial_state(
           config, run.algorithm, run.splits['train'].images.shape[1:]))
   assert int(state.step) == 12
-  found = np.concatenate([np.ravel(x) for x in jax.tree.leaves(
+  variables = np.concatenate([np.ravel(x) for x in jax.tree.leaves(
       jax.device_get(state.variables))])
-  np.testing.assert_allclose(found, expected['variables'], rtol=1e-3,
+  np.testing.assert_allclose(variables, expected['variables'], rtol=1e-3,
                              atol=1e-4)

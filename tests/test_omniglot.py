@@ -58,19 +58,19 @@ def png(ink, mode='1'):
 
 def files():
   """Name in a zip -> contents, of two zips that share a Greek character."""
-  made = {SMALL1: {}, SMALL2: {}}
+  zips = {SMALL1: {}, SMALL2: {}}
   for name, characters in ((SMALL1, TRAIN + VALIDATION),
                            (SMALL2, VALIDATION + TEST)):
     for character in characters:
       for n in range(1, 21):
-        made[name][f'{name}/{character}/0001_{n:02d}.png'] = png(
+        zips[name][f'{name}/{character}/0001_{n:02d}.png'] = png(
             drawing(character, n))
-  return made
+  return zips
 
 
-def write(folder, made):
+def write(folder, zips):
   folder.mkdir(parents=True, exist_ok=True)
-  for name, contents in made.items():
+  for name, contents in zips.items():
     with zipfile.ZipFile(folder / f'{name}.zip', 'w') as archive:
       for path, data in contents.items():
         archive.writestr(path, data)
@@ -101,7 +101,7 @@ def lanczos(ink):
 
 
 def test_the_store_holds_what_was_drawn(tmp_path):
-  """Otherwise drawings are inverted, turned or mixed up."""
+  """Fails if drawings are inverted, turned or mixed up."""
   write(tmp_path / 'manual', files())
   stores = loaded()
   assert stores['train'].class_names == tuple(
@@ -123,18 +123,18 @@ def test_the_store_holds_what_was_drawn(tmp_path):
 
 
 def test_folders_and_folders_below_give_the_same(tmp_path):
-  made = files()
-  write(tmp_path / 'manual', made)
+  zips = files()
+  write(tmp_path / 'manual', zips)
   wanted = loaded()
   # As unzipping into a new folder leaves it, with an archiver's own files.
   unpacked = tmp_path / 'two'
-  for name, contents in made.items():
+  for name, contents in zips.items():
     for path, data in contents.items():
       file = unpacked / 'omniglot' / name / path
       file.parent.mkdir(parents=True, exist_ok=True)
       file.write_bytes(data)
       (file.parent / f'._{file.name}').write_bytes(b'resource')
-  for folder in (unpacked, write(tmp_path / 'three/omniglot', made).parent):
+  for folder in (unpacked, write(tmp_path / 'three/omniglot', zips).parent):
     shutil.rmtree(tmp_path / 'tfds')
     for split, held in loaded(folder).items():
       assert held.images.tobytes() == wanted[split].images.tobytes(), folder
@@ -143,24 +143,24 @@ def test_folders_and_folders_below_give_the_same(tmp_path):
 
 def damaged(what):
   """Returns the contents of the zips, one thing in them damaged."""
-  made, ink = files(), drawing('Korean/character02', 3)
+  zips, ink = files(), drawing('Korean/character02', 3)
   character = f'{SMALL1}/Korean/character02'
   path = f'{character}/0001_03.png'
   if what == '19 drawings':
-    del made[SMALL1][path]
+    del zips[SMALL1][path]
   elif what == 'no drawing':
-    made[SMALL1] = {name: data for name, data in made[SMALL1].items()
+    zips[SMALL1] = {name: data for name, data in zips[SMALL1].items()
                     if not name.startswith(character)}
   elif what == 'no alphabet':
-    del made[SMALL2]
+    del zips[SMALL2]
   elif what == 'two versions':
-    made[SMALL2][f'{SMALL2}/Greek/character07/0001_03.png'] = png(ink)
+    zips[SMALL2][f'{SMALL2}/Greek/character07/0001_03.png'] = png(ink)
   else:
-    made[SMALL1][path] = {
+    zips[SMALL1][path] = {
         'cut off': png(ink)[:60], 'bomb': bad_pictures.BOMB,
         'program': bad_pictures.POSTSCRIPT, 'no image': b'<html>429</html>',
         'resized': png(ink[:28, :28]), 'inverted': png(~ink, 'L')}[what]
-  return made
+  return zips
 
 
 # What was damaged -> what the line must name.
@@ -227,7 +227,7 @@ def test_files_that_are_not_there(tmp_path, capsys, monkeypatch):
     ({'validation': ('Greek/character25',)},
      ('Greek/character25', 'character24')),
 ])
-def test_a_split_that_cannot_be_meant(changes, named, capsys, monkeypatch):
+def test_an_invalid_split_gets_one_line(changes, named, capsys, monkeypatch):
   use(monkeypatch, tiny(**changes))
   assert_one_line(capsys, 'omniglot/tiny', *named)
 
@@ -264,7 +264,7 @@ def test_a_killed_build_starts_again(tmp_path):
     ('small', (344, 50, 106)), ('vinyals', (4112, 172, 423)),
     ('lake', (3168, 172, 659))])
 def test_published_splits(name, counts, monkeypatch):
-  """Otherwise scores belong to another benchmark."""
+  """Fails if scores belong to another benchmark."""
   monkeypatch.undo()
   classes = omniglot.turned_classes(name)
   assert tuple(sum(c.split == split for c in classes)

@@ -4,7 +4,7 @@ from mtl_jax.report import page
 
 
 def test_a_page_shows_texts_as_they_are():
-  """A name with < or & would break the page."""
+  """Fails if a name with < or & breaks the page."""
   html = page.page('A & B', 'x < y', [page.Section(
       'C < D', 'line <b>', 'text & more', [('a <caption>', b'PNG')],
       (('h<1',), [('<td>',)]))])
@@ -16,7 +16,7 @@ def test_a_page_shows_texts_as_they_are():
 
 
 def test_contents_lead_to_the_sections():
-  """A link in the list of contents would lead nowhere."""
+  """Fails if a link in the list of contents leads nowhere."""
   html = page.page('T', '', [page.Section('One, two', 'holds', 'text')])
   assert '<li><a href="#one--two">One, two</a>: holds</li>' in html
   assert '<h2 id="one--two">' in html

@@ -44,7 +44,7 @@ def close(ours, theirs, tolerance):
 
 
 def test_published_sizes():
-  # Wrong: another network than the one whose results are compared.
+  """Fails if the network is not the one of the published results."""
   for pool, dim in (('global', 640), ('flat', 16000)):
     features, variables = jax.eval_shape(
         lambda key, pool=pool: models.create(
@@ -62,8 +62,11 @@ def test_published_sizes():
 
 @pytest.mark.parametrize('case', peer.CASES)
 def test_features_of_stored_pytorch_runs(case):
-  # Wrong: slope, order of pool and add, a transposed kernel, floor of the
-  # pool (35 x 50 has odd maps), epsilon, or statistics in the wrong place.
+  """Fails if a layer computes something else than PyTorch does.
+
+  It could be a slope, the order of pool and add, a transposed kernel, the pool
+  of odd maps (35 x 50 has some), epsilon, or misplaced statistics.
+  """
   widths, shape, pool = peer.CASES[case]
   model = models.create('resnet12', widths=widths, pool=pool)
   variables = models.from_torch(peer.state_dict(widths), widths=widths)
@@ -75,7 +78,7 @@ def test_features_of_stored_pytorch_runs(case):
 
 @pytest.mark.parametrize('pool', ['global', 'flat'])
 def test_published_network_beside_pytorch(pool):
-  # Wrong: as above, at the size of the benchmarks.
+  """Fails if the same is wrong at the size of the benchmarks."""
   torch = pytest.importorskip('torch')
   shape = (2, 3, 84, 84)
   module = peer.network(peer.PUBLISHED, pool)
@@ -90,7 +93,7 @@ def test_published_network_beside_pytorch(pool):
 
 
 def test_training_and_its_gradient_beside_pytorch():
-  # Wrong: a gradient that is not of the function, in any of the layers.
+  """Fails if a gradient is not that of the function, in any layer."""
   torch = pytest.importorskip('torch')
   module = peer.network(peer.SMALL, 'global').train()
   images = peer.images((6, 3, 35, 50))
@@ -138,13 +141,13 @@ def read_tiny(state):
         (f'encoder.{k}', jnp.asarray(v)) for k, v in s.items()),
 ])
 def test_wrapped_weights_are_found(wrap):
-  # Wrong: users of one of the published files have to rename its entries.
+  """Fails if entries of a published file must be renamed by hand."""
   jax.tree.map(np.testing.assert_array_equal, read_tiny(wrap(tiny_state())),
                read_tiny(tiny_state()))
 
 
 def test_reading_leaves_the_mapping_alone():
-  # Wrong: a checkpoint that can be read once.
+  """Fails if a checkpoint can be read only once."""
   state = tiny_state()
   read_tiny(state)
   assert list(state) == list(tiny_state())
@@ -165,7 +168,7 @@ def test_reading_leaves_the_mapping_alone():
      ('two networks', 'teacher.layer1.0.conv1.weight')),
 ])
 def test_wrong_weights_are_named(change, words):
-  # Wrong: a network that was only partly loaded.
+  """Fails if a network is loaded only in part."""
   state = {k: v for k, v in {**tiny_state(), **change}.items()
            if v is not None}
   with pytest.raises(UserError) as error:
@@ -174,7 +177,7 @@ def test_wrong_weights_are_named(change, words):
 
 
 def test_weights_of_something_else_are_refused():
-  # Wrong: a KeyError for a file of another network.
+  """Fails if a file of another network ends in a KeyError."""
   with pytest.raises(UserError, match='no layer1.0.conv1.weight'):
     models.from_torch({'model': {'encoder.0.weight': np.zeros(3)}})
 
@@ -189,8 +192,7 @@ def tiny(**options):
 
 
 def test_drop_block_ramps_with_the_tasks_seen():
-  # Wrong: the full rate from the start, a ramp that goes on, or one that
-  # counts calls.
+  """Fails if the rate is full at once, never stops rising or counts calls."""
   model, variables, images = tiny(drop_rate=0.5, ramp_tasks=1000)
   fractions = []
   for tasks_seen in (0, 200, 1000, 5000):
@@ -204,7 +206,7 @@ def test_drop_block_ramps_with_the_tasks_seen():
 
 
 def test_keys_decide_what_is_dropped_and_only_in_training():
-  # Wrong: dropout of blocks 1 and 2 missing, or active in evaluation.
+  """Fails if dropout of blocks 1 and 2 is missing, or active in tests."""
   model, variables, images = tiny(drop_rate=0.5, ramp_tasks=1000)
   run = lambda seed: training(model, variables, images, jnp.int32(0),
                               jax.random.key(seed))
@@ -217,7 +219,7 @@ def test_keys_decide_what_is_dropped_and_only_in_training():
 
 
 def test_bfloat16_with_dropping_is_close():
-  # Wrong: the same key drops other values, or a mask in 8 bits.
+  """Fails if the same key drops other values, or a mask is in 8 bits."""
   model, variables, images = tiny(drop_rate=0.1, ramp_tasks=1000)
   low, *_ = tiny(drop_rate=0.1, ramp_tasks=1000, dtype='bfloat16')
   both = [training(m, variables, images, jnp.int32(1000), jax.random.key(0))
@@ -229,8 +231,10 @@ def test_bfloat16_with_dropping_is_close():
 
 
 def test_second_order_gradient(monkeypatch):
-  # Wrong: a layer of ours that differentiates once, or wrongly the second
-  # time; methods that adapt by gradient steps could not train this network.
+  """Fails if a layer of ours has no second gradient, or a wrong one.
+
+  Methods that adapt by gradient steps could not train this network.
+  """
   model, variables, images = tiny(drop_rate=0.1, ramp_tasks=1000)
 
   def product(loss, params):
@@ -274,7 +278,7 @@ def test_second_order_gradient(monkeypatch):
     ({'width': 64}, ('model.width is unknown', 'widths, drop_rate')),
 ])
 def test_wrong_options_name_the_right_ones(options, words):
-  # Wrong: an option that is ignored, or a traceback out of Flax.
+  """Fails if an option is ignored, or ends in a traceback of Flax."""
   with pytest.raises(UserError) as error:
     models.create('resnet12', **options)
   assert all(word in str(error.value) for word in words)

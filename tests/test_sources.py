@@ -64,7 +64,7 @@ def test_options_are_texts_with_a_default_that_is_allowed(name):
 
 @pytest.mark.parametrize('name', sources.names())
 def test_a_source_of_files_says_what_to_put_where(name, data, capsys):
-  """Otherwise a user without the files does not know what to do."""
+  """Fails if a user without the files is not told what to do."""
   source, variant = sources.find(name)
   if not source.put:
     assert not list(source.check(Request(variant, None, {})).lines)
@@ -137,7 +137,7 @@ def test_files_of_a_users_images_are_named(data):
 
 
 def test_built_data_of_a_user_collides_with_no_other(data):
-  """Otherwise a source that is called like another one reads its data."""
+  """Fails if a source with the name of another one reads its data."""
   (data / 'other').mkdir()
   paths = [own.write_file(folder / 'mine.py')
            for folder in (data, data / 'other')]
@@ -328,7 +328,7 @@ def test_other_files_of_a_folder_are_left_out_with_a_line(data, capsys):
 
 
 def test_a_data_source_has_defaults_for_all_but_four_fields():
-  """Otherwise a user's file that worked lacks a field."""
+  """Fails if a user's file that worked lacks a field."""
   assert set(DataSource._fields) - set(DataSource._field_defaults) == {
       'name', 'classes', 'build', 'image_shape'}
 
@@ -346,7 +346,7 @@ def test_mean_and_std_are_those_of_all_pixels():
 
 
 def test_mean_and_std_need_little_memory():
-  """Otherwise a split that is mapped from a file fills the memory."""
+  """Fails if a split that is mapped from a file fills the memory."""
   images = np.zeros((4000, 40, 40, 1), np.uint8)
   tracemalloc.start()
   pixels.mean_and_std(images)

@@ -49,10 +49,10 @@ def test_a_build_that_another_start_ends_meanwhile_is_read(data, monkeypatch):
   folder.rename(away)
 
   def slow(*args, **options):
-    made = make(*args, **options)
+    builder = make(*args, **options)
     if away.exists():
       away.rename(folder)  # between the look and the read
-    return made
+    return builder
   monkeypatch.setattr(building, '_builder', slow)
   assert len(stores.load(DATA, 'test', directory).images)
 

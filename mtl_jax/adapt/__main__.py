@@ -20,7 +20,7 @@ from mtl_jax.errors import UserError
 
 def main(argv=None):
   """Runs the command line; returns the exit code."""
-  # Libraries log the errors that they also raise.
+  # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
   try:
     flags = parse(argv)

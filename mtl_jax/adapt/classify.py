@@ -15,8 +15,10 @@ from mtl_jax.errors import UserError, check_choice
 from mtl_jax.evaluate import adapters
 from mtl_jax.run import trained, workdir
 
-BATCH = 32  # images of a forward pass, always: no image depends on the others
-_LARGE_RESIDUAL = 0.05  # of a head's diagnostics, about zero for a good fit
+# Images of every forward pass, so that no prediction depends on how many
+# images there are.
+BATCH = 32
+_LARGE_RESIDUAL = 0.05  # the diagnostics of a good fit are about zero
 
 
 def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
@@ -145,11 +147,12 @@ def score(query, predicted):
   num_ways = len(query.classes)
   confusion = np.zeros((num_ways, num_ways), int)
   np.add.at(confusion, (query.labels[known], predicted[known]), 1)
-  of = lambda correct, images: {'accuracy': float(correct / images),
-                                'correct': int(correct), 'images': int(images)}
+  counts = lambda correct, images: {
+      'accuracy': float(correct / images), 'correct': int(correct),
+      'images': int(images)}
   return {
-      **of(np.trace(confusion), confusion.sum()),
-      'by_class': {name: of(confusion[i, i], confusion[i].sum())
+      **counts(np.trace(confusion), confusion.sum()),
+      'by_class': {name: counts(confusion[i, i], confusion[i].sum())
                    for i, name in enumerate(query.classes)
                    if confusion[i].any()},
       'confusion': confusion.tolist()}
@@ -230,7 +233,7 @@ def write(out, result, support, query):
     contents['confusion.png'] = sheet.confusion(result)
   try:
     out.mkdir(parents=True, exist_ok=True)
-    if not result['score']:  # one of an earlier start would not belong here
+    if not result['score']:  # an older file would show other results
       (out / 'confusion.png').unlink(missing_ok=True)
   except OSError as error:
     raise UserError(f'--out {out} cannot be written ({error.strerror}): name '

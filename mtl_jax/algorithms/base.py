@@ -40,13 +40,13 @@ class Recipe(NamedTuple):
   """The settings of a method for a benchmark, a number of shots and a scale.
 
   A recipe's key in RECIPES is (benchmark, shots, scale). The benchmark or the
-  shots may be None, which stands for any. The scale is one of SCALES: the
+  shots may be None, which means any. The scale is one of SCALES: the
   size of the publication, a run for two CPU cores, or one of a few minutes.
 
   overrides: config field ('train.meta_batch') -> value.
-  source: where the settings stand. For settings that nobody published: where
-    the nearest published ones stand; '' if the config file gives the reasons.
-  ours: whether nobody published these settings.
+  source: where the settings were published. If nobody published them: where the
+    nearest settings were, or '' if the config file gives the reasons.
+  ours: whether the settings are ours, which nobody published.
   """
 
   overrides: dict[str, Any]
@@ -63,8 +63,8 @@ class Recipe(NamedTuple):
 
 # Benchmarks of ours that are small enough for a CPU, with their scales.
 SMALL = (('glyphs', 'cpu'), ('glyphs', 'fast'), ('omniglot', 'cpu'))
-# What all methods but MTL and whole-class training share on them: tasks of 5
-# ways with 5 + 5 images per class.
+# The settings that all methods but MTL and whole-class training share there:
+# tasks of 5 ways with 5 + 5 images per class.
 SMALL_TRAINING = {
     'train.ways': 5, 'train.shots': 5, 'train.queries': 5,
     'train.meta_batch': 4, 'train.epoch_tasks': 800, 'train.max_epochs': 3,

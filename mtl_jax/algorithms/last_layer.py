@@ -1,4 +1,4 @@
-"""What methods share that adapt nothing below the head."""
+"""The parts of methods that adapt nothing below the head."""
 
 from typing import Any, NamedTuple
 

@@ -4,8 +4,9 @@
     theta_t = theta after a few steps of descent on L(.; support_t)
 
 Body and head adapt, few steps keep them near theta, and the gradient goes
-through the steps. Options move it along the table's axes: `adapts` (the last
-layer makes it ANIL), `inner_l2`, `first_order`, and learned rates.
+through the steps. Options lead to its neighbours in the table of
+docs/methods.md: `adapts` (with the last layer it is ANIL), `inner_l2`,
+`first_order`, and learned rates.
 """
 
 import jax
@@ -22,8 +23,8 @@ OPTIONS = {
                     'the head', tuple(_ADAPTS)),
     'inner_steps': Field(5, 'steps of the inner loop in training', COUNT),
     'test_steps': Field(10, 'steps of the inner loop at test time', COUNT),
-    # The public code takes the sum over the examples over K, so that its 0.01
-    # is N times that: 0.05.
+    # The public code divides the sum over the examples by K, not by N K. So its
+    # 0.01 is a rate of N times 0.01 on the mean.
     'inner_rate': Field(
         0.05, 'rate of the inner steps, on the mean cross-entropy', POSITIVE),
     'learned_rate': Field(

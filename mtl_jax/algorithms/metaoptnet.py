@@ -24,7 +24,7 @@ OPTIONS = {
     'svm_ridge': Field(1., 'svm: factor of the identity that the public code '
                        'adds to the Gram matrix', NOT_NEGATIVE),
     'regulariser': Field(50., 'ridge: factor of the penalty', POSITIVE),
-    'scale': Field(1., 'where the factor of the logits starts; it is trained',
+    'scale': Field(1., 'initial factor of the logits; it is trained',
                    POSITIVE),
     'label_smoothing': Field(0., 'share of a target that the other classes '
                              'get', SHARE),

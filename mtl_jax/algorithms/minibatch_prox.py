@@ -2,8 +2,8 @@
 
     min over w of  mean_t  min over w_t  L(w_t; D_t) + lambda/2 |w_t - w|^2
 
-All layers adapt, regularised by l2 to w, on the whole task: no part of it is
-query. The gradient of the inner minimum is lambda (w - w_t), first order; the
+All layers adapt, regularised by l2 to w, on the whole task, without a query.
+The gradient of the inner minimum is lambda (w - w_t), first order; the
 step of the optimizer is taken on (w - w_t), lambda folded into its rate, so
 that plain SGD with rate e moves w by e towards the mean of the w_t (the
 paper's outer step with e = eta lambda; the public code's interpolation).
@@ -88,7 +88,7 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
     distance = sum(jax.tree.leaves(jax.tree.map(
         lambda w, w_t: 0.5 * jnp.sum((w - w_t) ** 2), variables['params'],
         end)))
-    # What is reported: w_t on the task, the batch of its last pass.
+    # The report is on w_t and all images of the task, as one batch.
     logits = network.query_logits(
         body._replace(batch_norm='transductive'), {**fixed, 'params': end},
         images, images, mode)

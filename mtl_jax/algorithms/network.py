@@ -29,12 +29,13 @@ from mtl_jax.solvers import inner_loop
 
 LOSSES = ('cross_entropy', 'squared')
 BATCH_NORM = ('running', 'support', 'each_query', 'transductive', 'episode')
-# Where all layers adapt, the support passes before there is a query.
+# Where all layers adapt, the support passes through the network before any
+# query is known.
 BATCH_NORM_ALL_LAYERS = ('transductive', 'support', 'each_query', 'running')
-# What the key of a task's loss is folded with where a method draws from it.
-# Dropout takes the key itself, or folds it with the number of the inner step
-# (Mode.at): inner step 1 has the same number as these. They keep it, so that
-# runs can be repeated to the bit.
+# A method that draws random numbers in its loss folds the task's key with one
+# of these. Dropout takes the key itself, or folds it with the number of the
+# inner step (Mode.at), so that inner step 1 has the same number. It stays so,
+# because runs of earlier versions must be repeatable to the bit.
 DRAWN_SHOTS = 1  # r2d2
 INNER_BATCHES = 1  # minibatch_prox
 
@@ -57,7 +58,7 @@ TEST = Mode()
 
 
 def init(backbone, key, images):
-  """Returns (variables of the backbone alone, D, key for what is added).
+  """Returns (variables of the backbone alone, D, key for other parameters).
 
   All methods start from the same backbone for the same key.
   """

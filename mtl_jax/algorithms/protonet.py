@@ -19,7 +19,7 @@ OPTIONS = {
     'scale': Field(1., 'factor of the logits', POSITIVE),
     # MetaOptNet's code trains it.
     'learned_scale': Field(False, 'whether the factor is trained; scale is '
-                           'then where it starts'),
+                           'then its initial value'),
     # Support and query are one batch in training; running statistics at test.
     'batch_norm': Field('running', 'BatchNorm statistics of a task',
                         network.BATCH_NORM),

@@ -22,13 +22,12 @@ OPTIONS = {
     'regulariser': Field(50., 'factor of the penalty of ridge regression on '
                          'the mean square', POSITIVE),
     # mini-ImageNet has 1e-4.
-    'scale': Field(10., 'where the factor of the outputs starts; it is '
-                   'trained'),
-    'shift': Field(0., 'where the shift of the outputs starts; it is trained'),
+    'scale': Field(10., 'initial factor of the outputs; it is trained'),
+    'shift': Field(0., 'initial shift of the outputs; it is trained'),
     'max_shots': Field(
         0, '0: a training task has train.shots; n: its shots are drawn from '
         '1..n, and the rest of its train.shots + train.queries images per '
-        'class is query', NOT_NEGATIVE),
+        'class form the query', NOT_NEGATIVE),
     # Support and query are one batch in training; running statistics at test.
     'batch_norm': Field('running', 'BatchNorm statistics of a task',
                         ('running', 'episode')),
@@ -100,8 +99,8 @@ def _drawn_shots_loss(backbone, regulariser, max_shots):
   """Returns Algorithm.loss with the first images of each class as support.
 
   Their number is drawn from 1..max_shots. Shapes are fixed: every image has a
-  row, and those of the other side are zero, which changes no sum of the
-  regression.
+  row in the regression. The rows of query images are zero, which changes none
+  of its sums.
   """
   def loss(variables, key, episode, tasks_seen):
     params = variables['params']

@@ -31,7 +31,7 @@ def page():
     if isinstance(section, Field) or name in NAMED:
       continue
     parts += [f'## {name}', table(section, f'{name}.')]
-  parts.append('## method\n\n`:name` behind the config file chooses the method '
+  parts.append('## method\n\n`:name` after the config file chooses the method '
                'and its recipe.')
   for name, method in METHODS.items():
     parts += [f'### {name}', table(method.OPTIONS, 'method.')]

@@ -1,7 +1,7 @@
 """Says what is wrong with a config, before anything is read or written.
 
-What depends on the data (ways above the class count) is checked where the
-data is: `data/episodes.check`.
+`data/episodes.check` checks what depends on the data, such as more ways than
+classes, once the data are loaded.
 """
 
 from mtl_jax import algorithms, fields, heads, models
@@ -53,8 +53,8 @@ def _named(section):
 def _any_named(values, section):
   """Returns fields that allow whatever a section holds beside a name.
 
-  The name decides what else there is; `algorithms.check` and `models.create`
-  know it.
+  The name decides which fields the section has; `algorithms.check` and
+  `models.create` check them.
   """
   given = values.get(section)
   if not isinstance(given, dict):
@@ -96,9 +96,9 @@ def _check_eval(c):
           f'itself ({adapters.OWN!r}) to config.train.ways, '
           f'{c["train"]["ways"]}')
   if c['parallel']['tasks_per_device'] and not c['parallel']['devices']:
-    raise UserError('config.parallel.devices is 0: state their number with '
-                    'config.parallel.tasks_per_device, they make the '
-                    'meta-batch')
+    raise UserError('config.parallel.devices is 0, but '
+                    'config.parallel.tasks_per_device is set: set both, the '
+                    'meta-batch is their product')
 
 
 def _check_schedule(c):

@@ -30,7 +30,7 @@ def _each(section, **marks):
 # The name chooses what other fields these sections have: OPTIONS in
 # mtl_jax/algorithms/*.py, attributes of the networks in mtl_jax/models/*.py.
 NAMED = {
-    'method': {'name': Field('', 'The method; `:name` behind the config file '
+    'method': {'name': Field('', 'The method; `:name` after the config file '
                              'chooses it')},
     'model': {
         'name': Field('conv4', 'The backbone'),
@@ -105,8 +105,8 @@ OPTIMIZER = {
                            NOT_NEGATIVE),
     'plateau_factor': Field(0.1, 'plateau: the rate is multiplied by this',
                             Range(0, above=True, high=1)),
-    'plateau_patience': Field(4, 'plateau: epochs without gain that are '
-                              'forgiven', NOT_NEGATIVE),
+    'plateau_patience': Field(4, 'plateau: the rate falls after more '
+                              'epochs without gain than this', NOT_NEGATIVE),
     'plateau_threshold': Field(1e-4, 'plateau: relative gain that counts',
                                NOT_NEGATIVE),
 }
@@ -131,9 +131,9 @@ EVAL = {
     'ways': Field(5, 'N, classes per task', WAYS),
     'shots': Field(5, 'K, support images per class', COUNT),
     'queries': Field(15, 'Q, query images per class', COUNT),
-    'seed': Field(0, 'Of the test tasks', SEED),
-    'also_shots': Field((), 'Further shots, from the same pass over the '
-                        'images', COUNT),
+    'seed': Field(0, 'Seed of the test tasks', SEED),
+    'also_shots': Field((), 'Further numbers of shots to test, with the same '
+                        'pass over the images', COUNT),
     'heads': Field(('logistic',), 'New heads on frozen features, by name; '
                    "'own': the method's adaptation; 'tune_all': adapts every "
                    "layer; the first one's accuracy is the run's"),
@@ -166,7 +166,7 @@ PARALLEL = {
                      ('jit', 'pmap'), free=True),
     'tasks_per_device': Field(
         None, 'None: the devices share train.meta_batch; a number n: the '
-        'meta-batch is n times `devices`, which must be stated', COUNT,
+        'meta-batch is n times `devices`, which must be set', COUNT,
         kind=int),
     'tasks_at_once': Field(0, 'Tasks of a device in one pass; the gradients of '
                            'several passes are averaged, with the same result '
@@ -179,13 +179,16 @@ PARALLEL = {
 
 LOG = {
     'every_steps': Field(50, 'Steps between two records of losses', COUNT),
-    'progress': Field(True, 'A bar on a terminal, plain lines elsewhere'),
-    'tensorboard': Field(True, 'Writes events where the extra is installed'),
+    'progress': Field(True, 'Whether progress is shown: a bar on a terminal, '
+                      'plain lines elsewhere'),
+    'tensorboard': Field(True, 'Whether events for TensorBoard are written, if '
+                         'the extra is installed'),
 }
 
 FIELDS = {
-    'seed': Field(0, 'Of initial values, training and validation tasks', SEED),
-    'source': Field('', 'Where the settings stand, printed at the start',
+    'seed': Field(0, 'Seed of the initial values and of training and '
+                  'validation tasks', SEED),
+    'source': Field('', 'Where the settings come from, printed at the start',
                     free=True),
     **NAMED,
     'data': DATA,

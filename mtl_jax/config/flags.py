@@ -35,7 +35,7 @@ def parse(argv, saved_config):
       where --checkpoint is given and --config is not.
 
   Raises:
-    UserError: whatever is wrong with them.
+    UserError: a flag or a value is wrong.
   """
   given, changes = _split(argv)
   if 'help' in given:
@@ -98,7 +98,7 @@ def _nearest(name, names, before=''):
   near = difflib.get_close_matches(name, names, 1)
   if near:
     return f'did you mean {before}{near[0]}?'
-  return 'there are ' + ', '.join(before + known for known in sorted(names))
+  return 'allowed are ' + ', '.join(before + known for known in sorted(names))
 
 
 def _file_and_method(text):
@@ -111,7 +111,7 @@ def load(text):
   """Returns the config of FILE.py[:METHOD].
 
   Raises:
-    UserError: the file is not there, or raises something.
+    UserError: the file does not exist, or raises an error.
   """
   path, method = _file_and_method(text)
   module = registry.load('--config', os.path.abspath(os.path.expanduser(path)))

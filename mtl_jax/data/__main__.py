@@ -2,7 +2,7 @@
 
     list          the data sets and whether they are built
     build NAME    builds one
-    check NAME    loads every split of one and says what is in it
+    check NAME    loads every split and prints what is in it
     where [NAME]  folder of all data sets, or of one
 
 NAME is one of the list, the path of a .py file that defines SOURCE, or the
@@ -26,7 +26,7 @@ USAGE = ('python -m mtl_jax.data list | build NAME | check NAME | where [NAME],'
 
 def main(argv=None):
   """Runs the command line; returns the exit code."""
-  # Libraries log what they also raise; a run speaks for itself.
+  # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
   command, *names = (sys.argv[1:] if argv is None else argv) or ['']
   options = [name for name in names if name.startswith('--')]

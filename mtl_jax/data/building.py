@@ -44,10 +44,10 @@ def builder(name, directory=None):
 
 
 def prepare(name, directory=None, manual_dir=None, **options):
-  """Builds the data set unless it is there; returns its TFDS builder.
+  """Builds the data set unless it is built; returns its TFDS builder.
 
   TFDS builds beside the final folder and renames, so that a build that was
-  killed leaves nothing that looks whole.
+  killed leaves nothing that looks complete.
 
   Args:
     name, directory: as in `builder`.
@@ -61,12 +61,12 @@ def prepare(name, directory=None, manual_dir=None, **options):
   chosen = sources.find(name)
   fields.check(chosen.source.options, options := {
       **fields.defaults(chosen.source.options), **options}, f'{name} --')
-  made = _builder(chosen, directory)
-  if made.data_path.exists():
-    _check_classes(name, chosen, made)
-    # A builder knows only the splits that were there when it was created:
+  built = _builder(chosen, directory)
+  if built.data_path.exists():
+    _check_classes(name, chosen, built)
+    # A builder knows only the splits that existed when it was created:
     # another process may have renamed its build into place since.
-    return made if made.info.splits else builder(name, directory)
+    return built if built.info.splits else builder(name, directory)
   request = Request(chosen.variant, _folder(name, chosen.source, manual_dir),
                     options)
   checked = _check(chosen.source, request)
@@ -75,15 +75,15 @@ def prepare(name, directory=None, manual_dir=None, **options):
   if chosen.source.image_shape is None:
     chosen = chosen._replace(source=chosen.source._replace(
         image_shape=checked.image_shape))
-  made = _builder(chosen, directory, request, checked.files)
-  print(f'Building {name} in {made.data_path}, once.', flush=True)
+  built = _builder(chosen, directory, request, checked.files)
+  print(f'Building {name} in {built.data_path}, once.', flush=True)
   tfds.display_progress_bar(sys.stderr.isatty())
   try:
-    with alone(made.data_path), contextlib.redirect_stdout(io.StringIO()):
-      if not made.data_path.exists():  # or another process has built it
-        made.download_and_prepare(file_format='array_record')
+    with alone(built.data_path), contextlib.redirect_stdout(io.StringIO()):
+      if not built.data_path.exists():  # or another process has built it
+        built.download_and_prepare(file_format='array_record')
   except (OSError, RuntimeError) as error:
-    raise UserError(f'{made.data_path} cannot be written '
+    raise UserError(f'{built.data_path} cannot be written '
                     f'({first_line(error)}): set config.data.dir or '
                     f'${DIR_VARIABLE} to a folder with room') from error
   return builder(name, directory)
@@ -93,8 +93,8 @@ def prepare(name, directory=None, manual_dir=None, **options):
 def alone(data_path):
   """Waits for another build of `data_path`; removes what killed ones left.
 
-  TFDS builds in 'incomplete.XXXXXX_VERSION' beside `data_path`. What stands
-  there while the lock is ours belongs to no living process.
+  TFDS builds in 'incomplete.XXXXXX_VERSION' beside `data_path`. While this
+  process holds the lock, such a folder belongs to no living process.
 
   Raises:
     OSError: the folder of `data_path` cannot be written.
@@ -106,14 +106,14 @@ def alone(data_path):
     yield
 
 
-def _check_classes(name, chosen, made):
+def _check_classes(name, chosen, built):
   """Raises UserError where a user's source has changed since it was built."""
-  if sources.is_own(chosen.source) and made.info.splits:
+  if sources.is_own(chosen.source) and built.info.splits:
     of_split = chosen.source.classes(chosen.variant)
-    if made.info.features['label'].names != [
+    if built.info.features['label'].names != [
         name for split in SPLITS for name in of_split[split]]:
       raise UserError(f'{name} has other classes than its built data in '
-                      f'{made.data_path}: delete this folder, or raise '
+                      f'{built.data_path}: delete this folder, or raise '
                       'version in SOURCE')
 
 
@@ -124,13 +124,13 @@ def _folder(name, source, manual_dir):
   given = manual_dir or os.environ.get(MANUAL_VARIABLE)
   if not given:
     raise UserError(
-        f'{name} needs files that you fetch: name their folder with '
-        f'config.data.manual_dir, --manual_dir or ${MANUAL_VARIABLE}, and '
-        f'put there {source.put}')
+        f'{name} needs files that you fetch: put {source.put} into a folder '
+        'and name it with config.data.manual_dir, --manual_dir or '
+        f'${MANUAL_VARIABLE}')
   folder = pathlib.Path(given).expanduser()
   if not folder.is_dir():
-    raise UserError(f'manual_dir {folder} is no folder: name one, and put '
-                    f'there {source.put}')
+    raise UserError(f'manual_dir {folder} is no folder: make it and put '
+                    f'{source.put} into it')
   return folder
 
 
@@ -139,10 +139,11 @@ def _check(source, request):
     return source.check(request)
   except OSError as error:
     raise UserError(f'{error.filename or request.folder} cannot be read '
-                    f'({first_line(error)})') from error
+                    f'({first_line(error)}): make it readable, or fetch it '
+                    'again') from error
 
 
-def _builder(chosen, directory, request=None, found=None):
+def _builder(chosen, directory, request=None, checked_files=None):
   """Returns the TFDS builder; without a `request` it can only read."""
   source = chosen.source
   configs = [tfds.core.BuilderConfig(name=name, description=text)
@@ -154,7 +155,7 @@ def _builder(chosen, directory, request=None, found=None):
           VERSION=tfds.core.Version(source.version),
           # TFDS would look for it through a package that it does not require.
           code_path=epath.Path(__file__),
-          parts=(source, chosen.variant, request, found)))
+          parts=(source, chosen.variant, request, checked_files)))
   return cls(config=chosen.variant or None, data_dir=data_dir(directory),
              file_format='array_record')
 
@@ -174,7 +175,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         disable_shuffling=True)
 
   def _features(self):
-    """Returns the features, those of the files where it is built."""
+    """Returns the features; those of the built files where they exist."""
     source, variant, *_ = self.parts
     if (self.data_path / 'features.json').exists():
       return tfds.features.FeaturesDict.from_config(self.data_path)
@@ -194,11 +195,12 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {split: self._generate_examples(split) for split in SPLITS}
 
   def _generate_examples(self, split):
-    source, variant, request, found = self.parts
+    source, variant, request, checked_files = self.parts
     names = list(source.classes(variant)[split])
     numbers = {name: self.info.features['label'].str2int(name)
                for name in names}
-    for i, example in enumerate(source.build(request, found, split)):
+    for i, example in enumerate(
+        source.build(request, checked_files, split)):
       if example.class_name not in numbers:
         raise UserError(
             f'{source.name}: the {split} split has an image of class '

@@ -69,7 +69,7 @@ def read(path, store, protocols, directory=None):
   if split != (store.name, store.split):
     raise UserError(f'{_FIELD}: {path} has tasks of '
                     f'{"/".join(map(str, split))}, not of '
-                    f'{store.name}/{store.split}')
+                    f'{store.name}/{store.split}: name a file of this split')
   numbers = _image_numbers(store, directory)
   image_ids = []
   for p in protocols:
@@ -77,7 +77,8 @@ def read(path, store, protocols, directory=None):
     if wanted not in tests:
       raise UserError(
           f'{_FIELD}: {path} has tasks of (ways, shots, queries) '
-          f'{", ".join(map(str, tests))}, not of {wanted}')
+          f'{", ".join(map(str, tests))}, not of {wanted}: set '
+          'config.eval.ways, shots and queries to those of the file')
     if not tests[wanted]:
       raise UserError(f'{_FIELD}: {path} has no tasks of (ways, shots, '
                       f'queries) {wanted}: there must be at least one')
@@ -86,7 +87,8 @@ def read(path, store, protocols, directory=None):
     except (KeyError, TypeError, ValueError) as error:
       raise UserError(f'{_FIELD}: {path} has an image or class that '
                       f'{store.name} does not have, or a task of another '
-                      f'size ({first_line(error)})') from error
+                      f'size ({first_line(error)}): write the file again with '
+                      'config.eval.write_episodes') from error
   return image_ids
 
 

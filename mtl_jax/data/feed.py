@@ -19,8 +19,8 @@ AHEAD = 2  # steps that wait, ready, for the device
 def make(store, key, train, meta_batch, divide):
   """Returns numbers of steps -> iterator of the pixels of those steps.
 
-  They are uint8 [T, N, K + Q, h, w, c] for each step. A thread gathers the
-  pixels of the next steps and lays them out meanwhile.
+  They are uint8 [T, N, K + Q, h, w, c] for each step. Meanwhile a thread
+  gathers the pixels of the next steps and lays them out.
 
   Args:
     store: the training store.

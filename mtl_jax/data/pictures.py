@@ -1,8 +1,8 @@
 """Read pictures safely: any image file becomes an array.
 
-`decode` reads for all: the published files of data sets, their built records
-and a user's own pictures, which become images like those that a backbone was
-trained on.
+`decode` reads all of them: the published files of data sets, their built
+records and a user's own pictures. The last become images like those that a
+backbone was trained on.
 
     support/cat/*.jpg support/dog/*.jpg      a folder for each class
     query/*.jpg, or query/cat/*.jpg ..       unlabelled, or labelled
@@ -61,12 +61,12 @@ def decode(source):
     source: encoded bytes, or an open file of them.
 
   Returns:
-    Pillow's image, loaded, in the mode and of the size that it has.
+    Pillow's image, loaded, in its own mode and size.
 
   Raises:
-    NoImage: of no format in _FORMATS.
-    Unreadable: truncated, damaged, or of more than 179 million pixels, which
-      Pillow takes for a decompression bomb.
+    NoImage: it has none of the formats in _FORMATS.
+    Unreadable: it is truncated or damaged, or has more than 179 million pixels,
+      which Pillow takes for a decompression bomb.
   """
   try:
     image = Image.open(io.BytesIO(source) if isinstance(source, bytes)
@@ -100,8 +100,8 @@ def read_support(folder, image_shape, *, invert=False):
   Raises:
     UserError: as `list_support` and `prepare`.
   """
-  found = list_support(folder)
-  return load(found, sorted(set(found.labels)), image_shape, invert=invert)
+  files = list_support(folder)
+  return load(files, sorted(set(files.labels)), image_shape, invert=invert)
 
 
 def read_query(query, classes, image_shape, *, invert=False):
@@ -121,7 +121,7 @@ def read_query(query, classes, image_shape, *, invert=False):
 def load(files, classes, image_shape, *, invert=False):
   """Reads what `list_support` or `list_query` found, in threads."""
   with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Pillow's, on what it reads all the same
+    warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
       images = list(pool.map(
           lambda path: prepare(path, image_shape, invert=invert), files.paths))
@@ -148,13 +148,13 @@ def list_support(folder):
                     f'{subfolders[0].name!r}: {wanted}, at least two')
   paths, labels, notices = [], [], []
   for subfolder in subfolders:
-    found, others = images_of(subfolder)
-    if not found:
+    images, others = images_of(subfolder)
+    if not images:
       raise UserError(f'--support {folder}: the class {subfolder.name!r} has '
                       'no images directly in its folder'
                       f'{_such_as(others, " but others")} ({_READABLE})')
-    paths += found
-    labels += [subfolder.name] * len(found)
+    paths += images
+    labels += [subfolder.name] * len(images)
     notices += left_out(subfolder, others)
   loose = [path for path in folder.iterdir() if _is_image(path)]
   if loose:
@@ -169,7 +169,7 @@ def list_query(query):
   Those in a sub-folder have its name for a label.
 
   Raises:
-    UserError: nothing there, or no image in it.
+    UserError: a path does not exist, or there is no image.
   """
   given = [query] if isinstance(query, str | os.PathLike) else query
   paths, labels, notices = [], [], []
@@ -181,15 +181,16 @@ def list_query(query):
     folder = _folder('--query', path)
     for label, place in [(None, folder)] + [
         (subfolder.name, subfolder) for subfolder in subfolders_of(folder)]:
-      found, others = images_of(place)
-      paths += found
-      labels += [label] * len(found)
+      images, others = images_of(place)
+      paths += images
+      labels += [label] * len(images)
       notices += left_out(place, others)
-      if label and not found:
+      if label and not images:
         notices.append(f'{place} has no images directly in it: left out')
   if not paths:
-    raise UserError(f'--query {", ".join(map(str, given))} has no images '
-                    f'({_READABLE}), nor have folders in it')
+    raise UserError(f'--query {", ".join(map(str, given))} has no images, '
+                    f'directly or in its folders ({_READABLE}): name a folder '
+                    'of images, or files')
   return Files(paths, labels, notices)
 
 
@@ -230,7 +231,7 @@ def upright(path):
     with epath.Path(path).open('rb') as file:
       image = ImageOps.exif_transpose(decode(file))
     if image.mode == 'F':
-      raise Unreadable('pixels are floats: save it with 8 bits a channel')
+      raise Unreadable('pixels are floats: save it with 8 bits per channel')
     return image
   except NoImage as error:
     raise UserError(f'{path} is no image that can be read ({_READABLE}): '
@@ -263,7 +264,7 @@ def look_inverted(images, mean):
 
 
 def _flat(image):
-  """Returns an image of 8 bits a channel without transparency."""
+  """Returns an image of 8 bits per channel without transparency."""
   if image.mode.startswith('I'):  # 16 bits, also where Pillow says 32
     eight = np.clip(np.asarray(image).astype(np.int64) // 256, 0, 255)
     return Image.fromarray(eight.astype(np.uint8))
@@ -283,8 +284,8 @@ def _folder(flag, path):
   try:
     list(path.iterdir())
   except OSError as error:
-    raise UserError(f'{flag} {path} cannot be read ({error.strerror})'
-                    ) from error
+    raise UserError(f'{flag} {path} cannot be read ({error.strerror}): make it '
+                    'readable, or name another folder') from error
   return path
 
 
@@ -310,11 +311,12 @@ def _listed(folder):
     return sorted(path for path in folder.iterdir()
                   if not path.name.startswith('.'))
   except OSError as error:
-    raise UserError(f'{folder} cannot be read ({error.strerror})') from error
+    raise UserError(f'{folder} cannot be read ({error.strerror}): make it '
+                    'readable, or remove it') from error
 
 
 def left_out(folder, others):
-  """Returns a list of the line that says which files are no images."""
+  """Returns [a line on the files that are no images], or [] without any."""
   if not others:
     return []
   return [f'{folder}: {len(others)} files are no images by their names and '

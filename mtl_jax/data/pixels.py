@@ -15,13 +15,13 @@ from mtl_jax.data import building, pictures
 _CHUNK = 256  # images
 
 
-def records(made, split):
+def records(built, split):
   """Returns the records of a split, images as encoded bytes.
 
   Pillow decodes, so that the pixels are the same whether or not OpenCV, which
   TFDS would prefer, is installed.
   """
-  return made.as_data_source(
+  return built.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()})
 
 
@@ -31,28 +31,28 @@ def each(source):
     yield from source.__getitems__(list(ids))
 
 
-def load(made, split):
+def load(built, split):
   """Returns the images uint8 [I, h, w, c] and labels [I] of a split, by class.
 
   Args:
-    made: TFDS builder of a data set that is built.
+    built: TFDS builder of a data set that is built.
     split: of its splits.
 
   Raises:
     OSError, KeyError, ValueError, RuntimeError: files that cannot be read.
   """
-  source = records(made, split)
-  kept = [made.data_path / f'{split}.{part}.npy'
+  source = records(built, split)
+  kept = [built.data_path / f'{split}.{part}.npy'
           for part in ('pixels', 'labels')]
   if not _complete(kept):
     labels = np.array([record['label'] for record in each(source)])
     order = np.argsort(labels, kind='stable')
-    shape = (len(source),) + made.info.features['image'].shape
+    shape = (len(source),) + built.info.features['image'].shape
     try:
-      with building.alone(made.data_path):
+      with building.alone(built.data_path):
         _keep(source, order, labels[order], shape, kept)
     except OSError:
-      # A data folder that is full, remote or not ours to write.
+      # The data folder is full or remote, or this user may not write to it.
       images = np.empty(shape, np.uint8)
       _decode(source, order, images)
       return images, labels[order]
@@ -96,7 +96,8 @@ def _keep(source, order, labels, shape, kept):
   beside = [path.parent / f'{path.name}.{os.getpid()}.tmp' for path in kept]
   try:
     images = np.lib.format.open_memmap(beside[0], 'w+', np.uint8, shape)
-    # A full disk is an error here, and would be a signal in a write below.
+    # Here a full disk is an error. In a write below it would be a signal that
+    # ends the process.
     if hasattr(os, 'posix_fallocate'):  # not on macOS
       with open(beside[0], 'r+b') as file:
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(beside[0]))

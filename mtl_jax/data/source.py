@@ -36,7 +36,7 @@ class Checked(NamedTuple):
 
 
 def nothing_to_check(request):
-  """Returns what a source says that is made of no files."""
+  """Returns what the check of a source without files has found: nothing."""
   del request
   return Checked()
 
@@ -54,13 +54,13 @@ class DataSource(NamedTuple):
     with the built data.
   check: (Request) -> Checked, before anything is written. Raises UserError for
     what is missing or damaged, and says what mends it.
-  variants: name -> what it is; the first is meant where none is named.
+  variants: name -> what it is; the first is taken where none is named.
   put: what the user must put into the folder of published files, which
     config.data.manual_dir, --manual_dir or $MTL_JAX_MANUAL names; '': no files
     are needed.
   options: name -> Field with a text, given as --name=value when it is built.
   text: name of the text that each Example carries.
-  version: another one builds the data again.
+  version: after a change the data are built again.
   """
 
   name: str

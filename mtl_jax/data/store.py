@@ -49,7 +49,7 @@ def arrays(store, place='device'):
 
   Args:
     store: the split.
-    place: where the pixels stay, 'device' or 'host' (then `images` is None).
+    place: where the pixels are, 'device' or 'host' (then `images` is None).
   """
   check_choice('config.data.store', place, PLACES)
   return Arrays(
@@ -74,11 +74,11 @@ def load(name, split, directory=None, manual_dir=None):
   Raises:
     UserError: unknown data set, or files that cannot be read.
   """
-  made = prepare(name, directory, manual_dir)
-  images, labels = _pixels(made, split)
-  mean, std = _normalisation(sources.find(name).source, made)
+  built = prepare(name, directory, manual_dir)
+  images, labels = _pixels(built, split)
+  mean, std = _normalisation(sources.find(name).source, built)
   classes, counts = np.unique(labels, return_counts=True)
-  names = made.info.features['label'].names
+  names = built.info.features['label'].names
   return Store(
       images=images,
       offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
@@ -93,10 +93,10 @@ def image_names(store, directory=None):
   The name of the published file where the data set knows it, otherwise the
   image's number within its class.
   """
-  made = builder(store.name, directory)
-  if 'file_name' in made.info.features:
+  built = builder(store.name, directory)
+  if 'file_name' in built.info.features:
     names_of = [(record['label'], record['file_name'].decode())
-                for record in pixels.each(pixels.records(made, store.split))]
+                for record in pixels.each(pixels.records(built, store.split))]
     order = np.argsort([label for label, _ in names_of], kind='stable')
     names = [names_of[i][1] for i in order]
     if all(names):
@@ -105,17 +105,17 @@ def image_names(store, directory=None):
   return [str(number) for size in sizes for number in range(size)]
 
 
-def _pixels(made, split):
+def _pixels(built, split):
   """Returns images [I, h, w, c] and labels [I] of a split, by class."""
   try:
-    return pixels.load(made, split)
+    return pixels.load(built, split)
   except (OSError, KeyError, ValueError, RuntimeError) as error:
-    raise UserError(f'{made.data_path}: the {split} split cannot be read '
-                    f'({first_line(error)}): delete this folder, it is '
+    raise UserError(f'{built.data_path}: the {split} split cannot be read '
+                    f'({first_line(error)}): delete this folder, and it is '
                     'built again at the next start') from error
 
 
-def _normalisation(source, made):
+def _normalisation(source, built):
   """Returns mean and std of training pixels / 255, [c] each.
 
   The constants of the source, or those of its training split, which are
@@ -123,11 +123,11 @@ def _normalisation(source, made):
   """
   if source.mean is not None:
     return source.mean, source.std
-  file = made.data_path / MEASURED
+  file = built.data_path / MEASURED
   with contextlib.suppress(OSError, ValueError, KeyError):  # measured again
     kept = json.loads(file.read_text())
     return kept['mean'], kept['std']
-  mean, std = pixels.mean_and_std(_pixels(made, 'train')[0])
+  mean, std = pixels.mean_and_std(_pixels(built, 'train')[0])
   with contextlib.suppress(UserError):  # a folder that takes no file
     files.write(file, json.dumps({'mean': mean.tolist(), 'std': std.tolist()}))
   return mean, std

@@ -122,7 +122,8 @@ def new_heads(algorithm, store, protocol, scored):
 def own(algorithm, store, label, at_most):
   """Adapts by the method's own `adapt` and `predict`.
 
-  A task's network holds its images and gradients: one task on each device.
+  A task's network holds its images and gradients, so a device takes one task
+  at a time.
 
   Args:
     algorithm, store: as in `make`.

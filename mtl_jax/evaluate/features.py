@@ -1,7 +1,7 @@
 """Features of frozen images: every image goes through the network once.
 
-Pixels stay on the host. Each is looked at once, and a device has the training
-split to hold.
+Pixels stay on the host: each is read once, and the device already holds the
+training split.
 """
 
 import jax
@@ -31,7 +31,7 @@ def make(algorithm, store, normalise_features):
 def in_batches(batch_features, variables, store, ids, batch_size):
   """Returns the features of the images `ids`, in a list of batches [B, D].
 
-  The last batch is filled up: rows beyond len(ids) count for nothing.
+  The last batch is filled up: rows beyond len(ids) are to be left out.
   """
   return [batch_features(variables, store.images[ids[rows]])
           for rows, _ in protocol.chunks(len(ids), batch_size)]

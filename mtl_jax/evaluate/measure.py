@@ -39,12 +39,12 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
     image_ids = [drawing.draw(p, store.offsets) for p in protocols]
   all_tasks = [drawing.tasks(p, ids)
                for p, ids in zip(protocols, image_ids, strict=True)]
-  made = adapters.make(algorithm, store, protocols[0], scored,
-                       fewest=min(map(len, image_ids)))
+  all_adapters = adapters.make(algorithm, store, protocols[0], scored,
+                               fewest=min(map(len, image_ids)))
 
   def run(variables):
     results = [{label: [] for label in scored} for _ in all_tasks]
-    for adapter in made:
+    for adapter in all_adapters:
       parts = [(result, drawing.some(tasks, rows), count)
                for result, tasks in zip(results, all_tasks, strict=True)
                for rows, count in drawing.chunks(len(tasks.numbers),

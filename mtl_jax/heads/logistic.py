@@ -96,12 +96,12 @@ def diagnostics(params, features, labels, *, C=_DEFAULTS['C'], **unused):
 def _optimum(features, onehot, C, tolerance, max_steps):
   """Returns weights [D, N], and the bias [N] for features less their mean."""
   gram = _gram(features)
-  gram = gram - gram.mean(0)  # centred again: what rounding left
+  gram = gram - gram.mean(0)  # centred again, because of rounding
   dual, bias = multinomial.fit(
     gram, onehot, C, tolerance=tolerance, max_steps=max_steps
   )
-  # Rows of dual sum to zero, so the features need not be centred for it.
-  # Without the barrier the CPU's compiler transposes them instead.
+  # Rows of dual sum to zero, so the features need not be centred here. Without
+  # the barrier the CPU's compiler transposes the features instead.
   return jax.lax.optimization_barrier(dual @ features).T, bias
 
 

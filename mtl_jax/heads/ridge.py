@@ -106,9 +106,10 @@ def _problem(features, labels, num_ways, regulariser, target, bias, average):
 def _solve(gram, penalty, right):
   """Returns (gram + penalty I)^-1 right.
 
-  Where the rounding of a large gram outweighs the penalty, its Cholesky factor
-  would not exist. So as much as rounding may take is added before, and
-  refinement takes it out again. The gradient is another such solve.
+  Where the rounding of a large gram outweighs the penalty, the Cholesky factor
+  does not exist. So the factor is that of a matrix with a larger diagonal, by
+  as much as rounding may take, and refinement corrects the solution. The
+  gradient is another such solve.
   """
   eps = jnp.finfo(gram.dtype).eps
   matrix = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)

@@ -2,9 +2,9 @@
 
 Vinyals et al. (2016), and with it MAML (Finn et al., 2017) and ProtoNet
 (Snell et al., 2017). Their convolutions have a bias; ours do not, like
-MetaOptNet's: BatchNorm subtracts the mean that it adds, so it changes no
-output and its true gradient is zero, of which an adaptive optimizer such as
-Adam sees and amplifies the rounding errors.
+MetaOptNet's. BatchNorm subtracts what a bias adds, so a bias changes no output
+and its true gradient is zero. An adaptive optimizer such as Adam would amplify
+the rounding errors of that gradient.
 """
 
 import jax.numpy as jnp

@@ -81,9 +81,9 @@ def _leaves(tree, prefix=''):
       yield f'{prefix}{key}', value
 
 
-def _same(one, other):
-  return one.keys() == other.keys() and all(
-      np.array_equal(_array(one[k]), _array(other[k])) for k in one)
+def _same(network, other):
+  return network.keys() == other.keys() and all(
+      np.array_equal(_array(network[k]), _array(other[k])) for k in network)
 
 
 def _array(value):

@@ -33,7 +33,7 @@ def main(argv=None):
   # machine that costs a hundred times more than they save. SciPy's copy is
   # loaded with the first solve, later than this.
   os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
-  # Libraries log what they also raise.
+  # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
   command, *rest = (sys.argv[1:] if argv is None else argv) or ['']
   if command in ('-h', '--help'):
@@ -97,7 +97,7 @@ def _help(field):
 
 
 def _reader(field):
-  """Returns text -> value of a field; its name stands in help and errors."""
+  """Returns text -> value of a field; help and errors show its name."""
   if field.type is bool:
     return _true_or_false
   if field.type is not tuple:

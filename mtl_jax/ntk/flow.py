@@ -19,7 +19,7 @@ class Steps(NamedTuple):
 
 
 def transfer(cross, own, time, l2):
-  """Returns A [n, s]: a residual on the support adds A times it on the query.
+  """Returns A [n, s]: a support residual r adds A r to the query predictions.
 
   Args:
     cross: kernel [n, s] of the parameters that adapt, query to support.

@@ -145,7 +145,7 @@ def empirical(apply_fn, params, x, z=None, *, head='head', block=32):
       any(getattr(key, 'key', None) == head for key in path)
       for path, _ in jax.tree_util.tree_leaves_with_path(params))
   if not any(in_head):
-    raise UserError(f'head: no parameter is named {head!r}; there are '
+    raise UserError(f'head: no parameter is named {head!r}: the tree has '
                     + ', '.join(map(str, params)))
   symmetric = z is None
   z = x if symmetric else z

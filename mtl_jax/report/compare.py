@@ -39,7 +39,8 @@ def compare(first, second):
     values = [result.get(field) for result in results]
     if values[0] != values[1]:
       raise UserError(f'{first} and {second} were tested on different tasks: '
-                      f'{field} is {values[0]} and {values[1]}')
+                      f'{field} is {values[0]} and {values[1]}; test both with '
+                      'the same config.eval')
   lines = [f'{first} minus {second}, {results[0]["num_tasks"]} tasks, '
            'paired:']
   for name in accuracies[0]:
@@ -49,5 +50,6 @@ def compare(first, second):
                    f'+- {100 * gap["ci95"]:.2f}')
   if len(lines) == 1:
     raise UserError(f'{first} has scores of {", ".join(accuracies[0])}, '
-                    f'{second} of {", ".join(accuracies[1])}: none in common')
+                    f'{second} of {", ".join(accuracies[1])}: test both with '
+                    'the same config.eval.heads')
   return '\n'.join(lines)

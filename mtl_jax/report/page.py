@@ -16,7 +16,7 @@ class Section(NamedTuple):
   """A section of a page; all texts are shown as they are.
 
   title: its heading; no two sections of a page have the same.
-  line: stands beside the title in the list of contents.
+  line: shown beside the title in the list of contents.
   text: lines in a fixed width.
   pictures: [(caption, bytes of a PNG)].
   table: (header, rows), shown on a click; None for none.

@@ -1,8 +1,8 @@
 """Checkpoints: the latest states and the best one, each with a manager.
 
 One manager with a best-of rule may delete the newest step, so there are two.
-Orbax writes beside the final name and renames: what has a step's name is
-whole.
+Orbax writes a temporary folder and renames it: a folder with a step's name is
+complete.
 """
 
 import contextlib
@@ -32,10 +32,9 @@ def manager(workdir, which):
 
 
 def save(manager, step, state, pending=()):
-  """Saves a state, unless this step is there.
+  """Saves a state, unless this step is saved already.
 
-  A resumed run may pass it again, with the same state to the bit: Orbax
-  leaves what it has.
+  A resumed run may reach such a step again, with the same state to the bit.
 
   Args:
     manager: from `manager`.
@@ -64,7 +63,7 @@ def save(manager, step, state, pending=()):
 class Saver(NamedTuple):
   """Saves states within an epoch.
 
-  due() -> whether it is time for it.
+  due() -> whether it is time to save.
   now(step, state, pending) saves, as `save`.
   """
 
@@ -95,13 +94,13 @@ def restore_latest(workdir, initial):
     initial: the state before the first step.
 
   Returns:
-    The newest state and the metrics that were saved with it; `initial` and
-    none where nothing has been saved.
+    The newest state and the metrics that were saved with it; `initial` and an
+    empty list where nothing has been saved.
 
   Raises:
     UserError: as `restore`.
   """
-  # A manager makes its folder; a run that is only looked at stays as it is.
+  # A manager makes its folder; a run that is only read must stay as it is.
   if not (workdir / FOLDERS['latest']).exists():
     return initial, []
   latest = manager(workdir, 'latest')
@@ -120,9 +119,9 @@ def restore_best(workdir, like):
     like: a state, or its shapes.
 
   Raises:
-    UserError: as `restore`; also where there is none.
+    UserError: as `restore`; also where no epoch has been saved.
   """
-  # A manager makes its folder; a run that is only read stays as it is.
+  # A manager makes its folder; a run that is only read must stay as it is.
   folder = workdir / FOLDERS['best']
   state = restore(manager(workdir, 'best'), like) if folder.exists() else None
   if state is None:
@@ -152,7 +151,7 @@ def restore(manager, like):
     with _one_voice():
       return manager.restore(step, args=ocp.args.StandardRestore(shapes))
   except Exception as error:  # pylint: disable=broad-except
-    # Damaged files surface as whatever error their reader has.
+    # Damaged files may raise any error of their reader.
     before = any(other < step for other in manager.all_steps())
     mend = ('remove this folder to go back to the step before it' if before
             else 'restore it')
@@ -164,11 +163,11 @@ def restore(manager, like):
 
 @contextlib.contextmanager
 def _one_voice():
-  """Leaves an error of the files to the exception alone.
+  """Lets nothing but the exception report an error of the files.
 
-  Orbax reads and writes from many threads. When one fails, its sisters go on
-  to complain on stderr, also after the exception has come through: they are
-  heard again only after success.
+  Orbax reads and writes from many threads. When one fails, the others still
+  print on stderr, even after the exception was raised. So their output is
+  enabled again only after success.
   """
   hooks = sys.unraisablehook, threading.excepthook
   asyncio_log = logging.getLogger('asyncio')
@@ -186,7 +185,7 @@ def _one_voice():
 def _remove_unfinished(directory, tries=20):
   """Removes what a failed save left; its threads may write a moment longer.
 
-  What stays all the same does no harm: it has no checkpoint's name.
+  A folder that remains does no harm: it does not have a checkpoint's name.
   """
   for _ in range(tries):
     left = list(directory.glob('*.orbax-checkpoint-tmp*'))

@@ -84,9 +84,9 @@ def write_features(config, checkpoint, path):
 
 
 def _folder(path):
-  """Returns a folder for results, which is not that of a run."""
+  """Returns the path of a folder for results; UserError for that of a run."""
   path = files.at(path)
   if (path / workdir.CONFIG).exists():
-    raise UserError(f'{path} is the workdir of a run, whose own results stay: '
-                    'choose another --workdir')
+    raise UserError(f'{path} is the workdir of a run, whose own results would '
+                    'be lost: choose another --workdir')
   return path

@@ -29,7 +29,7 @@ from mtl_jax.train import step as steps
 
 
 class Run(NamedTuple):
-  """What a config stands for, made once."""
+  """What is built from a config, once."""
 
   algorithm: Any
   optimizer: Any
@@ -162,8 +162,8 @@ def train(config, path, run, state, pending=()):
       start = time.monotonic()
       accuracy = interval.summary(validation(state.variables))
       state = count_epoch(state, accuracy['accuracy'], config.optimizer)
-      # The best one first: a run that ends between the two makes this epoch
-      # again and finds the best one there.
+      # The best state is saved first. A run that is killed between the two
+      # saves repeats this epoch, and finds its best state saved already.
       if not int(state.epochs_without_gain):
         checkpoint.save(best, int(state.step), state)
       log.record({
@@ -201,8 +201,8 @@ def train_epoch(compiled, state, batches, numbers, pending, log, run, save):
   Returns:
     The state, off the mesh again.
   """
-  # A copy, since the step donates what it gets and the caller's first state
-  # is the untrained one, whose score may be asked for at the end.
+  # A copy: the step donates its input, but the caller's first state is the
+  # untrained one, which may be scored at the end.
   laid_out = compiled.put(jax.tree.map(jnp.copy, state))
   pending, running = list(pending), []
   since, timed = time.monotonic(), 0
@@ -231,7 +231,7 @@ def train_epoch(compiled, state, batches, numbers, pending, log, run, save):
 
 
 def count_epoch(state, accuracy, c):
-  """Brings a validation accuracy into the state; `c` is config.optimizer."""
+  """Adds a validation accuracy to the state; `c` is config.optimizer."""
   accuracy = np.float32(accuracy)
   gain = accuracy > float(state.best_score)
   return state.replace(
@@ -252,7 +252,7 @@ def make_validation(config, run):
 
 
 def describe(config, run, state):
-  """Returns the lines a run begins with."""
+  """Returns the lines that a run prints at its start."""
   c = config.train
   count = sum(x.size for x in jax.tree.leaves(state.variables['params']))
   sizes = ', '.join(f'{name} {s.num_classes} classes, {len(s.images)} images'

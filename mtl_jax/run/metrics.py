@@ -1,4 +1,4 @@
-"""What a run says while it goes: metrics.jsonl, the bar, TensorBoard."""
+"""What a run reports while it runs: metrics.jsonl, the bar, TensorBoard."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def fetch(pending, first_step):
   """Brings the metrics of several steps to the host and checks them.
 
   Args:
-    pending: a step's metrics each, on the device.
+    pending: the metrics of each step, on the device.
     first_step: number of the first of them.
 
   Raises:
@@ -65,8 +65,8 @@ def read(path, upto=None):
 class Log:
   """Keeps the records of a run and shows its progress.
 
-  The file is replaced as a whole with every record, which object stores
-  allow where appending is not.
+  Every record replaces the whole file: object stores allow that, but not
+  appending.
   """
 
   def __init__(self, path, config, upto, total_steps):
@@ -132,7 +132,7 @@ def duration(seconds):
 
 
 def _columns():
-  """Returns the width of the terminal behind stderr, 0 where none is."""
+  """Returns the width of the terminal of stderr, 0 if it is no terminal."""
   try:
     return os.get_terminal_size(sys.stderr.fileno()).columns
   except (OSError, ValueError):

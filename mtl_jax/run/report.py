@@ -10,9 +10,9 @@ _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 
 
 def scores(result):
-  """Returns the lines that a run ends with, from the contents of test.json.
+  """Returns the lines that a run prints at its end, from test.json's contents.
 
-  The protocol comes first, then a line per score; baselines are among them.
+  The protocol comes first, then one line per score, baselines included.
   """
   data = result['data']
   if result['trained_on'] != data:
@@ -67,5 +67,3 @@ def curves(path):
   buffer = io.BytesIO()
   figure.savefig(buffer, format='png', dpi=120)
   files.write(path / 'curves.png', buffer.getvalue())
-
-

@@ -26,7 +26,7 @@ def test(config, path, algorithm, state, splits, untrained=None):
     algorithm: the method.
     state: the best epoch: `variables`, `step` and `best_score`.
     splits: 'test' -> Store, and 'validation' where C is chosen.
-    untrained: variables before training, whose scores stand beside; None: no
+    untrained: variables before training, for the baselines; None: no
       baselines.
 
   Returns:

@@ -43,8 +43,8 @@ def load(config, data, splits=None):
     raise UserError(
         f'config.eval.data is {name!r}: {len(seen)} of its {c.split} classes '
         f'were trained on in {config.data.name} ({seen[0]}, ..), so these '
-        'scores would mean little; set config.eval.allow_seen_classes to '
-        'test all the same')
+        'scores would mean little: test another data set, or set '
+        'config.eval.allow_seen_classes')
   return store
 
 
@@ -58,7 +58,8 @@ def as_trained(store, data):
   if store.images.shape[1:] != shape:
     raise UserError(
         f'config.eval.data is {store.name!r}, whose images are '
-        f'{store.images.shape[1:]}: this run is trained on {shape}')
+        f'{store.images.shape[1:]}: this run is trained on {shape}; name a '
+        'data set of such images')
   return store._replace(mean=np.array(data['mean'], np.float32),
                         std=np.array(data['std'], np.float32))
 
@@ -69,7 +70,7 @@ def given_tasks(config, store):
   The images are those of config.eval.read_episodes; None: to be drawn.
 
   Raises:
-    UserError: the file does not fit.
+    UserError: the file does not fit the test.
   """
   rules, file = protocols.test(config), config.eval.read_episodes
   if not file:

@@ -3,7 +3,7 @@
     model = trained.load('runs/mini')
     features = model.features(images)        # uint8 [B, h, w, c] -> [B, D]
 
-The training data need not be there.
+The training data are not needed.
 """
 
 import json
@@ -46,7 +46,7 @@ def load(path, config=None):
     `config.eval.normalise_features` says so.
 
   Raises:
-    UserError: no finished epoch there, or damaged files.
+    UserError: the run has no finished epoch, or its files are damaged.
   """
   path = files.at(path)
   if config is None:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what it holds.
+"""The folder of a run: which run it belongs to, and what it holds.
 
     config.json data.json env.json metrics.jsonl checkpoints/ best/
     test.json tasks.npz curves.png tensorboard/
@@ -23,14 +23,14 @@ def read_config(path):
   """Returns the ConfigDict of a run.
 
   Raises:
-    UserError: no run there, or a damaged file.
+    UserError: the folder is not that of a run, or its file is damaged.
   """
   file = path / CONFIG
   try:
     return ml_collections.ConfigDict(_tuples(json.loads(file.read_text())))
   except FileNotFoundError as error:
-    raise UserError(f'{file} is missing: {path} is not the workdir of a '
-                    'run') from error
+    raise UserError(f'{file} is missing: {path} is not the workdir of a run; '
+                    'name one') from error
   except (OSError, ValueError) as error:
     raise UserError(f'{file} cannot be read ({error}): restore it or choose '
                     'an empty --workdir') from error
@@ -39,7 +39,7 @@ def read_config(path):
 def saved_config(path):
   """Returns the config of the run in a workdir.
 
-  Fields that came later have their defaults.
+  Fields that were added later have their defaults.
 
   Raises:
     UserError: as `read_config`.
@@ -52,15 +52,16 @@ def saved_config(path):
   try:
     config.update(saved)
   except (KeyError, TypeError) as error:
-    raise UserError(f'{path / CONFIG} has fields that this version has not '
-                    f'({first_line(error)})') from error
+    raise UserError(f'{path / CONFIG} has fields that this version does not '
+                    f'know ({first_line(error)}): use the version that wrote '
+                    'it') from error
   return config
 
 
 def _tuples(value):
   """Returns JSON's value with tuples for lists, as configs have them."""
   if isinstance(value, dict):
-    return {name: _tuples(one) for name, one in value.items()}
+    return {name: _tuples(item) for name, item in value.items()}
   return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
@@ -96,7 +97,7 @@ def check(path, config, testing=False):
 
 
 def claim(path, config, data):
-  """Writes config.json, data.json and env.json; `check` comes first.
+  """Writes config.json, data.json and env.json; call `check` first.
 
   Raises:
     UserError: the folder cannot be written.
@@ -126,7 +127,7 @@ def _identity(config, testing):
   free = {name for name, field in fields.flat(FIELDS)
           if field.free or (testing and field.free_to_test)}
   if values['parallel.tasks_per_device'] is not None:
-    free.discard('parallel.devices')  # then they make the meta-batch
+    free.discard('parallel.devices')  # then their number sets the meta-batch
   return {name: value for name, value in values.items() if name not in free}
 
 

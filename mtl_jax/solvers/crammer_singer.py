@@ -27,21 +27,21 @@ SIAM J. Optim. 1, 1991). One round is
      is among them, so every round descends.
 
 A step D changes q by <g, D + K~ D / 2>, which is what lengths are compared by:
-differences of q itself would be rounding. Rounds go on to a duality gap of
-`tolerance`; where float32 ends before that, the best point is kept.
+differences of q itself would be rounding. Rounds continue to a duality gap of
+`tolerance`; where float32 does not reach it, the best point is kept.
 
 Gap. For any weights w, P(w) = 1/2 |w|^2 + C sum_i max_m (1 - Y_im + w_m x_i -
 w_{y_i} x_i) is at least -q(alpha), with x_i extended by sqrt(ridge) e_i. At
 w = alpha^T x it needs alpha and K~ alpha alone. Where C is far above all alpha
-(features of large norm: nobody is on the wrong side), margins that rounding
+(features of large norm: no example is on the wrong side), margins that rounding
 left at 1 - 1e-7 cost C S 1e-7, more than all of P. So a point is kept as
 t alpha, t the best of some numbers a few roundings above 1: q is flat there
 and P is not.
 
 Gradient. In the optimal face the optimum solves a linear system; a change of
 K~ moves it by -H^-1 dK~ alpha with H the system's matrix. The pull-back is one
-more run of conjugate gradients. (Where an entry is at its bound without
-force, there are two one-sided derivatives; this is one of them.)
+more run of conjugate gradients. (Where an entry is at its bound with a
+multiplier of 0, two one-sided derivatives exist; this is one of them.)
 """
 
 import functools
@@ -94,7 +94,7 @@ def fit(gram, onehot, C, ridge, tolerance=1e-6, max_rounds=100):
   bound = C * scale * onehot
   reach = _reach(matrix)
 
-  def goes_on(s):
+  def unfinished(s):
     left = (s.since < _PATIENCE) & (s.rounds < max_rounds)
     return left & (s.gap > tolerance)
 
@@ -119,7 +119,7 @@ def fit(gram, onehot, C, ridge, tolerance=1e-6, max_rounds=100):
   zero = jnp.zeros_like(onehot)
   infinite = jnp.asarray(jnp.inf, onehot.dtype)
   start = _State(zero, -onehot, zero, infinite, 0, 0)
-  best = jax.lax.while_loop(goes_on, one_round, start).best
+  best = jax.lax.while_loop(unfinished, one_round, start).best
   # The bound itself, not a rounding above it.
   whole = C * onehot
   return jnp.where(best < bound, jnp.minimum(best / scale, whole), whole)
@@ -219,7 +219,7 @@ def _search(matrix, bound, alpha, slope, direction):
   slope = slope - _free_mean(slope, alpha < bound)
   products = _times(matrix, steps)
   change = jnp.sum(steps * (slope + products / 2), (1, 2))
-  # With room for all of it the first is best, whatever rounding says.
+  # Where the whole direction fits, its end is best, whatever rounding says.
   best = jnp.where(room >= 1, 0, jnp.argmin(change))
   return jnp.where((change[best] < 0) | (room >= 1), points[best], alpha)
 
@@ -259,9 +259,9 @@ def _solve(matrix, free, right, tolerance, max_steps):
   right = _in_face(right, free)
   square = jnp.sum(right**2)
   enough = jnp.maximum(tolerance**2 * square, floor)
-  goes_on = lambda s: (s[3] > enough) & (s[4] < max_steps)
+  unfinished = lambda s: (s[3] > enough) & (s[4] < max_steps)
   start = (jnp.zeros_like(right), right, right, square, 0)
-  return jax.lax.while_loop(goes_on, step, start)[0]
+  return jax.lax.while_loop(unfinished, step, start)[0]
 
 
 def _fit_forward(gram, onehot, C, ridge, tolerance, max_rounds):

@@ -154,7 +154,7 @@ def _round(dual, logits, gram, onehot, C, tolerance):
       jnp.max(jnp.abs(z_logits)),
     )
 
-  def goes_on(s):
+  def unfinished(s):
     enough = jnp.where(s.num_steps == 1, tolerance, _MARGIN * tolerance)
     return (s.num_steps < _STEPS_PER_ROUND) & (s.size > enough)
 
@@ -164,7 +164,7 @@ def _round(dual, logits, gram, onehot, C, tolerance):
   start = _Search(
     dual, logits, residual, zero, one, zero, zero, 0, jnp.inf * one
   )
-  return jax.lax.while_loop(goes_on, step, start), h
+  return jax.lax.while_loop(unfinished, step, start), h
 
 
 def _probabilities(logits, onehot):

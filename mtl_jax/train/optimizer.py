@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules.
 
 The direction comes from optax without a rate; the rate of a step is the
-schedule's value times the plateau's scale, both known to the step, so that
-it is one number in the metrics and one place to look.
+schedule's value times the plateau's scale. The step knows both, so that the
+metrics can report one rate.
 """
 
 import chex
@@ -36,7 +36,8 @@ def update_plateau(plateau, score, c):
   mode 'max', as MTL's public code uses it).
   """
   score = jnp.float32(score)
-  # best + |best| t, and not best (1 + t), so that -inf stays what it is.
+  # best + |best| t is above a negative best too, and best (1 + t) is not. The
+  # product with the first best, -inf, would be NaN.
   gain = score > plateau.best + jnp.where(
       jnp.isfinite(plateau.best), jnp.abs(plateau.best), 0.
   ) * c.plateau_threshold

@@ -3,8 +3,8 @@
 A step draws its tasks, maps the method's loss over them, averages gradients
 and BatchNorm statistics over all tasks of all devices, and updates. It runs
 under a named axis AXIS of devices (one device is the axis of length one);
-`parallel.compile` provides it. A device computes the tasks whose numbers are
-its share, so the result does not depend on how many devices there are.
+`devices.compile` provides it. Each device computes its share of the tasks, by
+their numbers, so the result does not depend on the number of devices.
 """
 
 from typing import Any
@@ -79,8 +79,8 @@ def draw_episode(arrays, pixels, task_key, *, train, augmentation):
 def merge_statistics(running, batch, num_tasks):
   """Moves running statistics towards the mean of a step's tasks.
 
-  As if every task's statistics had entered one after another, but without
-  an order: what remains of the old ones is 0.9^T.
+  The old statistics keep the share 0.9^T, as if those of every task had entered
+  in turn, but the order of the tasks does not matter.
   """
   keep = STATISTICS_DECAY ** num_tasks
   return jax.tree.map(lambda r, b: keep * r + (1. - keep) * b, running, batch)
@@ -150,15 +150,15 @@ def update(state, optimizer, grads, learning_rate):
 
 
 def each_task(function, tasks):
-  """Maps over tasks; without vmap where there is one.
+  """Maps over tasks; without vmap where there is only one.
 
-  A mapped convolution with a kernel for each task becomes a grouped one, slow
-  also where there is one group.
+  A mapped convolution with a kernel for each task becomes a grouped one, which
+  is slow even with one group.
   """
   if len(jax.tree.leaves(tasks)[0]) > 1:
     return jax.vmap(function)(tasks)
-  one = function(jax.tree.map(lambda x: x[0], tasks))
-  return jax.tree.map(lambda x: jnp.asarray(x)[None], one)
+  result = function(jax.tree.map(lambda x: x[0], tasks))
+  return jax.tree.map(lambda x: jnp.asarray(x)[None], result)
 
 
 def accumulate(grad_fn, params, tasks, tasks_at_once, unroll=False):

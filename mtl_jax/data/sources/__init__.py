@@ -45,7 +45,7 @@ def find(name, field=FIELD, also=()):
     also: other values of the field, for messages.
 
   Raises:
-    UserError: an unknown name, or a user's file that is not there, cannot be
+    UserError: an unknown name, or a user's file that does not exist, cannot be
       run or defines no DataSource.
   """
   base, variant = _divided(name)
@@ -64,7 +64,7 @@ def find(name, field=FIELD, also=()):
     check_choice(field, name, [
         *also, *names(), 'the path of a folder of images or of a .py file'])
   if variant:
-    check_choice(field, name, [f'{base}/{one}' for one in source.variants])
+    check_choice(field, name, [f'{base}/{known}' for known in source.variants])
   return Chosen(source, variant or next(iter(source.variants), ''))
 
 

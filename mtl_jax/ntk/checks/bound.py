@@ -144,8 +144,8 @@ def predictions(drawn, depth, times, test_time, control='none'):
     control: of CONTROLS.
   """
   rows = _rows(drawn)
-  # Each is waited for: on two threads XLA's CPU client can lock up when solves
-  # run side by side (jax 0.10.2), and nothing is gained by it.
+  # Each result is waited for: with two threads XLA's CPU client can lock up
+  # when solves run side by side (jax 0.10.2), and they are no faster.
   kernels = jax.block_until_ready(fully_connected(
       _inputs(drawn), depth=depth, block=_BLOCK))
   query, support = _points(drawn.query_y), _points(drawn.support_y)
@@ -195,7 +195,7 @@ def _joint(control, drawn, kernels, rows, query):
 
 
 def _points(y):
-  """Returns Points with targets alone: kernels stand for their inputs."""
+  """Returns Points with targets alone: kernels replace their inputs."""
   return predictors.Points(jnp.zeros((*y.shape[:2], 0)), jnp.asarray(y),
                            np.ones(y.shape[:2], bool))
 

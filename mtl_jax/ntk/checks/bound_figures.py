@@ -2,32 +2,30 @@
 
 import numpy as np
 
-from mtl_jax.ntk.checks.check import write_figure
+from mtl_jax.ntk.checks.check import write_figures
 
 _SHOWN = 5  # curves in a figure at most
 
 
 def draw(result, folder):
   """Draws the figures of bound.json; returns [(file name, caption)]."""
-  figures = [
-      ('bound_depth.png', _depth, 'Gap against depth L; dashed: 1/L.'),
-      ('bound_time.png', _time,
+  return write_figures(folder, [
+      ('bound_depth.png', _figure(_depth, result),
+       'Gap against depth L; dashed: 1/L.'),
+      ('bound_time.png', _figure(_time, result),
        'Gap against lambda tau, the rate times time of the inner loop; '
        'dashed: linear. The left-most points are lambda tau = 0.'),
-      ('bound_surface.png', _surface,
+      ('bound_surface.png', _figure(_surface, result),
        'gap / (lambda tau + 1/L): its largest value is C, the smallest '
        'constant with which the bound holds on the grid.'),
-      ('bound_growth.png', _growth,
+      ('bound_growth.png', _figure(_growth, result),
        'C as the grid is enlarged, towards deep networks and towards small '
        'lambda tau; and the gap relative to what training adds to '
-       "ANIL's predictions.")]
-  for name, function, _ in figures:
-    write_figure(folder / name, _figure(function, result), dpi=110)
-  return [(name, caption) for name, _, caption in figures]
+       "ANIL's predictions.")], dpi=110)
 
 
 def _figure(function, result):
-  # Imported late: it takes a second, and only here is it needed.
+  # Imported late: it takes a second and is needed here only.
   import matplotlib.figure
 
   figure = matplotlib.figure.Figure(layout='constrained')

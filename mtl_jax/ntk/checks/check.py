@@ -88,14 +88,25 @@ def read(file, otherwise):
 
 
 def write(file, contents):
-  """Writes a JSON file whole; returns what a reader gets of it."""
+  """Writes a JSON file whole; returns the contents as a reader gets them."""
   text = json.dumps(contents, indent=1)
   files.write(file, text)
   return json.loads(text)
 
 
-def write_figure(path, figure, dpi=120):
-  """Writes a figure of matplotlib as PNG: whole, or not at all."""
-  packed = io.BytesIO()
-  figure.savefig(packed, format='png', dpi=dpi)
-  files.write(path, packed.getvalue())
+def write_figures(folder, figures, dpi=120):
+  """Writes figures of matplotlib as PNG files.
+
+  Args:
+    folder: epath.Path.
+    figures: [(file name, figure, caption)].
+    dpi: dots per inch.
+
+  Returns:
+    [(file name, caption)], as Check.figures.
+  """
+  for name, figure, _ in figures:
+    packed = io.BytesIO()
+    figure.savefig(packed, format='png', dpi=dpi)
+    files.write(folder / name, packed.getvalue())
+  return [(name, caption) for name, _, caption in figures]

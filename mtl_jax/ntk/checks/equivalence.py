@@ -1,8 +1,8 @@
 """When is a bi-level gradient the gradient of joint training?
 
-When the outer loss is the inner objective J on the same data (the envelope
-theorem; Wang, Zhao & Li, ICML 2021, section 4). Measured on a conv4 and
-few-shot tasks, with how far off it is where that does not hold.
+It is where the outer loss is the inner objective J on the same data (the
+envelope theorem; Wang, Zhao & Li, ICML 2021, section 4). The check measures the
+difference on a conv4 and few-shot tasks, where this holds and where it fails.
 """
 
 import functools

@@ -3,22 +3,19 @@
 import numpy as np
 
 from mtl_jax.ntk.checks import bilevel
-from mtl_jax.ntk.checks.check import write_figure
+from mtl_jax.ntk.checks.check import write_figures
 
 
 def draw(result, folder):
   """Draws the figures of equivalence.json; returns [(file name, caption)]."""
-  figures = [
+  return write_figures(folder, [
       ('equivalence_steps.png', _steps(result), 'Through the inner steps the '
        'gradient converges with the square of the rate at which the head '
        'does; the plain gradient with the rate itself.'),
       ('equivalence_failures.png', _failures(result), 'Where the outer loss '
        'is not the inner objective on the same data: difference and cosine '
        'of the bi-level gradient to the plain one, and its cosine to the '
-       'gradient of joint training on all images of the task.')]
-  for name, figure, _ in figures:
-    write_figure(folder / name, figure)
-  return [(name, caption) for name, _, caption in figures]
+       'gradient of joint training on all images of the task.')])
 
 
 def _steps(result):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mtl_jax.ntk.checks.check import write_figure
+from mtl_jax.ntk.checks.check import write_figures
 
 _LABELS = {'anil': 'ANIL', 'mtl': 'MTL', 'difference': 'ANIL - MTL',
            'kernel': 'tangent kernel at the start'}
@@ -10,16 +10,13 @@ _LABELS = {'anil': 'ANIL', 'mtl': 'MTL', 'difference': 'ANIL - MTL',
 
 def draw(result, folder):
   """Draws the figures; returns [(file name, caption)]."""
-  figures = [
+  return write_figures(folder, [
       ('finite_width_distance.png', _distance(result), 'Distance of trained '
        'networks to the closed form, root mean square over draws of the '
        'initial values; dotted: 1/sqrt(m) through the widest.'),
       ('finite_width_gap.png', _gap(result), 'The gap of networks of finite '
        'width, mean and two standard errors over draws; dotted: the closed '
-       'form.')]
-  for name, figure, _ in figures:
-    write_figure(folder / name, figure)
-  return [(name, caption) for name, _, caption in figures]
+       'form.')])
 
 
 def _distance(result):

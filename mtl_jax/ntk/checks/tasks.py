@@ -113,7 +113,8 @@ def _check_enough(name, split, data, num_classes, per_class, shown):
   if per_class > smallest:
     raise UserError(
         f'--shots, --queries: {shown} images per class are needed, and the '
-        f'smallest class in the {split} split of {name} has {smallest}')
+        f'smallest class in the {split} split of {name} has {smallest}: take '
+        'fewer')
 
 
 def _mean_image(images):

@@ -34,7 +34,7 @@ def _classes(variant):
 
 
 def _build(request, files, split):
-  """Yields the images of a split; nothing of it is read from files."""
+  """Yields the images of a split; no file is read."""
   del files
   for glyph in glyph_classes(request.variant)[split]:
     for number in range(IMAGES_PER_CLASS):

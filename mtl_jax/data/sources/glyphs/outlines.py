@@ -1,10 +1,10 @@
-"""Which letters form a class, and in which split a class stands.
+"""Which letters form a class, and which split a class is in.
 
 The letters are those of the DejaVu faces that matplotlib ships. Alphabets
 borrow each other's shapes (Latin A, Cyrillic A and Greek Alpha are one
 drawing), so a split by alphabet alone would show shapes of the training split
 again at test time. Letters whose outlines agree in any face are therefore one
-class, and a class stands in one split.
+class, and a class is in one split.
 """
 
 import collections
@@ -69,7 +69,7 @@ def _characters(face: str) -> frozenset[str]:
 
 
 def outline(face: str, letter: str) -> bytes:
-  """Returns the unhinted outline as a key that ignores where it stands.
+  """Returns the unhinted outline as a key that ignores its position.
 
   The key holds the sorted points (on the curve and control points) in font
   units, counted from the corner of their bounding box: two letters have the
@@ -79,7 +79,7 @@ def outline(face: str, letter: str) -> bytes:
   font = _font(face)
   font.load_char(ord(letter), flags=ft2font.LoadFlags.NO_SCALE)
   points, codes = font.get_path()
-  points = points[codes != path.Path.CLOSEPOLY]  # a mark, without a place
+  points = points[codes != path.Path.CLOSEPOLY]  # has no coordinates
   if not len(points):
     return b''
   units = np.rint((points - points.min(axis=0)) * 64).astype(np.int64)
@@ -96,7 +96,7 @@ def _rank(letter: str) -> int | None:
 
 @functools.lru_cache(maxsize=1)
 def letters() -> dict[str, int]:
-  """Lists the letters that stand in MIN_FACES faces, with their alphabet.
+  """Lists the letters of at least MIN_FACES faces, with their alphabet.
 
   Returns:
     letter -> position of its alphabet in the order of `SPLITS`, the letters
@@ -124,7 +124,7 @@ def _scan():
 
 
 def faces_of(letter: str) -> tuple[str, ...]:
-  """Lists the faces where the letter stands and is not empty."""
+  """Lists the faces that have the letter, with an outline."""
   return _scan()[0][letter]
 
 

@@ -29,7 +29,7 @@ def published_classes():
 
 
 def _classes(variant=''):
-  del variant  # there is one
+  del variant  # the data set has only one
   return {split: wnids[:count] for (split, wnids), count in zip(
       published_classes().items(), NUM_CLASSES, strict=True)}
 

@@ -67,17 +67,17 @@ def find(top, wanted):
       if not missing:
         return Layout(f'mini_imagenet: found {kind.text} in {folder}.',
                       kind.read(folder, paths, wanted))
-      there = [path.name for path in paths if path]
+      present = [path.name for path in paths if path]
       # Half of a layout elsewhere belongs to another data set.
-      if there and (folder in (top, own) or len(missing) == 1):
-        partial.append((len(missing), folder, missing, there))
+      if present and (folder in (top, own) or len(missing) == 1):
+        partial.append((len(missing), folder, missing, present))
   if partial:
-    _, folder, missing, there = min(partial, key=lambda part: part[0])
+    _, folder, missing, present = min(partial, key=lambda part: part[0])
     source = f'; {lists.LISTS}' if missing[0].endswith('.csv') else ''
     raise UserError(f'{", ".join(missing)} is missing in {folder} beside '
-                    f'{", ".join(there)}: put it there{source}')
-  raise UserError(f'{top} holds nothing of mini_imagenet: put there '
-                  f'{WHAT_TO_PUT}')
+                    f'{", ".join(present)}: put it there{source}')
+  raise UserError(f'{top} holds nothing of mini_imagenet: put {WHAT_TO_PUT} '
+                  'into it')
 
 
 def _first(folder, names):
@@ -196,7 +196,7 @@ def _read_folders(folder, paths, wanted):
 
 
 def _read_pickles(load, folder, paths, wanted):
-  """Layouts a and b: a file is opened when its split is read: it is large."""
+  """Layouts a and b. A file is large: it is opened when its split is read."""
   del folder
 
   def open_split(split):

@@ -75,7 +75,7 @@ def check(layout, splits, channel_order):
   Args:
     layout: the files, of files.find.
     splits: split -> number of images.
-    channel_order: of ORDERS; 'auto' takes RGB and looks whether it is.
+    channel_order: of ORDERS; 'auto' takes RGB and checks the means.
 
   Returns:
     Lines that the user should read.
@@ -89,24 +89,24 @@ def check(layout, splits, channel_order):
     for split in splits:
       images = layout.open(split)
       broken, mean = [], np.zeros(3)
-      seen = in_threads(lambda i, images=images: _look(images.read(i)),
-                        len(images.classes))
-      for i, one in enumerate(seen):
+      looks = in_threads(lambda i, images=images: _look(images.read(i)),
+                         len(images.classes))
+      for i, look in enumerate(looks):
         bar.update()
-        if isinstance(one, str):
-          broken.append(f'{images.where(i)} cannot be decoded ({one}')
+        if isinstance(look, str):
+          broken.append(f'{images.where(i)} cannot be decoded ({look}')
           continue
-        mean += one.mean / len(images.classes)
-        if one.size != (SIZE, SIZE):
-          resized.append(f'{images.where(i)}, {one.size[0]}x{one.size[1]}')
-        if one.mode != 'RGB':
-          converted.append(f'{images.where(i)}, mode {one.mode}')
+        mean += look.mean / len(images.classes)
+        if look.size != (SIZE, SIZE):
+          resized.append(f'{images.where(i)}, {look.size[0]}x{look.size[1]}')
+        if look.mode != 'RGB':
+          converted.append(f'{images.where(i)}, mode {look.mode}')
       if broken:
         raise UserError(f'{broken[0]}; {len(broken)} of {len(images.classes)} '
                         f'images of the {split} split): fetch it again')
       if channel_order == 'auto':
         notices += _check_order(mean, split, images)
-      del images, seen  # a pickle is large
+      del images, looks  # a pickle is large
   total = sum(splits.values())
   if resized:
     notices.append(

@@ -96,7 +96,7 @@ def check(rows, where, wanted):
     for wnid, name in of_split:
       if name and name in names:
         raise UserError(f'{where[split]}: image {name} of class {wnid} is '
-                        f'there twice: an image has one line; {LISTS}')
+                        f'listed twice: an image has one line; {LISTS}')
       names.add(name)
   for split, of_split in counts.items():
     for wnid in wanted.classes[split]:

@@ -58,7 +58,8 @@ def _load(path, *wanted):
     raise UserError(str(error) if str(error).startswith(str(path))
                     else f'{path} {error}') from error
   except OSError as error:
-    raise UserError(f'{path} cannot be read ({first_line(error)})') from error
+    raise UserError(f'{path} cannot be read ({first_line(error)}): make it '
+                    f'readable, or {_AGAIN}') from error
   except MemoryError as error:
     raise UserError(f'{path} does not fit into memory: use the layout of '
                     'lists and images, which is read one by one') from error
@@ -99,8 +100,8 @@ def _check_ids(path, key, ids, num_images):
     np.add.at(seen, of_class, 1)
     if (seen[of_class] > 1).any():
       again = next(i for i in of_class if seen[i] > 1)
-      raise UserError(f'{path}: image {again} of class {wnid} is there twice '
-                      f'in {key}: {_AGAIN}')
+      raise UserError(f'{path}: image {again} of class {wnid} is listed '
+                      f'twice in {key}: {_AGAIN}')
   if not seen.all():
     raise UserError(f'{path}: {int((seen == 0).sum())} of {num_images} images '
                     f'are of no class in {key}: {_AGAIN}')

@@ -82,7 +82,7 @@ def turned_classes(variant):
   """Returns the Classes of a variant in the order of their labels.
 
   Raises:
-    UserError: an entry of the variant that Omniglot has not, or has twice.
+    UserError: an entry that Omniglot does not have, or that is in two splits.
   """
   classes, split_of = [], {}
   for split in SPLITS:
@@ -129,7 +129,7 @@ def _expand(variant, split):
           + (f'{alphabet} has character01 to {known[-1]}' if known else
              'Omniglot has no such alphabet, see data/splits/omniglot.json'))
     yield from ([entry] if character else
-                [f'{alphabet}/{one}' for one in known])
+                [f'{alphabet}/{name}' for name in known])
 
 
 SOURCE = DataSource(

@@ -66,7 +66,7 @@ def read(folder, name, wanted, evaluation):
 
 
 def _find(folder):
-  """Returns the path of each published zip that is there, or of its folder."""
+  """Returns the path of each published zip that exists, or of its folder."""
   paths = []
   for name in ZIPS:
     candidates = [path for pattern in (
@@ -115,7 +115,7 @@ def _what_else(path, error):
 
 
 def _where_to_find(folder, name, missing, evaluation):
-  """Returns the line about alphabets (with their split) that are not there."""
+  """Returns the message about missing alphabets (with their split)."""
   def holders(alphabet):
     small = [z for z, alphabets in SMALL.items() if alphabet in alphabets]
     full = f'images_{"evaluation" if alphabet in evaluation else "background"}'
@@ -134,7 +134,7 @@ def _read_character(sources, character):
   first = None
   for source in sources:
     names = source.drawings.get(character, [])
-    # Of an alphabet that a zip holds, it holds every character.
+    # A zip that holds an alphabet holds all of its characters.
     if not names and not any(c.startswith(character.split('/')[0] + '/')
                              for c in source.drawings):
       continue
