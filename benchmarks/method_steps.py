@@ -79,18 +79,21 @@ def parse(argv=None):
   parser.add_argument('--data', default='glyphs')
   parser.add_argument('--devices', default=2, type=int)
   parser.add_argument('--width', default=32, type=int, help='channels')
+  parser.add_argument('--choices', default='', help='default all')
   parser.add_argument('--repeats', default=7, type=int)
   parser.add_argument('--out', default='', help='a JSON file of results; those '
                       'that it has are not measured again')
   return parser.parse_args(argv)
 
 
-def choices_of(method):
+def choices_of(method, args):
   """Returns name -> changes of the config."""
-  if method != 'maml':
-    return CHOICES
-  return CHOICES | {name: CHOICES['unrolled'] | changes
-                    for name, changes in MAML.items()}
+  choices = dict(CHOICES)
+  if method == 'maml':
+    choices |= {name: CHOICES['unrolled'] | changes
+                for name, changes in MAML.items()}
+  wanted = args.choices.split(',') if args.choices else choices
+  return {name: choices[name] for name in wanted if name in choices}
 
 
 def main(argv=None):
@@ -102,7 +105,7 @@ def main(argv=None):
   print('| method | choice | ms per step | MiB | compilation, s |')
   print('|---|---|---|---|---|')
   for method in args.methods.split(','):
-    for choice, changes in choices_of(method).items():
+    for choice, changes in choices_of(method, args).items():
       name = f'{method} | {choice}'
       if name not in done:
         done[name] = measure(make_config(method, changes, args), args.repeats)

@@ -38,21 +38,26 @@ CONFIGS = {'omniglot': ('omniglot_5shot', 'cpu'),
 HEADS = {'own': "('own','logistic')", 'logistic': "('logistic',)"}
 
 
-def train(method, path, args):
-  """Runs one method into `path`; writes cost.json after the run's files."""
+def flags_of(method, path, args):
+  """Returns the flags of mtl_jax.main for the run of a method."""
   config, scale = CONFIGS[args.data]
   recipe = algorithms.recipe(method, args.data, 5, scale)
   own = recipe.overrides.get('validation.head')
-  flags = [f'--config={ROOT}/configs/{config}.py:{method}',
-           f'--workdir={path}', f'--config.model.width={args.width}',
-           f'--config.seed={args.seed}', '--config.eval.tasks=1000',
-           '--config.validation.tasks=100', '--config.validation.queries=10',
-           f'--config.eval.heads={HEADS["own" if own else "logistic"]}',
-           '--config.parallel.cpu_devices=2', '--config.log.every_steps=20',
-           *args.changes]
+  return [f'--config={ROOT}/configs/{config}.py:{method}',
+          f'--workdir={path}', f'--config.model.width={args.width}',
+          f'--config.seed={args.seed}', '--config.eval.tasks=1000',
+          '--config.validation.tasks=100', '--config.validation.queries=10',
+          f'--config.eval.heads={HEADS["own" if own else "logistic"]}',
+          '--config.parallel.cpu_devices=2', '--config.log.every_steps=20',
+          *args.changes]
+
+
+def train(method, path, args):
+  """Runs one method into `path`; writes cost.json after the run's files."""
   start = time.monotonic()
-  process = subprocess.Popen([sys.executable, '-m', 'mtl_jax.main', *flags],
-                             cwd=ROOT)
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'mtl_jax.main', *flags_of(method, path, args)],
+      cwd=ROOT)
   _, status, usage = os.wait4(process.pid, 0)
   if status:
     raise SystemExit(f'{method} failed: status {status}')
