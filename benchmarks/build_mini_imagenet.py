@@ -110,6 +110,7 @@ def compare(files, folder):
   """Builds from every layout; returns the exit code."""
   loose, by_class, cache, category = (
       folder / name for name in ('loose', 'by_class', 'cache', 'category'))
+  folder.mkdir(parents=True, exist_ok=True)
   write_loose(files, loose)
   write_folders(loose, by_class)
   # A process starts with the peak memory of its parent. So the pickles, which

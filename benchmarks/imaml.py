@@ -32,6 +32,7 @@ from mtl_jax.models import layers
 from mtl_jax.train import step as steps
 
 CG_STEPS = 100
+STYLES = {'smooth': 'o-', 'kinks': 's--'}
 
 
 class Blocks(nn.Module):
@@ -110,10 +111,10 @@ def draw_episode(data):
       train=c.train, augmentation=c.augment)
 
 
-def measure(smooth, episode, l2s, num_steps, axes):
-  """Prints the rows of one network and draws its lines."""
+def measure(name, episode, l2s, num_steps, axes):
+  """Prints the rows of one network of STYLES and draws its lines."""
+  smooth, style = name == 'smooth', STYLES[name]
   variables = start(smooth, episode)
-  name, style = ('smooth', 'o-') if smooth else ('kinks', 's--')
   curvature = largest_curvature(smooth, variables, episode)
   for i, l2 in enumerate(l2s):
     rate, results = 1 / (l2 + curvature), []
@@ -139,6 +140,8 @@ def parse(argv=None):
   parser.add_argument('--steps', default='1,4,16,64,256,1024',
                       help='numbers of inner steps')
   parser.add_argument('--data', default='glyphs', help='of the task')
+  parser.add_argument('--networks', nargs='+', default=tuple(STYLES),
+                      choices=STYLES)
   return parser.parse_args(argv)
 
 
@@ -154,8 +157,8 @@ def main(argv=None):
   print('| network | lambda | inner steps | distance | residual | stopped |')
   print('|---|---|---|---|---|---|')
   with jax.enable_x64(True):
-    for smooth in (True, False):
-      measure(smooth, episode, l2s, num_steps, axes)
+    for name in args.networks:
+      measure(name, episode, l2s, num_steps, axes)
   axes.set(xlabel='inner steps', ylabel='|implicit - unrolled| / |unrolled|',
            title='iMAML: the implicit gradient by inner steps')
   axes.legend(fontsize='small')

@@ -1,6 +1,7 @@
 """Times a meta-step of every method, and what it holds in memory.
 
     python benchmarks/method_steps.py [--methods=maml,imaml] [--data=omniglot]
+                                      [--choices loop unrolled]
 
 Choices of how a device goes through its tasks. The gradient is the same:
 
@@ -79,7 +80,8 @@ def parse(argv=None):
   parser.add_argument('--data', default='glyphs')
   parser.add_argument('--devices', default=2, type=int)
   parser.add_argument('--width', default=32, type=int, help='channels')
-  parser.add_argument('--choices', default='', help='default all')
+  parser.add_argument('--choices', nargs='+', choices=[*CHOICES, *MAML],
+                      help='default all')
   parser.add_argument('--repeats', default=7, type=int)
   parser.add_argument('--out', default='', help='a JSON file of results; those '
                       'that it has are not measured again')
@@ -92,8 +94,8 @@ def choices_of(method, args):
   if method == 'maml':
     choices |= {name: CHOICES['unrolled'] | changes
                 for name, changes in MAML.items()}
-  wanted = args.choices.split(',') if args.choices else choices
-  return {name: choices[name] for name in wanted if name in choices}
+  return {name: changes for name, changes in choices.items()
+          if name in (args.choices or choices)}
 
 
 def main(argv=None):

@@ -28,37 +28,41 @@ from mtl_jax.adapt import __main__ as adapt_command
 from mtl_jax.config import check, flags
 from mtl_jax.data import __main__ as data_command
 from mtl_jax.data import sources
+from mtl_jax.errors import UserError
 from mtl_jax.ntk import __main__ as ntk_command
 from mtl_jax.ntk.checks import check as checks
 from mtl_jax.report import __main__ as report_command
 from mtl_jax.run import workdir
 
-# Script -> smallest arguments, what must have been printed. Paths are relative
+# (script, smallest arguments, what must have been printed). Paths are relative
 # to the folder that the script runs in.
-SMALLEST = {
-    'build_mini_imagenet': (
-        ['files', 'made'], 'the same store from all'),
-    'heads': (
-        ['--rounds=1', '--repeats=1', '--tasks=2', '--peers=peers',
-         f'--peer_python={sys.executable}'],
-        'peer  100.000 ms per task'),
-    'imaml': (
-        ['--l2=10', '--steps=1,2', '--data=glyphs/tiny', '--out=imaml.png'],
-        '| kinks | 10 | 2 |'),
-    'layers': (
-        ['--only=layers', '--rows=1', '--images=2', '--repeats=1'],
-        'BatchNorm (2, 28, 28, 64)'),
-    'method_steps': (
-        ['--methods=protonet', '--choices=loop', '--data=glyphs/tiny',
-         '--width=4', '--repeats=1', '--out=steps.json'],
-        '| protonet | loop |'),
-    'methods': (
-        ['--data=glyphs', '--methods=mtl', '--out=runs'],
-        'Raw pixels, logistic head:'),
-    'ntk': (
-        ['--points=20', '--depth=2', '--dims', '3', '--repeats=1'],
-        '20 points of 3'),
-}
+SMALLEST = [
+    ('build_mini_imagenet', ['files', 'made'], 'the same store from all'),
+    ('heads',
+     ['--rounds=1', '--repeats=1', '--tasks=2', '--peers=peers',
+      f'--peer_python={sys.executable}'],
+     'peer  100.000 ms per task'),
+    ('imaml',
+     ['--networks=kinks', '--l2=10', '--steps=1', '--data=glyphs/tiny',
+      '--out=imaml.png'],
+     '| kinks | 10 | 1 |'),
+    ('layers',
+     ['--only=layers', '--rows=1', '--images=2', '--repeats=1'],
+     'BatchNorm (2, 28, 28, 64)'),
+    ('layers',
+     ['--only=step', '--rows=1', '--images=2', '--repeats=1'],
+     'without norm'),
+    ('method_steps',
+     ['--methods=protonet', '--choices=loop', '--data=glyphs/tiny',
+      '--width=4', '--repeats=1', '--out=steps.json'],
+     '| protonet | loop |'),
+    ('methods',
+     ['--data=glyphs', '--methods=mtl', '--out=runs'],
+     'Raw pixels, logistic head:'),
+    ('ntk',
+     ['--points=20', '--depth=2', '--dims', '3', '--repeats=1'],
+     '20 points of 3'),
+]
 SCRIPTS = sorted(path.stem for path in ROOT.glob('benchmarks/*.py'))
 PAGES = {name: (ROOT / name).read_text(encoding='utf-8') for name in (
     'README.md', 'CONTRIBUTING.md',
@@ -69,7 +73,12 @@ COMMAND = re.compile(r'(\S*python[\d.]*|\S*pip|make|git|bash|sh|\S*/\S+\.sh) ')
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-  """The folder that the commands run in; scripts can be imported."""
+  """The folder that the commands run in; scripts can be imported.
+
+  `birds` is the folder of images that pages name as an example.
+  """
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  (tmp_path / 'birds').mkdir()
   monkeypatch.chdir(tmp_path)
   monkeypatch.syspath_prepend(ROOT / 'benchmarks')
   return tmp_path
@@ -82,7 +91,7 @@ def launched(tmp_path_factory):
   given = command.arguments(
       path, config__train__max_epochs=1, config__eval__baselines=True,
       config__log__every_steps=1, config__eval__tasks=4,
-      config__validation__tasks=4)
+      config__validation__tasks=4, config__augment__operations='')
   done = subprocess.run(
       [ROOT / 'launch/fake_devices.sh', '2', *given], cwd=ROOT, text=True,
       capture_output=True, timeout=300, env={
@@ -101,15 +110,16 @@ def test_the_launch_script_trains_on_as_many_devices_as_it_is_told(launched):
 
 
 def test_every_script_has_smallest_arguments():
-  assert set(SMALLEST) == set(SCRIPTS)
+  assert {name for name, *_ in SMALLEST} == set(SCRIPTS)
 
 
-@pytest.mark.parametrize('name', SCRIPTS)
-def test_a_script_runs(name, home, monkeypatch, capfd, request):
+@pytest.mark.parametrize('name, arguments, expected', SMALLEST, ids=[
+    ' '.join([name, arguments[0]]) for name, arguments, _ in SMALLEST])
+def test_a_script_runs(name, arguments, expected, home, monkeypatch, capfd,
+                       request):
   module = importlib.import_module(name)
   if name in PREPARED:
     PREPARED[name](module, home, monkeypatch, request)
-  arguments, expected = SMALLEST[name]
   assert not module.main(arguments)
   printed = capfd.readouterr().out
   assert expected in printed
@@ -120,7 +130,6 @@ def prepare_mini_imagenet(module, home, monkeypatch, request):
   """Writes a counterfeit, which is small in this process alone."""
   mini_imagenet_fake.shrink(monkeypatch.setattr)
   mini_imagenet_fake.write_zips(home / 'files')
-  (home / 'made').mkdir()
 
   def build_here(files, folder):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -193,28 +202,44 @@ def test_a_command_is_accepted(line, home, monkeypatch):
   check_command(line, home, monkeypatch)
 
 
-@pytest.mark.parametrize('line', (
-    'make nothing', 'python -m mtl_jax.nothing', 'python benchmarks/no.py',
-    'python tests/no.py', 'python -m pytest tests/no.py', 'launch/no.sh 2',
-    'python -m mtl_jax.main --config=configs/no.py',
-    'python -m mtl_jax.main --config=configs/quickstart.py:no',
-    'python -m mtl_jax.main --config=configs/quickstart.py --config.no.ways=1',
-    'python -m mtl_jax.main --config=configs/quickstart.py '
-    '--config.train.ways=0',
+MAIN = 'python -m mtl_jax.main --config=configs/quickstart.py'
+REFUSED = {  # command -> what the error says
+    'git status now': 'git',
+    'make nothing': 'nothing',
+    "pip install -e '.[nothing]'": 'nothing',
+    'python -m mtl_jax.nothing': 'nothing',
+    'python -m pytest tests/nothing.py': 'tests/nothing.py',
+    'python tests/nothing.py': 'tests/nothing.py',
+    'python benchmarks/nothing.py': 'benchmarks/nothing.py',
+    'python benchmarks/ntk.py --nothing': '^2$',
+    'python benchmarks/methods.py --nothing': '^2$',
+    'launch/nothing.sh 2': 'launch/nothing.sh',
+    'launch/fake_devices.sh 0 --config=configs/quickstart.py': "'0'",
+    'launch/fake_devices.sh 2 --config=configs/nothing.py': 'not there',
+    'python -m mtl_jax.main --config=configs/nothing.py': 'not there',
+    f'{MAIN}:nothing': "'nothing': allowed are mtl",
+    f'{MAIN} --config.nothing.ways=1': 'config.nothing.ways is unknown',
+    f'{MAIN} --config.train.ways=0': 'config.train.ways is 0',
     'python -m mtl_jax.main --mode=evaluate --checkpoint=runs/a '
-    '--config.model.width=3',
-    'launch/fake_devices.sh 0 --config=configs/quickstart.py',
-    'launch/fake_devices.sh 2 --config=configs/no.py',
-    'python -m mtl_jax.data check', 'python -m mtl_jax.data build nothing',
-    'python -m mtl_jax.data list --manual_dir=a',
-    'python -m mtl_jax.ntk nothing', 'python -m mtl_jax.ntk bound --no=1',
-    'python -m mtl_jax.ntk bound --depths=1,2', 'python -m mtl_jax.report a',
-    'python -m mtl_jax.adapt --checkpoint=a', 'python -m mtl_jax.config a',
-    'python -m mtl_jax.adapt --checkpoint=a --support=b --query=c --head=no',
-    'python benchmarks/ntk.py --no', 'python benchmarks/methods.py --no',
-    "pip install -e '.[no]'", 'git clone a'))
+    '--config.model.width=3': 'config.model.width=64, not 3',
+    'python -m mtl_jax.data check': '2 == 0',
+    'python -m mtl_jax.data list --manual_dir=a': '2 == 0',
+    'python -m mtl_jax.data build nothing': "NAME is 'nothing'",
+    'python -m mtl_jax.ntk nothing': 'nothing',
+    'python -m mtl_jax.ntk bound --nothing=1': 'unrecognized',
+    'python -m mtl_jax.ntk bound --depths=1,2': '--depths: three or more',
+    'python -m mtl_jax.report a': '2 == 0',
+    'python -m mtl_jax.adapt --checkpoint=a': '--support, --query',
+    'python -m mtl_jax.adapt --checkpoint=a --support=b --query=c '
+    '--head=nothing': "'nothing': allowed are centroid",
+    'python -m mtl_jax.config nothing': 'nothing',
+}
+
+
+@pytest.mark.parametrize('line', REFUSED)
 def test_a_command_that_does_not_work_is_refused(line, home, monkeypatch):
-  with pytest.raises((Exception, SystemExit)):
+  errors = (AssertionError, KeyError, UserError, SystemExit)
+  with pytest.raises(errors, match=REFUSED[line]):
     check_command(line, home, monkeypatch)
 
 
@@ -237,7 +262,8 @@ def check_command(line, home, monkeypatch):
     extra = re.fullmatch(r'\.(?:\[(\w+)\])?', words[2])[1]
     assert not extra or f"'{extra}': [" in (ROOT / 'setup.py').read_text()
   else:
-    check_launch(program, words, home)
+    assert program == 'launch/fake_devices.sh', program
+    check_launch(words, home)
 
 
 def check_script(path, *words):
@@ -246,18 +272,14 @@ def check_script(path, *words):
     importlib.import_module((ROOT / path).stem).parse(words)
 
 
-def check_launch(path, words, home):
+def check_launch(words, home):
   """The script's first argument is a number of devices."""
-  assert path == 'launch/fake_devices.sh' and (ROOT / path).exists()
   assert re.fullmatch('[1-9][0-9]*', words[0])
   check_main(words[1:], home)
 
 
 def check_main(words, home, monkeypatch=None):
   """A run that the command names has the config of the quick start."""
-  for name in ('configs', 'birds'):
-    if not (home / name).exists():
-      (home / name).symlink_to(ROOT / 'configs')
   for word in words:
     if word.startswith('--checkpoint='):
       run = home / word.partition('=')[2]
@@ -275,7 +297,6 @@ def check_data(words, home, monkeypatch):
     monkeypatch.setattr(data_command, run.__name__, nothing)
     monkeypatch.setitem(data_command.COMMANDS, name, (low, high, nothing))
   assert data_command.main(words) == 0
-  (home / 'birds').mkdir(exist_ok=True)
   for name in words[1:]:
     if name != 'NAME' and not name.startswith('--'):
       sources.check_name('NAME', name)
@@ -309,7 +330,8 @@ def check_config(words, home, monkeypatch):
 
 
 def check_pytest(words, home, monkeypatch):
-  assert all((ROOT / word).exists() for word in words if '/' in word)
+  for word in words:
+    assert '/' not in word or (ROOT / word).exists(), word
 
 
 MODULES = {
