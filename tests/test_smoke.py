@@ -101,11 +101,6 @@ def launched(tmp_path_factory):
   return done.stdout, path
 
 
-def test_the_launch_script_trains_on_as_many_devices_as_it_is_told(launched):
-  assert ', 2 x cpu' in launched[0].splitlines()[0]
-  assert json.loads((launched[1] / 'test.json').read_text())['num_tasks'] == 4
-
-
 # --- The scripts in benchmarks/. ---
 
 
@@ -124,6 +119,11 @@ def test_a_script_runs(name, arguments, expected, home, monkeypatch, capfd,
   printed = capfd.readouterr().out
   assert expected in printed
   assert 'nan' not in printed
+
+
+def test_the_launch_script_trains_on_as_many_devices_as_it_is_told(launched):
+  assert ', 2 x cpu' in launched[0].splitlines()[0]
+  assert json.loads((launched[1] / 'test.json').read_text())['num_tasks'] == 4
 
 
 def prepare_mini_imagenet(module, home, monkeypatch, request):
