@@ -3,10 +3,12 @@
     python benchmarks/build_mini_imagenet.py FILES [FOLDER]
 
 FILES holds the published lists and zips. Loose images, class folders and the
-pickles of layouts a and b are written to FOLDER (about 5 GB, removed at the
-end; default: a temporary one) and built there, each in a process of its own.
+pickles of layouts a and b are written to FOLDER (about 5 GB; default: a
+temporary folder, which is removed at the end) and built there, each in a
+process of its own.
 """
 
+import argparse
 import csv
 import hashlib
 import multiprocessing
@@ -82,10 +84,10 @@ def build(files, folder):
   from mtl_jax.data import store
 
   start = time.perf_counter()
-  made = store.prepare('mini_imagenet', folder, files)
+  built = store.prepare('mini_imagenet', folder, files)
   seconds = time.perf_counter() - start
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-  size = sum(path.stat().length for path in made.data_path.iterdir()) / 2**20
+  size = sum(path.stat().length for path in built.data_path.iterdir()) / 2**20
   print(f'built in {seconds:.1f} s, peak memory {memory:.0f} MiB, '
         f'{size:.0f} MiB on disk', flush=True)
   digest = hashlib.sha256()
@@ -97,13 +99,22 @@ def build(files, folder):
   print(digest.hexdigest())
 
 
-def main(files, folder):
+def build_apart(files, folder):
+  """Builds in a process of its own; returns what it printed."""
+  return subprocess.run(
+      [sys.executable, __file__, '--one', str(files), str(folder)],
+      stdout=subprocess.PIPE, text=True, check=True).stdout
+
+
+def compare(files, folder):
   """Builds from every layout; returns the exit code."""
   loose, by_class, cache, category = (
       folder / name for name in ('loose', 'by_class', 'cache', 'category'))
+  folder.mkdir(parents=True, exist_ok=True)
   write_loose(files, loose)
   write_folders(loose, by_class)
-  # A process begins with the peak memory of the one that starts it: not here.
+  # A process starts with the peak memory of its parent. So the pickles, which
+  # need much, are written by another process than this one.
   writer = multiprocessing.get_context('spawn').Process(
       target=write_pickles, args=(loose, cache, category))
   writer.start()
@@ -112,10 +123,7 @@ def main(files, folder):
   for name, source in (('c, zips', files), ('c, loose', loose), ('a', cache),
                        ('b', category), ('d', by_class)):
     data = folder / 'data'
-    result = subprocess.run(
-        [sys.executable, __file__, '--one', str(source), str(data)],
-        stdout=subprocess.PIPE, text=True, check=True)
-    *lines, digest = result.stdout.splitlines()
+    *lines, digest = build_apart(source, data).splitlines()
     print(f'layout {name}: {lines[-1]}; store {digest[:16]}', flush=True)
     digests.add(digest)
     shutil.rmtree(data)
@@ -124,11 +132,26 @@ def main(files, folder):
   return 0 if same else 1
 
 
+def parse(argv=None):
+  """Returns the flags."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('files', type=pathlib.Path, metavar='FILES')
+  parser.add_argument('folder', type=pathlib.Path, metavar='FOLDER', nargs='?')
+  parser.add_argument('--one', action='store_true',
+                      help='build FILES into FOLDER, in this process')
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Builds one layout, or compares all; returns the exit code."""
+  args = parse(argv)
+  if args.one:
+    return build(args.files, args.folder)
+  if args.folder:
+    return compare(args.files, args.folder)
+  with tempfile.TemporaryDirectory() as folder:
+    return compare(args.files, pathlib.Path(folder))
+
+
 if __name__ == '__main__':
-  if sys.argv[1] == '--one':
-    build(*sys.argv[2:])
-  elif len(sys.argv) > 2:
-    sys.exit(main(*map(pathlib.Path, sys.argv[1:])))
-  else:
-    with tempfile.TemporaryDirectory() as temporary:
-      sys.exit(main(pathlib.Path(sys.argv[1]), pathlib.Path(temporary)))
+  sys.exit(main())

@@ -9,10 +9,11 @@ qpth and scikit-learn. Without --peers, our times alone.
 15-shot) and 30 query examples with 640 features; fit, logits, and the gradient
 of both. The peer is qpth, 15 iterations of a batched interior point method.
 `logistic` is a meta-test: heads of 25 support examples (5-way 5-shot) with 640
-unit-norm features. The peer is scikit-learn, a task after another.
+unit-norm features. The peer is scikit-learn, one task after another. --tasks
+makes both smaller.
 
-Rounds of the two sides alternate; medians over the rounds. On a shared machine
-the ratio is what to read.
+Rounds of the two sides alternate, and the times are medians over the rounds.
+On a shared machine only the ratio is reliable.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from mtl_jax.heads import logistic, svm
 TASKS_AT_ONCE = 200  # of logistic, as config.eval.tasks_at_once
 
 
-def svm_step(tasks=8, ways=5, shots=15, queries=6, dim=640):
+def svm_step(tasks, ways=5, shots=15, queries=6, dim=640):
   """Returns (thunk, tasks, residual) of the peer's step."""
   rng = np.random.default_rng(0)
   draw = lambda count: jnp.asarray(
@@ -40,8 +41,8 @@ def svm_step(tasks=8, ways=5, shots=15, queries=6, dim=640):
   labels = jnp.tile(jnp.arange(ways), shots)
 
   def loss(support, query):
-    one = lambda s, q: svm.logits(svm.fit(s, labels, ways), q)
-    return jnp.sum(jax.vmap(one)(support, query) ** 2)
+    logits = lambda s, q: svm.logits(svm.fit(s, labels, ways), q)
+    return jnp.sum(jax.vmap(logits)(support, query) ** 2)
 
   step = jax.jit(jax.grad(loss, (0, 1)))
   gap = jax.jit(jax.vmap(lambda s: svm.diagnostics(
@@ -49,14 +50,15 @@ def svm_step(tasks=8, ways=5, shots=15, queries=6, dim=640):
   return lambda: step(support, query), tasks, f'gap {jnp.max(gap):.0e}'
 
 
-def logistic_step(tasks=2000, ways=5, shots=5, dim=640):
-  """Returns (thunk, tasks, residual) of the peer's heads, and more of them."""
+def logistic_step(tasks, ways=5, shots=5, dim=640):
+  """Returns (thunk, tasks, residual); the peer fits fewer of these heads."""
   rng = np.random.default_rng(0)
   labels = np.repeat(np.arange(ways), shots)
   x = rng.normal(size=(tasks, len(labels), dim))
   x += 0.5 * rng.normal(size=(tasks, ways, dim))[:, labels]
   x /= np.linalg.norm(x, axis=-1, keepdims=True)
-  x = jnp.asarray(x.reshape(-1, TASKS_AT_ONCE, *x.shape[1:]), jnp.float32)
+  at_once = min(tasks, TASKS_AT_ONCE)
+  x = jnp.asarray(x.reshape(-1, at_once, *x.shape[1:]), jnp.float32)
   fit = jax.jit(jax.vmap(lambda x: logistic.fit(x, labels, ways)))
   residuals = jax.vmap(lambda p, x: logistic.diagnostics(p, x, labels))
   worst = max(map(jnp.max, jax.tree.leaves(residuals(fit(x[0]), x[0]))))
@@ -79,33 +81,40 @@ def peer_seconds(args, program, *flags):
   return said['seconds'] / said['tasks']
 
 
-def compare(args, name, make, program, flags, wanted):
-  """Prints one line: ours, theirs and the ratio, all of one task."""
-  thunk, tasks, residual = make()
+def compare(args, name, make, tasks, program, flags, wanted):
+  """Prints one line: ours, theirs and the ratio, per task."""
+  thunk, tasks, residual = make(min(tasks, args.tasks or tasks))
   jax.block_until_ready(thunk())
   ours, theirs = [], []
   for _ in range(args.rounds):
     ours += [seconds_of(thunk) / tasks for _ in range(args.repeats)]
     if args.peers:
       theirs.append(peer_seconds(args, program, *flags))
-  line = f'{name:9s} ours {1e3 * statistics.median(ours):8.3f} ms a task'
+  line = f'{name:9s} ours {1e3 * statistics.median(ours):8.3f} ms per task'
   if theirs:
     ratio = statistics.median(theirs) / statistics.median(ours)
-    line += (f'  peer {1e3 * statistics.median(theirs):8.3f} ms a task'
+    line += (f'  peer {1e3 * statistics.median(theirs):8.3f} ms per task'
              f'  x{ratio:.0f} (wanted x{wanted})')
   print(f'{line}  {residual}', flush=True)
 
 
-def main():
-  """Prints the lines."""
+def parse(argv=None):
+  """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--peers', default='')
   parser.add_argument('--peer_python', default='python3')
   parser.add_argument('--rounds', type=int, default=5)
-  parser.add_argument('--repeats', type=int, default=5, help='a round')
-  args = parser.parse_args()
-  compare(args, 'svm', svm_step, 'svm_head.py', ['--shots=15'], 20)
-  compare(args, 'logistic', logistic_step, 'logistic_head.py',
+  parser.add_argument('--repeats', type=int, default=5, help='per round')
+  parser.add_argument('--tasks', type=int, default=None,
+                      help='of ours at most; default 8 and 2000')
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Prints the lines."""
+  args = parse(argv)
+  compare(args, 'svm', svm_step, 8, 'svm_head.py', ['--shots=15'], 20)
+  compare(args, 'logistic', logistic_step, 2000, 'logistic_head.py',
           ['--shots=5', '--tasks=100'], 50)
 
 

@@ -1,6 +1,6 @@
 """Draws how iMAML's implicit gradient goes to the unrolled one.
 
-    python benchmarks/imaml.py [--out=docs/imaml.png]
+    python benchmarks/imaml.py [--out=docs/imaml.png] [--steps=1,4,16]
 
 One 5-way 1-shot task of glyphs and a network of two convolutional blocks, in
 float64: the gradient of iMAML (paper's form) against the gradient through all
@@ -10,9 +10,9 @@ max pooling, as CNN-4: an inner optimum can lie on a kink, where the implicit
 function theorem does not hold.
 
 The inner rate is 1 / (lambda + c), c the largest curvature of L at theta by
-power iteration: descent diverges from 2 / (lambda + c) on. An inner optimum
-needs lambda above the most negative curvature. Points where I + H / lambda was
-not positive, so that conjugate gradients stopped, are hollow.
+power iteration: descent diverges at rates above 2 / (lambda + c). An inner
+optimum exists if lambda is above the most negative curvature. A point is hollow
+if I + H / lambda was not positive, so that conjugate gradients stopped.
 """
 
 import argparse
@@ -31,8 +31,8 @@ from mtl_jax.data import store as stores
 from mtl_jax.models import layers
 from mtl_jax.train import step as steps
 
-STEPS = (1, 4, 16, 64, 256, 1024)
 CG_STEPS = 100
+STYLES = {'smooth': 'o-', 'kinks': 's--'}
 
 
 class Blocks(nn.Module):
@@ -102,41 +102,63 @@ def start(smooth, episode):
   return jax.tree.map(lambda x: x.astype(jnp.float64), variables)
 
 
-def main():
-  """Prints the table and draws the figure."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--out', default='')
-  parser.add_argument('--l2', default='3,10,30')
-  args = parser.parse_args()
+def draw_episode(data):
+  """Returns a 5-way 1-shot task with 3 queries per class."""
   c = base_config()
   c.train.ways, c.train.shots, c.train.queries = 5, 1, 3
-  episode = steps.draw_episode(
-      stores.arrays(stores.load('glyphs', 'train')), None,
-      jax.random.key(1), c)
-  jax.config.update('jax_enable_x64', True)
+  return steps.draw_episode(
+      stores.arrays(stores.load(data, 'train')), None, jax.random.key(1),
+      train=c.train, augmentation=c.augment)
+
+
+def measure(name, episode, l2s, num_steps, axes):
+  """Prints the rows of one network of STYLES and draws its lines."""
+  smooth, style = name == 'smooth', STYLES[name]
+  variables = start(smooth, episode)
+  curvature = largest_curvature(smooth, variables, episode)
+  for i, l2 in enumerate(l2s):
+    rate, results = 1 / (l2 + curvature), []
+    for n in num_steps:
+      results.append(distance(smooth, variables, episode, l2, rate, n))
+      gap, residual, negative = results[-1]
+      print(f'| {name} | {l2:g} | {n} | {gap:.1e} | {residual:.1e} '
+            f'| {"yes" if negative else "no"} |', flush=True)
+    gaps, _, negative = np.array(results).T
+    axes.loglog(num_steps, gaps, style, color=f'C{i}', mfc='none',
+                label=f'{name}, lambda {l2:g}')
+    axes.loglog(np.array(num_steps)[negative == 0], gaps[negative == 0],
+                style[0], color=f'C{i}')
+  print(f'largest curvature at the start ({name}): {curvature:.3g}',
+        flush=True)
+
+
+def parse(argv=None):
+  """Returns the flags."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--out', default='', help='the figure')
+  parser.add_argument('--l2', default='3,10,30', help='values of lambda')
+  parser.add_argument('--steps', default='1,4,16,64,256,1024',
+                      help='numbers of inner steps')
+  parser.add_argument('--data', default='glyphs', help='of the task')
+  parser.add_argument('--networks', nargs='+', default=tuple(STYLES),
+                      choices=STYLES)
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Prints the table and draws the figure."""
+  args = parse(argv)
+  l2s = [float(l2) for l2 in args.l2.split(',')]
+  num_steps = [int(n) for n in args.steps.split(',')]
+  episode = draw_episode(args.data)
   matplotlib.use('Agg')
   from matplotlib import pyplot as plt
   _, axes = plt.subplots(figsize=(7, 4.5), layout='constrained')
   print('| network | lambda | inner steps | distance | residual | stopped |')
   print('|---|---|---|---|---|---|')
-  for smooth, style in ((True, 'o-'), (False, 's--')):
-    variables = start(smooth, episode)
-    network_name = 'smooth' if smooth else 'kinks'
-    curvature = largest_curvature(smooth, variables, episode)
-    for i, l2 in enumerate(map(float, args.l2.split(','))):
-      rate, found = 1 / (l2 + curvature), []
-      for n in STEPS:
-        found.append(distance(smooth, variables, episode, l2, rate, n))
-        gap, residual, negative = found[-1]
-        print(f'| {network_name} | {l2:g} | {n} | {gap:.1e} | {residual:.1e} '
-              f'| {"yes" if negative else "no"} |', flush=True)
-      gaps, _, negative = np.array(found).T
-      axes.loglog(STEPS, gaps, style, color=f'C{i}', mfc='none',
-                  label=f'{network_name}, lambda {l2:g}')
-      axes.loglog(np.array(STEPS)[negative == 0], gaps[negative == 0],
-                  style[0], color=f'C{i}')
-    print(f'largest curvature at the start ({network_name}): '
-          f'{curvature:.3g}', flush=True)
+  with jax.enable_x64(True):
+    for name in args.networks:
+      measure(name, episode, l2s, num_steps, axes)
   axes.set(xlabel='inner steps', ylabel='|implicit - unrolled| / |unrolled|',
            title='iMAML: the implicit gradient by inner steps')
   axes.legend(fontsize='small')

@@ -2,6 +2,7 @@
 
     python benchmarks/layers.py [--repeats 5]
                                 [--only layers|step|tasks|resnet12]
+                                [--rows 1] [--images 2]
 
 Each line interleaves its variants and gives the median milliseconds of each
 and their ratios to the first. On a machine that is shared, the processor
@@ -10,7 +11,7 @@ time in brackets (all threads together) is steadier than the wall clock.
 unit-length features, five class rows, cross-entropy, SGD. `tasks` compares
 one step of T mapped tasks with one of a single task of as many images.
 `resnet12` is the same step of that network, with and without dropping, and
-its widest convolutions.
+its widest convolutions. --rows and --images make the tables smaller.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from flax import linen as nn
 from mtl_jax import models
 from mtl_jax.models import layers
 
+# Shapes [images per task, h, w, c]; TASKS has the number of tasks in front.
 LAYERS = ((200, 28, 28, 64), (50, 84, 84, 64), (200, 28, 28, 1),
           (50, 84, 84, 3))
 STEPS = ((50, 28, 28, 1), (200, 28, 28, 1), (50, 84, 84, 3), (200, 84, 84, 3))
@@ -113,24 +115,30 @@ def gradient_of(module, images, **kwargs):
   return lambda: grad(variables, images)
 
 
-def time_layers(repeats):
+def rows(table, args):
+  """Returns the shapes of a table that the flags ask for."""
+  limit = args.images or max(shape[0] for shape in table)
+  return [(min(shape[0], limit), *shape[1:]) for shape in table[:args.rows]]
+
+
+def time_layers(args):
   """Prints convolution, pooling and BatchNorm at the sizes of LAYERS."""
-  for shape in LAYERS:
+  for shape in rows(LAYERS, args):
     images = jax.random.normal(jax.random.key(0), shape)
     interleave(f'convolution {shape}', {
         'flax': gradient_of(nn.Conv(64, (3, 3), use_bias=False), images),
-        'ours': gradient_of(layers.Conv3x3(64), images)}, repeats)
+        'ours': gradient_of(layers.Conv3x3(64), images)}, args.repeats)
     if shape[-1] == 64:
       grad = lambda pool: jax.jit(jax.grad(lambda x: jnp.sum(pool(x) ** 2)))
       flax = grad(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
       ours = grad(layers.max_pool)
       interleave(f'max pool {shape}', {
           'flax': lambda f=flax, x=images: f(x),
-          'ours': lambda f=ours, x=images: f(x)}, repeats)
+          'ours': lambda f=ours, x=images: f(x)}, args.repeats)
       interleave(f'BatchNorm {shape}', {
           'flax': gradient_of(FlaxNorm(), images),
-          'ours': gradient_of(layers.BatchNorm(), images, train=True)},
-                 repeats)
+          'ours': gradient_of(layers.BatchNorm(), images, own=True)},
+                 args.repeats)
 
 
 def make_step(model, shape):
@@ -171,9 +179,9 @@ def make_step(model, shape):
   return lambda: step(params, images, keys, schedule)
 
 
-def time_steps(repeats):
-  """Prints whole steps, and what each exchanged layer is worth."""
-  for shape in STEPS:
+def time_steps(args):
+  """Prints whole steps, and steps with one of our layers exchanged."""
+  for shape in rows(STEPS, args):
     shape = (1, *shape)
     interleave(f'step {shape[1:]}', {
         'flax': make_step(FlaxConv4(), shape),
@@ -181,47 +189,59 @@ def time_steps(repeats):
         'without conv': make_step(FlaxConv4(('pool', 'norm')), shape),
         'without pool': make_step(FlaxConv4(('conv', 'norm')), shape),
         'without norm': make_step(FlaxConv4(('conv', 'pool')), shape),
-    }, repeats)
+    }, args.repeats)
 
 
-def time_tasks(repeats):
+def time_tasks(args):
   """Prints a step of T tasks against one task of as many images."""
-  for tasks, batch, *image in TASKS:
+  for tasks, batch, *image in TASKS[:args.rows]:
+    batch = min(batch, args.images or batch)
     interleave(f'tasks {tasks} x {batch}, {tuple(image)}', {
         'one': make_step(models.create('conv4'), (1, tasks * batch, *image)),
         'mapped': make_step(models.create('conv4'), (tasks, batch, *image)),
         'flax mapped': make_step(FlaxConv4(), (tasks, batch, *image)),
-    }, repeats)
+    }, args.repeats)
 
 
-def time_resnet12(repeats):
+def time_resnet12(args):
   """Prints steps of ResNet-12 and its convolutions."""
-  for shape in WIDE:
+  for shape in rows(WIDE, args):
     images = jax.random.normal(jax.random.key(0), shape)
     flax = nn.Conv(shape[-1], (3, 3), use_bias=False)
     interleave(f'convolution {shape}', {
         'flax': gradient_of(flax, images),
-        'ours': gradient_of(layers.Conv3x3(shape[-1]), images)}, repeats)
-  for shape in RESNET12:
+        'ours': gradient_of(layers.Conv3x3(shape[-1]), images)}, args.repeats)
+  for shape in rows(RESNET12, args):
     interleave(f'resnet12 {shape}', {
         'flax': make_step(FlaxResnet12(), (1, *shape)),
         'ours': make_step(models.create('resnet12'), (1, *shape)),
         'not dropping': make_step(
             models.create('resnet12', drop_rate=0.), (1, *shape)),
-    }, repeats)
+    }, args.repeats)
 
 
-def main():
-  """Prints the tables."""
+TABLES = {'layers': time_layers, 'step': time_steps, 'tasks': time_tasks,
+          'resnet12': time_resnet12}
+
+
+def parse(argv=None):
+  """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--repeats', type=int, default=5)
-  tables = {'layers': time_layers, 'step': time_steps, 'tasks': time_tasks,
-            'resnet12': time_resnet12}
-  parser.add_argument('--only', choices=tables, default=None)
-  args = parser.parse_args()
-  for name, table in tables.items():
+  parser.add_argument('--only', choices=TABLES, default=None)
+  parser.add_argument('--rows', type=int, default=None,
+                      help='of each table; default all')
+  parser.add_argument('--images', type=int, default=None,
+                      help='per task at most; default those of the table')
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Prints the tables."""
+  args = parse(argv)
+  for name, table in TABLES.items():
     if args.only in (None, name):
-      table(args.repeats)
+      table(args)
 
 
 if __name__ == '__main__':

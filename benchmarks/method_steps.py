@@ -1,24 +1,24 @@
 """Times a meta-step of every method, and what it holds in memory.
 
     python benchmarks/method_steps.py [--methods=maml,imaml] [--data=omniglot]
+                                      [--choices loop unrolled]
 
-Choices of how a device goes through its tasks, of which the gradient does not
-depend:
+Choices of how a device goes through its tasks. The gradient is the same:
 
-  together    all tasks in one vmap (devices.tasks_at_once=0)
-  loop        one by one in a compiled loop (tasks_at_once=1)
-  unrolled    one by one, compiled one behind the other (unroll_passes)
+  together    all tasks in one vmap (parallel.tasks_at_once=0)
+  loop        one task at a time in a compiled loop (tasks_at_once=1)
+  unrolled    one task at a time, the loop unrolled (unroll_passes)
 
 and for MAML first order and rematerialised inner steps. Milliseconds are
-medians; memory is what the compiled step asks for beside its arguments, of all
-devices together. CNN-4 with 32 channels, settings of the small benchmarks
-(4 tasks, 5-way 5-shot), two CPU devices unless --devices says otherwise.
+medians; memory is what the compiled step needs in addition to its arguments,
+on all devices together. CNN-4 with 32 channels, settings of the small
+benchmarks (4 tasks, 5-way 5-shot), two CPU devices unless --devices says
+otherwise.
 """
 
 import argparse
 import json
 import pathlib
-import runpy
 import statistics
 import sys
 import time
@@ -27,11 +27,10 @@ import jax
 
 from mtl_jax import devices
 from mtl_jax.algorithms import METHODS
+from mtl_jax.config import flags
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
-from mtl_jax.run import build
-from mtl_jax.train import optimizer
-from mtl_jax.train import step as steps
+from mtl_jax.run import build, loop
 
 ROOT = pathlib.Path(__file__).parent.parent
 CHOICES = {
@@ -43,24 +42,27 @@ MAML = {'first order': {'method.first_order': True},
         'remat': {'method.remat': True}}
 
 
-def measure(method, data, devices, changes, repeats):
-  """Returns (milliseconds, MiB, seconds of compilation) of a step."""
-  get_config = runpy.run_path(str(ROOT / f'configs/{data}_5shot.py'))
-  c = get_config['get_config'](method)
-  c.model.width, c.train.meta_batch = 32, 4
+def make_config(method, changes, args):
+  """Returns the config of a run with these steps."""
+  benchmark = args.data.partition('/')[0]
+  c = flags.load(f'{ROOT}/configs/{benchmark}_5shot.py:{method}')
+  c.data.name, c.model.width = args.data, args.width
   c.train.ways, c.train.shots, c.train.queries = 5, 5, 5
+  c.train.meta_batch, c.parallel.devices = 4, args.devices
   c.update_from_flattened_dict(changes)
-  store = stores.load(c.data.name, 'train')
-  algorithm = build.algorithm_of(c, store.num_classes)
-  state = build.initial_state(c, algorithm, store.images.shape[1:])
-  compiled = devices.compile(
-      steps.make_step(algorithm, optimizer.build(c.optimizer), c, 4),
-      devices.mesh(devices, 4))
+  return c
+
+
+def measure(config, repeats):
+  """Returns (milliseconds, MiB, seconds of compilation) of a step."""
+  run = loop.make_run(config)
+  store = run.splits['train']
+  compiled = loop.compile_step(config, run)
   arrays, key, state = compiled.put((
-      stores.arrays(store, 'device'),
-      episodes.stream_key(0, episodes.Stream.TRAIN), state))
+      stores.arrays(store), episodes.stream_key(0, episodes.Stream.TRAIN),
+      build.initial_state(config, run.algorithm, store.images.shape[1:])))
   start = time.monotonic()
-  step = compiled.step.lower(state, arrays, key, None).compile()
+  step = compiled.lower(state, arrays, key, None).compile()
   compilation = time.monotonic() - start
   times = []
   for _ in range(repeats + 1):
@@ -71,29 +73,44 @@ def measure(method, data, devices, changes, repeats):
   return 1e3 * statistics.median(times[1:]), memory / 2 ** 20, compilation
 
 
-def main():
-  """Prints a row a method and choice; results are kept in --out."""
+def parse(argv=None):
+  """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--methods', default=','.join(METHODS))
   parser.add_argument('--data', default='glyphs')
   parser.add_argument('--devices', default=2, type=int)
+  parser.add_argument('--width', default=32, type=int, help='channels')
+  parser.add_argument('--choices', nargs='+', choices=[*CHOICES, *MAML],
+                      help='default all')
   parser.add_argument('--repeats', default=7, type=int)
-  parser.add_argument('--out', default='', help='a JSON file to go on with')
-  args = parser.parse_args()
+  parser.add_argument('--out', default='', help='a JSON file of results; those '
+                      'that it has are not measured again')
+  return parser.parse_args(argv)
+
+
+def choices_of(method, args):
+  """Returns name -> changes of the config."""
+  choices = dict(CHOICES)
+  if method == 'maml':
+    choices |= {name: CHOICES['unrolled'] | changes
+                for name, changes in MAML.items()}
+  return {name: changes for name, changes in choices.items()
+          if name in (args.choices or choices)}
+
+
+def main(argv=None):
+  """Prints a row per method and choice; results are kept in --out."""
+  args = parse(argv)
   devices.split_cpu(args.devices)
   out = pathlib.Path(args.out) if args.out else None
   done = json.loads(out.read_text()) if out and out.exists() else {}
-  print('| method | choice | ms a step | MiB | compilation, s |')
+  print('| method | choice | ms per step | MiB | compilation, s |')
   print('|---|---|---|---|---|')
   for method in args.methods.split(','):
-    choices = dict(CHOICES)
-    if method == 'maml':
-      choices |= {k: CHOICES['unrolled'] | v for k, v in MAML.items()}
-    for choice, changes in choices.items():
+    for choice, changes in choices_of(method, args).items():
       name = f'{method} | {choice}'
       if name not in done:
-        done[name] = measure(method, args.data, args.devices, changes,
-                             args.repeats)
+        done[name] = measure(make_config(method, changes, args), args.repeats)
         if out:
           out.write_text(json.dumps(done, indent=2))
       ms, memory, compilation = done[name]

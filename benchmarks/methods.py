@@ -4,8 +4,9 @@
 
 One command line of `mtl_jax.main` per method, one after another: the same
 CNN-4, the same initial backbone, the same test tasks; settings are the
-methods' own for the benchmark (RECIPES in mtl_jax/algorithms). A method that
-is done is not run again, so the command resumes where it stopped. Then
+methods' own for the benchmark (RECIPES in mtl_jax/algorithms). Any further
+flag `--config.field=value` goes to every run. A method that is done is not
+run again, so the command resumes where it stopped. The columns are
 
   accuracy     of the method's own adaptation to unseen classes, 95% interval
   untrained    the same adaptation from the initial values
@@ -37,20 +38,26 @@ CONFIGS = {'omniglot': ('omniglot_5shot', 'cpu'),
 HEADS = {'own': "('own','logistic')", 'logistic': "('logistic',)"}
 
 
-def train(method, data, path, width, seed):
-  """Runs one method into `path`; writes cost.json behind the run's files."""
-  config, scale = CONFIGS[data]
-  recipe = algorithms.recipe(method, data, 5, scale)
+def flags_of(method, path, args):
+  """Returns the flags of mtl_jax.main for the run of a method."""
+  config, scale = CONFIGS[args.data]
+  recipe = algorithms.recipe(method, args.data, 5, scale)
   own = recipe.overrides.get('validation.head')
-  flags = [f'--config={ROOT}/configs/{config}.py:{method}',
-           f'--workdir={path}', f'--config.model.width={width}',
-           f'--config.seed={seed}', '--config.eval.tasks=1000',
-           '--config.validation.tasks=100', '--config.validation.queries=10',
-           f'--config.eval.heads={HEADS["own" if own else "logistic"]}',
-           '--config.parallel.cpu_devices=2', '--config.log.every_steps=20']
+  return [f'--config={ROOT}/configs/{config}.py:{method}',
+          f'--workdir={path}', f'--config.model.width={args.width}',
+          f'--config.seed={args.seed}', '--config.eval.tasks=1000',
+          '--config.validation.tasks=100', '--config.validation.queries=10',
+          f'--config.eval.heads={HEADS["own" if own else "logistic"]}',
+          '--config.parallel.cpu_devices=2', '--config.log.every_steps=20',
+          *args.changes]
+
+
+def train(method, path, args):
+  """Runs one method into `path`; writes cost.json after the run's files."""
   start = time.monotonic()
-  process = subprocess.Popen([sys.executable, '-m', 'mtl_jax.main', *flags],
-                             cwd=ROOT)
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'mtl_jax.main', *flags_of(method, path, args)],
+      cwd=ROOT)
   _, status, usage = os.wait4(process.pid, 0)
   if status:
     raise SystemExit(f'{method} failed: status {status}')
@@ -84,7 +91,7 @@ def table(rows):
   """Returns the lines of a Markdown table."""
   text = lambda s: f'{100 * s["accuracy"]:.2f} +- {100 * s["ci95"]:.2f}'
   lines = ['| method | accuracy | untrained | gain | logistic head '
-           '| BatchNorm | steps x tasks | ms a step | MiB | minutes |',
+           '| BatchNorm | steps x tasks | ms per step | MiB | minutes |',
            '|---' * 10 + '|']
   for method, r in rows.items():
     lines.append(
@@ -96,21 +103,30 @@ def table(rows):
   return '\n'.join([*lines, '', f'Raw pixels, logistic head: {text(raw)}.'])
 
 
-def main():
-  """Trains what is missing, prints the table and says what failed."""
+def parse(argv=None):
+  """Returns the flags; `changes` are those for the runs."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--data', default='omniglot', choices=CONFIGS)
   parser.add_argument('--out', default='runs/methods', type=pathlib.Path)
   parser.add_argument('--methods', default=','.join(algorithms.METHODS))
   parser.add_argument('--width', default=32, type=int, help='channels')
   parser.add_argument('--seed', default=0, type=int)
-  args = parser.parse_args()
+  args, args.changes = parser.parse_known_args(argv)
+  for flag in args.changes:
+    if not flag.startswith('--config.'):
+      parser.error(f'{flag} is unknown')
+  return args
+
+
+def main(argv=None):
+  """Trains what is missing, prints the table and says what failed."""
+  args = parse(argv)
   rows = {}
   for method in args.methods.split(','):
     path = args.out.absolute() / args.data / method
     if not (path / 'cost.json').exists():
       path.parent.mkdir(parents=True, exist_ok=True)
-      train(method, args.data, path, args.width, args.seed)
+      train(method, path, args)
     rows[method] = row(path)
   (args.out / f'{args.data}.json').write_text(json.dumps(rows, indent=2))
   print(table(rows))

@@ -60,14 +60,19 @@ def measure(points, dim, depth, repeats):
         f' memory {memory:.2f} GB', sep='', flush=True)
 
 
-def main():
-  """Prints the table."""
+def parse(argv=None):
+  """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--points', type=int, default=2000)
   parser.add_argument('--depth', type=int, default=8)
   parser.add_argument('--dims', type=int, nargs='+', default=[10, 784])
   parser.add_argument('--repeats', type=int, default=5)
-  args = parser.parse_args()
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Prints the table."""
+  args = parse(argv)
   for dim in args.dims:
     measure(args.points, dim, args.depth, args.repeats)
 

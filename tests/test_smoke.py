@@ -1,0 +1,380 @@
+"""No script, command or example of the pages has stopped working.
+
+Scripts in benchmarks/ are run with their smallest arguments; what takes longer
+is in tests/long/test_benchmarks.py. Commands are parsed and their values are
+checked, but nothing is trained.
+"""
+
+import ast
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import types
+
+import command
+import mini_imagenet_fake
+import pytest
+from conftest import FAST_COMPILES, ROOT
+
+from mtl_jax import algorithms, heads
+from mtl_jax.adapt import __main__ as adapt_command
+from mtl_jax.config import check, flags
+from mtl_jax.data import __main__ as data_command
+from mtl_jax.data import sources
+from mtl_jax.errors import UserError
+from mtl_jax.ntk import __main__ as ntk_command
+from mtl_jax.ntk.checks import check as checks
+from mtl_jax.report import __main__ as report_command
+from mtl_jax.run import workdir
+
+# (script, smallest arguments, what must have been printed). Paths are relative
+# to the folder that the script runs in.
+SMALLEST = [
+    ('build_mini_imagenet', ['files', 'made'], 'the same store from all'),
+    ('heads',
+     ['--rounds=1', '--repeats=1', '--tasks=2', '--peers=peers',
+      f'--peer_python={sys.executable}'],
+     'peer  100.000 ms per task'),
+    ('imaml',
+     ['--networks=kinks', '--l2=10', '--steps=1', '--data=glyphs/tiny',
+      '--out=imaml.png'],
+     '| kinks | 10 | 1 |'),
+    ('layers',
+     ['--only=layers', '--rows=1', '--images=2', '--repeats=1'],
+     'BatchNorm (2, 28, 28, 64)'),
+    ('layers',
+     ['--only=step', '--rows=1', '--images=2', '--repeats=1'],
+     'without norm'),
+    ('method_steps',
+     ['--methods=protonet', '--choices=loop', '--data=glyphs/tiny',
+      '--width=4', '--repeats=1', '--out=steps.json'],
+     '| protonet | loop |'),
+    ('methods',
+     ['--data=glyphs', '--methods=mtl', '--out=runs'],
+     'Raw pixels, logistic head:'),
+    ('ntk',
+     ['--points=20', '--depth=2', '--dims', '3', '--repeats=1'],
+     '20 points of 3'),
+]
+SCRIPTS = sorted(path.stem for path in ROOT.glob('benchmarks/*.py'))
+PAGES = {name: (ROOT / name).read_text(encoding='utf-8') for name in (
+    'README.md', 'CONTRIBUTING.md',
+    *sorted(f'docs/{path.name}' for path in ROOT.glob('docs/*.md')))}
+EXAMPLE = re.compile(r'```python\n(.*?)```', re.S)
+COMMAND = re.compile(r'(\S*python[\d.]*|\S*pip|make|git|bash|sh|\S*/\S+\.sh) ')
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+  """The folder that the commands run in; scripts can be imported.
+
+  `birds` is the folder of images that pages name as an example.
+  """
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  (tmp_path / 'birds').mkdir()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+  return tmp_path
+
+
+@pytest.fixture(scope='module')
+def launched(tmp_path_factory):
+  """What launch/fake_devices.sh printed, and the workdir of its run."""
+  path = tmp_path_factory.mktemp('launched') / 'run'
+  given = command.arguments(
+      path, config__train__max_epochs=1, config__eval__baselines=True,
+      config__log__every_steps=1, config__eval__tasks=4,
+      config__validation__tasks=4, config__augment__operations='')
+  done = subprocess.run(
+      [ROOT / 'launch/fake_devices.sh', '2', *given], cwd=ROOT, text=True,
+      capture_output=True, timeout=300, env={
+          **os.environ, 'XLA_FLAGS': FAST_COMPILES, 'PYTHON': sys.executable,
+          'PYTHONPATH': str(ROOT)})
+  assert done.returncode == 0, done.stderr
+  return done.stdout, path
+
+
+# --- The scripts in benchmarks/. ---
+
+
+def test_every_script_has_smallest_arguments():
+  assert {name for name, *_ in SMALLEST} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize('name, arguments, expected', SMALLEST, ids=[
+    ' '.join([name, arguments[0]]) for name, arguments, _ in SMALLEST])
+def test_a_script_runs(name, arguments, expected, home, monkeypatch, capfd,
+                       request):
+  module = importlib.import_module(name)
+  if name in PREPARED:
+    PREPARED[name](module, home, monkeypatch, request)
+  assert not module.main(arguments)
+  printed = capfd.readouterr().out
+  assert expected in printed
+  assert 'nan' not in printed
+
+
+def test_the_launch_script_trains_on_as_many_devices_as_it_is_told(launched):
+  assert ', 2 x cpu' in launched[0].splitlines()[0]
+  assert json.loads((launched[1] / 'test.json').read_text())['num_tasks'] == 4
+
+
+def prepare_mini_imagenet(module, home, monkeypatch, request):
+  """Writes a counterfeit, which is small in this process alone."""
+  mini_imagenet_fake.shrink(monkeypatch.setattr)
+  mini_imagenet_fake.write_zips(home / 'files')
+
+  def build_here(files, folder):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+      module.build(files, folder)
+    return printed.getvalue()
+
+  monkeypatch.setattr(module, 'build_apart', build_here)
+
+
+def prepare_peers(module, home, monkeypatch, request):
+  """Writes peers that need no other libraries."""
+  (home / 'peers').mkdir()
+  for name in ('svm_head.py', 'logistic_head.py'):
+    (home / 'peers' / name).write_text(
+        'print(\'{"seconds": 0.2, "tasks": 2}\')\n')
+
+
+def prepare_finished_run(module, home, monkeypatch, request):
+  """Makes a run that the script need not train again."""
+  path = home / 'runs/glyphs/mtl'
+  shutil.copytree(request.getfixturevalue('launched')[1], path)
+  (path / 'cost.json').write_text('{"minutes": 1, "memory": 1}')
+
+
+PREPARED = {'build_mini_imagenet': prepare_mini_imagenet,
+            'heads': prepare_peers, 'methods': prepare_finished_run}
+
+
+@pytest.mark.parametrize('benchmark', ('omniglot', 'glyphs'))
+def test_the_flags_for_the_runs_of_all_methods_are_valid(benchmark, home):
+  module = importlib.import_module('methods')
+  args = module.parse([f'--data={benchmark}'])
+  for method in algorithms.METHODS:
+    check_main(module.flags_of(method, home / 'run', args), home)
+
+
+# --- The commands of the pages. ---
+
+
+def commands_of(text):
+  """Returns the commands of a page: those in blocks and those within a line."""
+  text = EXAMPLE.sub('', text)
+  joined = re.sub(r'\\\n\s*', '', text)
+  blocks = re.findall(r'^ {4,}(\S.*)$', joined, re.M)
+  for fenced in re.findall(r'^```\w*\n(.*?)^```', joined, re.M | re.S):
+    blocks += fenced.splitlines()
+  inline = [' '.join(code.split()) for code in re.findall(
+      r'`([^`]+)`', re.sub(r'```.*?```', '', text, flags=re.S))]
+  return [line.strip() for line in blocks + inline
+          if COMMAND.match(line.strip())]
+
+
+COMMANDS = [pytest.param(line, id=f'{page}-{line[:60]}')
+            for page, text in PAGES.items()
+            for line in dict.fromkeys(commands_of(text))]
+
+
+def test_the_commands_of_the_pages_are_found():
+  assert commands_of(
+      'Text\n\n    make a   # why\n    python -m b \\\n      --c=1 > d\n\n'
+      '```\nlaunch/e.sh 2\n```\nand `python\nf.py`, `python`, `mtl_jax/g`.\n'
+      '```python\nmake = 1\n```\n') == [
+          'make a   # why', 'python -m b --c=1 > d', 'launch/e.sh 2',
+          'python f.py']
+  assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize('line', COMMANDS)
+def test_a_command_is_accepted(line, home, monkeypatch):
+  check_command(line, home, monkeypatch)
+
+
+MAIN = 'python -m mtl_jax.main --config=configs/quickstart.py'
+REFUSED = {  # command -> what the error says
+    'git status now': 'git',
+    'make nothing': 'nothing',
+    "pip install -e '.[nothing]'": 'nothing',
+    'python -m mtl_jax.nothing': 'nothing',
+    'python -m pytest tests/nothing.py': 'tests/nothing.py',
+    'python tests/nothing.py': 'tests/nothing.py',
+    'python benchmarks/nothing.py': 'benchmarks/nothing.py',
+    'python benchmarks/ntk.py --nothing': '^2$',
+    'python benchmarks/methods.py --nothing': '^2$',
+    'launch/nothing.sh 2': 'launch/nothing.sh',
+    'launch/fake_devices.sh 0 --config=configs/quickstart.py': "'0'",
+    'launch/fake_devices.sh 2 --config=configs/nothing.py': 'not there',
+    'python -m mtl_jax.main --config=configs/nothing.py': 'not there',
+    f'{MAIN}:nothing': "'nothing': allowed are mtl",
+    f'{MAIN} --config.nothing.ways=1': 'config.nothing.ways is unknown',
+    f'{MAIN} --config.train.ways=0': 'config.train.ways is 0',
+    'python -m mtl_jax.main --mode=evaluate --checkpoint=runs/a '
+    '--config.model.width=3': 'config.model.width=64, not 3',
+    'python -m mtl_jax.data check': '2 == 0',
+    'python -m mtl_jax.data list --manual_dir=a': '2 == 0',
+    'python -m mtl_jax.data build nothing': "NAME is 'nothing'",
+    'python -m mtl_jax.ntk nothing': 'nothing',
+    'python -m mtl_jax.ntk bound --nothing=1': 'unrecognized',
+    'python -m mtl_jax.ntk bound --depths=1,2': '--depths: three or more',
+    'python -m mtl_jax.report a': '2 == 0',
+    'python -m mtl_jax.adapt --checkpoint=a': '--support, --query',
+    'python -m mtl_jax.adapt --checkpoint=a --support=b --query=c '
+    '--head=nothing': "'nothing': allowed are centroid",
+    'python -m mtl_jax.config nothing': 'nothing',
+}
+
+
+@pytest.mark.parametrize('line', REFUSED)
+def test_a_command_that_does_not_work_is_refused(line, home, monkeypatch):
+  errors = (AssertionError, KeyError, UserError, SystemExit)
+  with pytest.raises(errors, match=REFUSED[line]):
+    check_command(line, home, monkeypatch)
+
+
+def check_command(line, home, monkeypatch):
+  """Raises an error unless the program of a command accepts its arguments."""
+  program, *words = shlex.split(line, comments=True)
+  if '>' in words:
+    words = words[:words.index('>')]
+  if program in ('python', '.venv/bin/python'):
+    if words[0] == '-m':
+      _, module, *words = words
+      MODULES[module](words, home, monkeypatch)
+    else:
+      check_script(*words)
+  elif program == 'make':
+    for target in words:
+      assert re.search(f'^{target}:', (ROOT / 'Makefile').read_text(), re.M)
+  elif program == 'pip':
+    assert words[:2] == ['install', '-e']
+    extra = re.fullmatch(r'\.(?:\[(\w+)\])?', words[2])[1]
+    assert not extra or f"'{extra}': [" in (ROOT / 'setup.py').read_text()
+  else:
+    assert program == 'launch/fake_devices.sh', program
+    check_launch(words, home)
+
+
+def check_script(path, *words):
+  assert (ROOT / path).exists(), path
+  if path.startswith('benchmarks/'):
+    importlib.import_module((ROOT / path).stem).parse(words)
+
+
+def check_launch(words, home):
+  """The script's first argument is a number of devices."""
+  assert re.fullmatch('[1-9][0-9]*', words[0])
+  check_main(words[1:], home)
+
+
+def check_main(words, home, monkeypatch=None):
+  """A run that the command names has the config of the quick start."""
+  for word in words:
+    if word.startswith('--checkpoint='):
+      run = home / word.partition('=')[2]
+      workdir.claim(run, flags.load('configs/quickstart.py'), {})
+  parsed = flags.parse(words, workdir.saved_config)
+  check.validate(parsed.config)
+  if parsed.checkpoint:
+    workdir.check(home / parsed.checkpoint, parsed.config, testing=True)
+
+
+def check_data(words, home, monkeypatch):
+  """Runs the command line with functions that do nothing."""
+  for name, (low, high, run) in data_command.COMMANDS.items():
+    nothing = lambda *names, **options: None
+    monkeypatch.setattr(data_command, run.__name__, nothing)
+    monkeypatch.setitem(data_command.COMMANDS, name, (low, high, nothing))
+  assert data_command.main(words) == 0
+  for name in words[1:]:
+    if name != 'NAME' and not name.startswith('--'):
+      sources.check_name('NAME', name)
+
+
+def check_ntk(words, home, monkeypatch):
+  name, *rest = words
+  if name == 'NAME':
+    name = 'bound'
+  declared, run, _ = ntk_command.COMMANDS[name]
+  options, _ = ntk_command.parse(name, declared, rest)
+  module = importlib.import_module(run.__module__)
+  if hasattr(module, 'settle'):
+    module.settle(options)
+  else:
+    checks.settle(declared, options)
+
+
+def check_adapt(words, home, monkeypatch):
+  head = adapt_command.parse(words).head
+  assert head is None or heads.find(head)
+
+
+def check_report(words, home, monkeypatch):
+  monkeypatch.setattr(report_command, 'compare', lambda first, second: '')
+  assert report_command.main(words) == 0
+
+
+def check_config(words, home, monkeypatch):
+  assert not words
+
+
+def check_pytest(words, home, monkeypatch):
+  for word in words:
+    assert '/' not in word or (ROOT / word).exists(), word
+
+
+MODULES = {
+    'mtl_jax.main': check_main, 'mtl_jax.data': check_data,
+    'mtl_jax.ntk': check_ntk, 'mtl_jax.adapt': check_adapt,
+    'mtl_jax.report': check_report, 'mtl_jax.config': check_config,
+    'pytest': check_pytest}
+
+
+# --- The examples in Python. ---
+
+
+EXAMPLES = [pytest.param(text, id=f'{page}-{i}')
+            for page, content in PAGES.items()
+            for i, text in enumerate(EXAMPLE.findall(content))]
+
+
+def test_the_examples_are_found():
+  assert len(EXAMPLES) >= 8
+
+
+@pytest.mark.parametrize('text', EXAMPLES)
+def test_the_names_of_an_example_exist(text):
+  """It does not compile, or names what is in no module."""
+  check_names(text)
+
+
+@pytest.mark.parametrize('text', (
+    'import mtl_jax.nothing', 'from mtl_jax import nothing', 'a b',
+    'from mtl_jax.data import store\nstore.nothing()'))
+def test_an_example_that_does_not_work_is_refused(text):
+  with pytest.raises((ImportError, AttributeError, SyntaxError)):
+    check_names(text)
+
+
+def check_names(text):
+  """Imports what a text imports, and looks up what it takes of modules."""
+  tree = ast.parse(text)
+  imports = [node for node in ast.walk(tree)
+             if isinstance(node, ast.Import | ast.ImportFrom)]
+  names = {}
+  exec(compile(ast.Module(imports, []), 'example', 'exec'), names)
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      if isinstance(names.get(node.value.id), types.ModuleType):
+        getattr(names[node.value.id], node.attr)
