@@ -4,6 +4,7 @@ import ast
 import difflib
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,10 @@ from mtl_jax.errors import UserError, check_choice, first_line
 
 MODES = ('train', 'evaluate', 'features')
 FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'help')
-_WORDS = {'true': True, '1': True, 'false': False, '0': False}
+_WORDS = {'true': True, 't': True, '1': True,
+          'false': False, 'f': False, '0': False}
+# A number below zero is a value.
+_FLAG = re.compile('--?[A-Za-z]')
 
 
 class Command(NamedTuple):
@@ -57,15 +61,17 @@ def parse(argv, saved_config):
                     '--config=configs/quickstart.py')
   for name, text in changes:
     override(config, name, text)
-  if 'workdir' in given:
-    workdir = given['workdir']
-  elif mode == 'train':
-    name = pathlib.Path(_file_and_method(given['config'])[0]).stem
-    method = pathlib.Path(config.method.name).stem
-    workdir = os.path.join('runs', f'{name}_{method}')
-  else:
-    workdir = os.path.join(checkpoint, 'evaluate')
+  # An empty --workdir, such as an unset variable's, is not this folder.
+  workdir = given.get('workdir') or (
+      _default_workdir(given['config'], config) if mode == 'train'
+      else os.path.join(checkpoint, 'evaluate'))
   return Command(mode, config, workdir, checkpoint)
+
+
+def _default_workdir(text, config):
+  name = pathlib.Path(_file_and_method(text)[0]).stem
+  method = pathlib.Path(config.method.name).stem
+  return os.path.join('runs', f'{name}_{method}')
 
 
 def _split(argv):
@@ -78,7 +84,7 @@ def _split(argv):
       raise UserError(f'{flag!r} is not a flag: fields are set by '
                       '--config.field=value')
     if not assigned:
-      follows = rest and not rest[0].startswith('-') and name != 'help'
+      follows = rest and not _FLAG.match(rest[0]) and name != 'help'
       text = rest.pop(0) if follows else None
     negated = name.removeprefix('no')
     if name.startswith('config.'):
