@@ -30,3 +30,47 @@ def test_an_empty_workdir_is_the_default():
   """Fails if `--workdir=$UNSET` takes the folder of the command."""
   assert parse('--workdir=').workdir == os.path.join('runs',
                                                      'glyphs_5shot_mtl')
+
+
+OWN = """
+import dataclasses
+from mtl_jax.algorithms import base, mtl
+from mtl_jax.fields import Field
+OPTIONS = mtl.OPTIONS | {'most': Field(None, 'a number or none', kind=int)}
+RECIPES = {(None, None, 'cpu'): base.Recipe({}, 'own', ours=False)}
+ANY_WAYS = True
+def build(backbone, num_classes, ways, *, most, **options):
+  return mtl.build(backbone, num_classes, ways, **options)
+
+@dataclasses.dataclass
+class BACKBONE:
+  pool: int = 2
+  norm: str | None = None
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+  """Returns a file with a method and a network, as text."""
+  path = tmp_path / 'own.py'
+  path.write_text(OWN)
+  return str(path)
+
+
+def test_a_method_of_ones_own_may_have_a_field_without_a_value(own):
+  command = flags.parse([f'{CONFIG}:{own}', '--config.method.most=3'], None)
+  assert command.config.method.most == 3
+
+
+def test_a_field_of_a_network_of_ones_own_has_its_own_type(own):
+  """Fails if conv4's fields say what type another network's fields have."""
+  config = parse().config
+  config.model = {'name': own, 'pool': 2, 'norm': None}
+  flags.override(config, 'config.model.pool', '3')
+  flags.override(config, 'config.model.norm', 'batch')
+  assert (config.model.pool, config.model.norm) == (3, 'batch')
+
+
+@pytest.mark.parametrize('text', ['{[]:1}', '((' * 999])
+def test_no_text_of_a_tuple_ends_in_a_traceback(text):
+  parse(f'--config.eval.choose_C={text}')

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mtl_jax import fields, registry
+from mtl_jax import algorithms, fields, registry
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.errors import UserError, check_choice, first_line
 
@@ -159,9 +159,22 @@ def override(config, name, text):
   if hasattr(value, 'to_dict'):
     raise UserError(f'{name} is a section: set one of its fields, '
                     + ', '.join(sorted(value)))
-  declared = dict(fields.flat(FIELDS)).get(name.removeprefix('config.'))
-  kind = declared.type if declared else type(value)
-  section[last] = _value(name, kind, text)
+  section[last] = _value(name, _type(config, name, value), text)
+
+
+def _type(config, name, value):
+  """Returns the type of a field, where nothing declares it that of its value.
+
+  Methods declare their fields; networks, which may be a user's own, do not.
+  """
+  section, _, last = name.removeprefix('config.').partition('.')
+  if section == 'method' and last != 'name':
+    declared = algorithms.find(config.method.name).OPTIONS.get(last)
+  elif section == 'model':
+    declared = None
+  else:
+    declared = dict(fields.flat(FIELDS)).get(name.removeprefix('config.'))
+  return declared.type if declared else type(value)
 
 
 def _value(name, kind, text):
@@ -182,16 +195,23 @@ def _value(name, kind, text):
   if text == 'None':
     return None
   try:
-    return kind(text)
+    return _literal(text) if kind is type(None) else kind(text)
   except ValueError:
     raise wrong from None
 
 
 def _tuple(text):
   """Reads (1, 2), 1,2 and names without quotes: svm,centroid."""
-  try:
-    value = ast.literal_eval(text)
-  except (SyntaxError, ValueError):
+  value = _literal(text)
+  if value == text:
     parts = [part.strip(' \'"') for part in text.strip('()[]').split(',')]
     return tuple(part for part in parts if part)
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _literal(text):
+  """Returns the number, tuple .. that a text is in Python, or the text."""
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    return text
