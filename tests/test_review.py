@@ -6,6 +6,8 @@ import pytest
 from conftest import ROOT
 
 from mtl_jax.config import flags
+from mtl_jax.config.check import validate
+from mtl_jax.errors import UserError
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
 
@@ -74,3 +76,11 @@ def test_a_field_of_a_network_of_ones_own_has_its_own_type(own):
 @pytest.mark.parametrize('text', ['{[]:1}', '((' * 999])
 def test_no_text_of_a_tuple_ends_in_a_traceback(text):
   parse(f'--config.eval.choose_C={text}')
+
+
+def test_shots_of_a_test_are_whole_numbers():
+  """Fails if 1.5 shots end in a traceback, after all training."""
+  config = parse('--config.eval.also_shots=1,1.5').config
+  with pytest.raises(UserError, match=(
+      r'config.eval.also_shots has 1.5: must be whole, at least 1')):
+    validate(config)
