@@ -18,7 +18,7 @@ SUFFIX = '.py'
 
 def is_own(name):
   """Returns whether a name is that of a file of the user's own."""
-  return name.endswith(SUFFIX)
+  return isinstance(name, str) and name.endswith(SUFFIX)
 
 
 def find(field, name, registered, needed):
@@ -35,7 +35,7 @@ def find(field, name, registered, needed):
       that lacks an attribute.
   """
   if not is_own(name):
-    check_choice(field, name, registered)
+    check_choice(field, name, tuple(registered))
     return registered[name]
   module = load(field, os.path.abspath(os.path.expanduser(name)))
   for attribute in needed:

@@ -84,3 +84,11 @@ def test_shots_of_a_test_are_whole_numbers():
   with pytest.raises(UserError, match=(
       r'config.eval.also_shots has 1.5: must be whole, at least 1')):
     validate(config)
+
+
+@pytest.mark.parametrize('value', [None, 1, ['svm']])
+def test_a_head_that_is_no_text_gets_one_line(value):
+  config = parse().config
+  config.eval.heads = (value,)
+  with pytest.raises(UserError, match='config.eval.heads is .*allowed are'):
+    validate(config)
