@@ -55,6 +55,9 @@ def load(field, path):
   if not os.path.isfile(path):
     raise UserError(f'{field}: {path} is not there: name a Python file or a '
                     'registered name')
+  if not is_own(path):
+    raise UserError(f'{field}: {path} is no Python file: its name must end in '
+                    f'{SUFFIX}')
   name = f'mtl_jax_own_{pathlib.Path(path).stem}_{abs(hash(path))}'
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)

@@ -92,3 +92,8 @@ def test_a_head_that_is_no_text_gets_one_line(value):
   config.eval.heads = (value,)
   with pytest.raises(UserError, match='config.eval.heads is .*allowed are'):
     validate(config)
+
+
+def test_a_config_that_is_no_python_file_gets_one_line():
+  with pytest.raises(UserError, match='README.md is no Python file'):
+    flags.load(str(ROOT / 'README.md'))
