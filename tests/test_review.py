@@ -5,6 +5,7 @@ import os
 import pytest
 from conftest import ROOT
 
+from mtl_jax import registry
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
@@ -97,3 +98,9 @@ def test_a_head_that_is_no_text_gets_one_line(value):
 def test_a_config_that_is_no_python_file_gets_one_line():
   with pytest.raises(UserError, match='README.md is no Python file'):
     flags.load(str(ROOT / 'README.md'))
+
+
+def test_a_file_that_several_fields_name_is_run_once(own):
+  """Fails if the classes of a file exist once for each field."""
+  assert registry.find('config.method.name', own, {}, ()) is registry.find(
+      'config.model.name', own, {}, ())
