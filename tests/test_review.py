@@ -1,11 +1,15 @@
 """Faults that a review of the redesign showed, each with its input."""
 
+import logging
 import os
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from conftest import ROOT
 
-from mtl_jax import registry
+from mtl_jax import devices, registry
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
@@ -104,3 +108,18 @@ def test_a_file_that_several_fields_name_is_run_once(own):
   """Fails if the classes of a file exist once for each field."""
   assert registry.find('config.method.name', own, {}, ()) is registry.find(
       'config.model.name', own, {}, ())
+
+
+def test_getting_results_of_pmap_computes_nothing_on_several_devices(caplog):
+  """Fails if hundreds of all-reduces are dispatched, which can deadlock."""
+  compiled = devices.compile(
+      lambda state, *_: (state + 1, jax.lax.psum(state, devices.AXIS)),
+      devices.mesh(2, 2), 'pmap')
+  start = jnp.arange(7.)  # a shape that no other test has compiled
+  results = compiled.step(compiled.put(start), None, None, None)
+  with jax.log_compiles(), caplog.at_level(logging.WARNING):
+    state, total = compiled.get(results)
+  assert 'Mesh' not in caplog.text
+  np.testing.assert_array_equal(state, start + 1)
+  np.testing.assert_array_equal(total, 2 * start)
+  assert len(state.devices()) == 1
