@@ -2,17 +2,21 @@
 
 import logging
 import os
+import shutil
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from mtl_jax import devices, registry
-from mtl_jax.config import flags
+from mtl_jax.config import flags, to_json
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
+from mtl_jax.run import trained, workdir
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
 
@@ -123,3 +127,38 @@ def test_getting_results_of_pmap_computes_nothing_on_several_devices(caplog):
   np.testing.assert_array_equal(state, start + 1)
   np.testing.assert_array_equal(total, 2 * start)
   assert len(state.devices()) == 1
+
+
+@pytest.fixture(scope='module')
+def birds(tmp_path_factory):
+  """Returns a folder with a folder of images and a run of one epoch on it."""
+  home = tmp_path_factory.mktemp('birds')
+  rng = np.random.default_rng(0)
+  for split in ('train', 'validation', 'test'):
+    for name in 'abcde':
+      folder = home / 'birds' / split / f'{split}_{name}'
+      folder.mkdir(parents=True)
+      for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(
+            folder / f'{i}.png')
+  result = command.run(run_on(home), env={'MTL_JAX_DATA': str(home / 'data')})
+  assert result.returncode == 0, result.stderr
+  return home
+
+
+def run_on(home, **changes):
+  """Returns the flags of a run on the images of `home`."""
+  values = dict(
+      config__data__name=home / 'birds', config__train__max_epochs=1,
+      config__eval__queries=2, config__eval__tasks=4, config__log__progress=1)
+  return command.arguments(home / 'run', **{**values, **changes})
+
+
+def test_a_run_is_used_where_its_training_data_are_gone(birds, tmp_path):
+  """Fails if a classifier needs the images that it was trained on."""
+  shutil.copytree(birds, tmp_path / 'here')
+  shutil.rmtree(tmp_path / 'here/birds')
+  config = workdir.saved_config(tmp_path / 'here/run')
+  config.data.name = str(tmp_path / 'here/birds')
+  (tmp_path / 'here/run/config.json').write_text(to_json(config))
+  assert trained.load(tmp_path / 'here/run').step == 4
