@@ -13,10 +13,10 @@ from conftest import ROOT
 from PIL import Image
 
 from mtl_jax import devices, registry
-from mtl_jax.config import flags, to_json
+from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
-from mtl_jax.run import trained, workdir
+from mtl_jax.run import trained
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
 
@@ -141,24 +141,43 @@ def birds(tmp_path_factory):
       for i in range(4):
         Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(
             folder / f'{i}.png')
-  result = command.run(run_on(home), env={'MTL_JAX_DATA': str(home / 'data')})
+  result = run_on_birds(home, config__train__max_epochs=1)
   assert result.returncode == 0, result.stderr
   return home
 
 
-def run_on(home, **changes):
-  """Returns the flags of a run on the images of `home`."""
-  values = dict(
-      config__data__name=home / 'birds', config__train__max_epochs=1,
-      config__eval__queries=2, config__eval__tasks=4, config__log__progress=1)
-  return command.arguments(home / 'run', **{**values, **changes})
+def run_on_birds(home, **changes):
+  """Runs the command in `home`, on its folder `birds`."""
+  return command.run(command.arguments(
+      'run', config__data__name='birds', config__eval__queries=2,
+      config__eval__tasks=4, **changes), cwd=home,
+                     env={'MTL_JAX_DATA': str(home / 'data')})
 
 
 def test_a_run_is_used_where_its_training_data_are_gone(birds, tmp_path):
   """Fails if a classifier needs the images that it was trained on."""
-  shutil.copytree(birds, tmp_path / 'here')
-  shutil.rmtree(tmp_path / 'here/birds')
-  config = workdir.saved_config(tmp_path / 'here/run')
-  config.data.name = str(tmp_path / 'here/birds')
-  (tmp_path / 'here/run/config.json').write_text(to_json(config))
-  assert trained.load(tmp_path / 'here/run').step == 4
+  shutil.copytree(birds / 'run', tmp_path / 'run')
+  assert not os.path.exists('birds')
+  assert trained.load(tmp_path / 'run').step == 4
+
+
+@pytest.mark.parametrize('change, differ', [
+    ('another image', 'mean'), ('another class', 'classes')])
+def test_a_run_does_not_resume_on_other_images(
+    change, differ, birds, tmp_path):
+  """Fails if half of a run is trained on other images, without a word."""
+  shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
+  folder = tmp_path / 'birds/train/train_a'
+  if change == 'another class':
+    folder.rename(folder.parent / 'train_z')
+  else:
+    Image.new('L', (28, 28)).save(folder / 'new.png')
+  result = run_on_birds(tmp_path, config__train__max_epochs=2)
+  assert result.returncode == 2, result.stdout
+  assert f'their {differ} differ' in result.stderr
+
+
+def test_a_run_resumes_on_the_same_images(birds, tmp_path):
+  shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
+  result = run_on_birds(tmp_path, config__train__max_epochs=2)
+  assert 'Resuming at step 4.' in result.stdout, result.stderr
