@@ -134,10 +134,13 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
                     donate_argnums=0)
   copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
+  # One device's copy. Were x[0] taken of the array of all devices, each number
+  # would be a computation of all of them, with an all-reduce.
+  first = lambda x: x.addressable_data(0)[0]
   return Compiled(
       in_turn(mapped),
       lambda tree: place(jax.tree.map(copies, tree),
                          NamedSharding(mesh, P(AXIS))),
-      lambda tree: place(jax.tree.map(lambda x: x[0], tree), device),
+      lambda tree: place(jax.tree.map(first, tree), device),
       lambda x: place(x.reshape((mesh.size, -1) + x.shape[1:]),
                       NamedSharding(mesh, P(AXIS))), mapped.lower)

@@ -18,15 +18,18 @@ class Range(NamedTuple):
   low: float = 0
   above: bool = False  # low itself is not allowed
   high: float = float('inf')
+  whole: bool = False  # of a tuple's items, which have no type of their own
 
   def __str__(self):
-    text = f'{"above" if self.above else "at least"} {self.low}'
+    text = 'whole, ' * self.whole + (
+        f'{"above" if self.above else "at least"} {self.low}')
     return text + ('' if self.high == float('inf') else f', below {self.high}')
 
   def holds(self, value):
     """Returns whether a number is within; NaN never is."""
     above = value > self.low if self.above else value >= self.low
-    return above and value < self.high
+    return above and value < self.high and (
+        not self.whole or isinstance(value, int))
 
 
 POSITIVE = Range(0, above=True)

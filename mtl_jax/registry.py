@@ -18,7 +18,7 @@ SUFFIX = '.py'
 
 def is_own(name):
   """Returns whether a name is that of a file of the user's own."""
-  return name.endswith(SUFFIX)
+  return isinstance(name, str) and name.endswith(SUFFIX)
 
 
 def find(field, name, registered, needed):
@@ -35,7 +35,7 @@ def find(field, name, registered, needed):
       lacks an attribute.
   """
   if not is_own(name):
-    check_choice(field, name, registered)
+    check_choice(field, name, tuple(registered))
     return registered[name]
   module = load(field, os.path.abspath(os.path.expanduser(name)))
   for attribute in needed:
@@ -45,7 +45,6 @@ def find(field, name, registered, needed):
   return module
 
 
-@functools.cache
 def load(field, path):
   """Runs a Python file once; returns its module.
 
@@ -55,17 +54,28 @@ def load(field, path):
   if not os.path.isfile(path):
     raise UserError(f'{field}: {path} is not there: name a Python file or a '
                     'registered name')
+  if not is_own(path):
+    raise UserError(f'{field}: {path} is no Python file: its name must end in '
+                    f'{SUFFIX}')
+  try:
+    return _run(path)
+  except UserError:
+    raise
+  except Exception as error:  # a user's file may raise anything
+    raise UserError(f'{field}: {path} cannot be run '
+                    f'({type(error).__name__}: {first_line(error)})'
+                    ) from error
+
+
+@functools.cache
+def _run(path):
   name = f'mtl_jax_own_{pathlib.Path(path).stem}_{abs(hash(path))}'
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[name] = module  # dataclasses look their module up
   try:
     spec.loader.exec_module(module)
-  except UserError:
-    raise
-  except Exception as error:  # a user's file may raise anything
+  except BaseException:
     del sys.modules[name]
-    raise UserError(f'{field}: {path} cannot be run '
-                    f'({type(error).__name__}: {first_line(error)})'
-                    ) from error
+    raise
   return module

@@ -12,10 +12,15 @@ from mtl_jax.evaluate import adapters, tune_all
 from mtl_jax.fields import Field
 
 
-def validate(config):
+def validate(config, trains=True):
   """Raises UserError for the first field that is invalid.
 
   The network and the method are built once, which checks their own fields.
+
+  Args:
+    config: of a run.
+    trains: whether the training data are needed. A finished run may be used
+      where they are not.
   """
   values = config.to_dict()
   fields.check({**FIELDS, 'method': _any_named(values, 'method'),
@@ -23,6 +28,8 @@ def validate(config):
   method, options = _named(values['method'])
   algorithms.find(method)
   algorithms.check(method, options, config.train)
+  if trains:
+    sources.check_name('config.data.name', values['data']['name'])
   _check_names(values)
   _check_schedule(values['optimizer'])
   _check_eval(values)
@@ -65,8 +72,7 @@ def _any_named(values, section):
 
 
 def _check_names(c):
-  """Checks the fields that hold names of heads and data sets."""
-  sources.check_name('config.data.name', c['data']['name'])
+  """Checks the fields that hold names of heads and of the tested data."""
   sources.check_name('config.eval.data', c['eval']['data'], ('',))
   if c['validation']['head'] != adapters.OWN:
     heads.find(c['validation']['head'], 'config.validation.head')

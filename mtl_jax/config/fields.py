@@ -133,7 +133,7 @@ EVAL = {
     'queries': Field(15, 'Q, query images per class', COUNT),
     'seed': Field(0, 'Seed of the test tasks', SEED),
     'also_shots': Field((), 'Further numbers of shots to test, with the same '
-                        'pass over the images', COUNT),
+                        'pass over the images', COUNT._replace(whole=True)),
     'heads': Field(('logistic',), 'New heads on frozen features, by name; '
                    "'own': the method's adaptation; 'tune_all': adapts every "
                    "layer; the first one's accuracy is the run's"),

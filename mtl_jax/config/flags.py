@@ -4,16 +4,20 @@ import ast
 import difflib
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mtl_jax import fields, registry
+from mtl_jax import algorithms, fields, registry
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.errors import UserError, check_choice, first_line
 
 MODES = ('train', 'evaluate', 'features')
 FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'help')
-_WORDS = {'true': True, '1': True, 'false': False, '0': False}
+_WORDS = {'true': True, 't': True, '1': True,
+          'false': False, 'f': False, '0': False}
+# A number below zero is a value.
+_FLAG = re.compile('--?[A-Za-z]')
 
 
 class Command(NamedTuple):
@@ -57,15 +61,17 @@ def parse(argv, saved_config):
                     '--config=configs/quickstart.py')
   for name, text in changes:
     override(config, name, text)
-  if 'workdir' in given:
-    workdir = given['workdir']
-  elif mode == 'train':
-    name = pathlib.Path(_file_and_method(given['config'])[0]).stem
-    method = pathlib.Path(config.method.name).stem
-    workdir = os.path.join('runs', f'{name}_{method}')
-  else:
-    workdir = os.path.join(checkpoint, 'evaluate')
+  # An empty --workdir, such as an unset variable's, is not this folder.
+  workdir = given.get('workdir') or (
+      _default_workdir(given['config'], config) if mode == 'train'
+      else os.path.join(checkpoint, 'evaluate'))
   return Command(mode, config, workdir, checkpoint)
+
+
+def _default_workdir(text, config):
+  name = pathlib.Path(_file_and_method(text)[0]).stem
+  method = pathlib.Path(config.method.name).stem
+  return os.path.join('runs', f'{name}_{method}')
 
 
 def _split(argv):
@@ -78,7 +84,7 @@ def _split(argv):
       raise UserError(f'{flag!r} is not a flag: fields are set by '
                       '--config.field=value')
     if not assigned:
-      follows = rest and not rest[0].startswith('-') and name != 'help'
+      follows = rest and not _FLAG.match(rest[0]) and name != 'help'
       text = rest.pop(0) if follows else None
     negated = name.removeprefix('no')
     if name.startswith('config.'):
@@ -153,9 +159,22 @@ def override(config, name, text):
   if hasattr(value, 'to_dict'):
     raise UserError(f'{name} is a section: set one of its fields, '
                     + ', '.join(sorted(value)))
-  declared = dict(fields.flat(FIELDS)).get(name.removeprefix('config.'))
-  kind = declared.type if declared else type(value)
-  section[last] = _value(name, kind, text)
+  section[last] = _value(name, _type(config, name, value), text)
+
+
+def _type(config, name, value):
+  """Returns the type of a field, where nothing declares it that of its value.
+
+  Methods declare their fields; networks, which may be a user's own, do not.
+  """
+  section, _, last = name.removeprefix('config.').partition('.')
+  if section == 'method' and last != 'name':
+    declared = algorithms.find(config.method.name).OPTIONS.get(last)
+  elif section == 'model':
+    declared = None
+  else:
+    declared = dict(fields.flat(FIELDS)).get(name.removeprefix('config.'))
+  return declared.type if declared else type(value)
 
 
 def _value(name, kind, text):
@@ -176,16 +195,23 @@ def _value(name, kind, text):
   if text == 'None':
     return None
   try:
-    return kind(text)
+    return _literal(text) if kind is type(None) else kind(text)
   except ValueError:
     raise wrong from None
 
 
 def _tuple(text):
   """Reads (1, 2), 1,2 and names without quotes: svm,centroid."""
-  try:
-    value = ast.literal_eval(text)
-  except (SyntaxError, ValueError):
+  value = _literal(text)
+  if value == text:
     parts = [part.strip(' \'"') for part in text.strip('()[]').split(',')]
     return tuple(part for part in parts if part)
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _literal(text):
+  """Returns the number, tuple .. that a text is in Python, or the text."""
+  try:
+    return ast.literal_eval(text)
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    return text

@@ -26,7 +26,7 @@ def evaluate_run(config, checkpoint, path):
   Raises:
     UserError: what a user can mend, in one line.
   """
-  validate(config)
+  validate(config, trains=False)
   path = _folder(path)
   devices.split_cpu(config.parallel.cpu_devices)
   model = trained.load(checkpoint, config)
@@ -61,7 +61,7 @@ def write_features(config, checkpoint, path):
   Raises:
     UserError: what a user can mend, in one line.
   """
-  validate(config)
+  validate(config, trains=False)
   path = _folder(path)
   model = trained.load(checkpoint, config)
   c = config.eval

@@ -57,10 +57,12 @@ def train_and_evaluate(config, path):
   devices.split_cpu(config.parallel.cpu_devices)
   workdir.check(path, config)
   run = make_run(config)
+  data = build.describe_data(run.splits['train'])
+  workdir.check_data(path, data)
   initial = build.initial_state(config, run.algorithm,
                                 run.splits['train'].images.shape[1:])
   state, pending = checkpoint.restore_latest(path, initial)
-  workdir.claim(path, config, build.describe_data(run.splits['train']))
+  workdir.claim(path, config, data)
   say = lambda text: config.log.progress and print(text, flush=True)
   say(describe(config, run, state))
   train(config, path, run, state, pending)

@@ -53,7 +53,7 @@ def load(path, config=None):
     config = workdir.saved_config(path)
   else:
     workdir.check(path, config, testing=True)
-  validate(config)
+  validate(config, trains=False)
   data = read_data(path)
   algorithm = build.algorithm_of(config, len(data['classes']))
   # A device of this machine: the run may have had another kind.

@@ -96,6 +96,24 @@ def check(path, config, testing=False):
           f'{new.get(field)}: set it so, or choose another --workdir')
 
 
+def check_data(path, data):
+  """Raises UserError where the run in `path` was trained on other images.
+
+  Args:
+    path: the workdir.
+    data: of the training split now, of build.describe_data.
+  """
+  try:
+    before = json.loads((path / DATA).read_text())
+  except (OSError, ValueError):
+    return  # no run yet; or one whose file is written once more
+  for name in ('classes', 'image_shape', 'mean', 'std'):
+    if isinstance(before, dict) and before.get(name, data[name]) != data[name]:
+      raise UserError(
+          f'{path} holds a run on other images than {data["name"]} has now: '
+          f'their {name} differ; restore them, or choose another --workdir')
+
+
 def claim(path, config, data):
   """Writes config.json, data.json and env.json; call `check` first.
 
