@@ -5,8 +5,8 @@ runs it by shard_map over the mesh, `pmap` binds the axis itself. State and
 data are replicated; the tasks are divided among the devices.
 """
 
-import contextlib
 import os
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,15 +53,21 @@ class Compiled(NamedTuple):
 def split_cpu(count):
   """Counts the CPU as `count` devices; 0 leaves JAX's default.
 
-  Call it before anything uses a device. It changes nothing in a process that
-  already uses its devices, or where XLA_FLAGS sets their number.
+  Call it before anything uses a device. It changes nothing where XLA_FLAGS
+  sets the number, and warns in a process that already uses its devices.
   """
   flags = os.environ.get('XLA_FLAGS', '')
   if count and 'device_count' not in flags:
     if _STUCK not in flags:
       os.environ['XLA_FLAGS'] = f'{flags} {_STUCK}={_STUCK_SECONDS}'
-    with contextlib.suppress(RuntimeError):  # the devices are found
+    try:
       jax.config.update('jax_num_cpu_devices', count)
+    except RuntimeError:  # the devices are in use
+      kept = jax.local_devices()
+      if kept[0].platform == 'cpu' and len(kept) != count:
+        warnings.warn(
+            f'config.parallel.cpu_devices is {count}, but this process already '
+            f'uses {len(kept)} devices: it keeps them', stacklevel=2)
 
 
 def mesh(devices, meta_batch):

@@ -1,5 +1,6 @@
 """Steps in flight: bounded by construction, whatever the log interval is."""
 
+import command
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,3 +71,30 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
       checkpoint.every(0, None))
   assert int(end) == 500
   assert 1 < most <= devices.STEPS_AHEAD + 1
+
+
+COUNT = """
+import runpy, sys, warnings
+warnings.simplefilter('error')
+from mtl_jax.config import check
+get_config = runpy.run_path('configs/glyphs_5shot.py')['get_config']
+for method in ('imaml', 'mtl'):
+  config = get_config(method)
+  config.parallel.cpu_devices = 2
+  check.validate(config)
+  import jax
+  assert jax.local_device_count() == 2, jax.devices()
+"""
+
+
+def test_a_cpu_is_counted_before_a_method_uses_it():
+  """Fails if building a method, as iMAML's rate does, finds the devices."""
+  result = command.run([], program=('-c', COUNT))
+  assert result.returncode == 0, result.stderr
+
+
+def test_devices_that_are_in_use_are_kept_with_a_warning(monkeypatch):
+  jax.devices()
+  monkeypatch.delenv('XLA_FLAGS')
+  with pytest.warns(UserWarning, match='cpu_devices is 2, but .* 8 devices'):
+    devices.split_cpu(2)

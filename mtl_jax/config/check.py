@@ -4,7 +4,7 @@
 classes, once the data are loaded.
 """
 
-from mtl_jax import algorithms, fields, heads, models
+from mtl_jax import algorithms, devices, fields, heads, models
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
@@ -15,7 +15,8 @@ from mtl_jax.fields import Field
 def validate(config, trains=True):
   """Raises UserError for the first field that is invalid.
 
-  The network and the method are built once, which checks their own fields.
+  The network and the method are built once, which checks their own fields and
+  may use a device. So a CPU is counted as config.parallel.cpu_devices before.
 
   Args:
     config: of a run.
@@ -25,6 +26,7 @@ def validate(config, trains=True):
   values = config.to_dict()
   fields.check({**FIELDS, 'method': _any_named(values, 'method'),
                 'model': _any_named(values, 'model')}, values)
+  devices.split_cpu(values['parallel']['cpu_devices'])
   method, options = _named(values['method'])
   algorithms.find(method)
   algorithms.check(method, options, config.train)

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from mtl_jax import devices, files
+from mtl_jax import files
 from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
@@ -28,7 +28,6 @@ def evaluate_run(config, checkpoint, path):
   """
   validate(config, trains=False)
   path = _folder(path)
-  devices.split_cpu(config.parallel.cpu_devices)
   model = trained.load(checkpoint, config)
   splits = {}
   if config.eval.choose_C:

@@ -54,7 +54,6 @@ def train_and_evaluate(config, path):
   """
   path = files.at(path)
   validate(config)
-  devices.split_cpu(config.parallel.cpu_devices)
   workdir.check(path, config)
   run = make_run(config)
   data = build.describe_data(run.splits['train'])
