@@ -12,7 +12,9 @@ FAST_COMPILES = '--xla_backend_optimization_level=1'
 # Before jax is imported.
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''), FAST_COMPILES,
-    '--xla_force_host_platform_device_count=8'])
+    '--xla_force_host_platform_device_count=8',
+    # On a busy machine a device may wait long for the seven others.
+    '--xla_cpu_collective_call_terminate_timeout_seconds=600'])
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

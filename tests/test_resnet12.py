@@ -224,7 +224,12 @@ def test_bfloat16_with_dropping_is_close():
   low, *_ = tiny(drop_rate=0.1, ramp_tasks=1000, dtype='bfloat16')
   both = [training(m, variables, images, jnp.int32(1000), jax.random.key(0))
           for m in (model, low)]
-  np.testing.assert_array_equal(both[0] == 0., both[1] == 0.)
+  # The same values are dropped. Another one may round to zero in bfloat16.
+  dropped = both[0] == 0.
+  assert dropped.any() and not both[1][dropped].any()
+  rounded = (both[1] == 0.) & ~dropped
+  assert rounded.sum() < 0.01 * dropped.sum()
+  assert np.abs(both[0][rounded]).max(initial=0.) < 0.02 * np.abs(both[0]).max()
   assert both[1].dtype == jnp.float32
   error = np.linalg.norm(both[1] - both[0]) / np.linalg.norm(both[0])
   assert 1e-5 < error < 0.05
