@@ -181,3 +181,34 @@ def test_a_run_resumes_on_the_same_images(birds, tmp_path):
   shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
   result = run_on_birds(tmp_path, config__train__max_epochs=2)
   assert 'Resuming at step 4.' in result.stdout, result.stderr
+
+
+METHOD = """
+from mtl_jax.algorithms import base, last_layer, network
+from mtl_jax.heads import centroid
+ANY_WAYS = True
+OPTIONS = {}
+RECIPES = {(None, None, 'fast'): base.Recipe({}, 'own', ours=False)}
+def build(backbone, num_classes, ways):
+  parts = last_layer.make(
+      network.Body(backbone, 'running'),
+      lambda params, *task: centroid.fit(*task),
+      lambda params, head, features: centroid.logits(head, features))
+  def loss(*args):
+    value, aux = parts.loss(*args)
+    return value, aux._replace(metrics={'loss': aux.metrics['loss']})
+  return base.Algorithm(
+      lambda key, images: network.init(backbone, key, images)[0], loss,
+      network.features_function(backbone), parts.adapt, parts.predict)
+"""
+
+
+def test_a_method_needs_no_batch_norm_and_no_accuracy(tmp_path):
+  """Fails if a run ends in a traceback after all training."""
+  method = tmp_path / 'method.py'
+  method.write_text(METHOD)
+  result = command.run(command.arguments(
+      tmp_path / 'run', config=f'{command.CONFIG}:{method}',
+      config__method__head_init=None, config__train__max_epochs=1))
+  assert result.returncode == 0, result.stderr
+  assert 'BatchNorm: not stated' in result.stdout

@@ -46,10 +46,11 @@ def curves(path):
   validated = [r for r in records if 'validation_accuracy' in r]
   figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout='constrained')
   left, right = figure.subplots(1, 2)
+  hits = [r for r in training if 'accuracy' in r]
   left.plot([r['step'] for r in training], [r['loss'] for r in training])
   left.set(xlabel='step', ylabel='training loss')
-  right.plot([r['step'] for r in training],
-             [100 * r['accuracy'] for r in training], label='training tasks')
+  right.plot([r['step'] for r in hits], [100 * r['accuracy'] for r in hits],
+             label='training tasks')
   right.errorbar([r['step'] for r in validated],
                  [100 * r['validation_accuracy'] for r in validated],
                  [100 * r['validation_ci95'] for r in validated],
