@@ -16,7 +16,8 @@ from mtl_jax import devices, registry
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
-from mtl_jax.run import trained
+from mtl_jax.run import loop, trained
+from mtl_jax.train import step
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
 
@@ -212,3 +213,14 @@ def test_a_method_needs_no_batch_norm_and_no_accuracy(tmp_path):
       config__method__head_init=None, config__train__max_epochs=1))
   assert result.returncode == 0, result.stderr
   assert 'BatchNorm: not stated' in result.stdout
+
+
+def test_a_run_beyond_its_limit_has_no_steps_to_come():
+  """Fails if a smaller max_epochs announces '-40 steps'."""
+  config = parse('--config.train.max_epochs=1').config
+  mesh = devices.mesh(1, 1)
+  run = loop.Run(None, None, 4, 10, mesh, {})
+  state = jax.tree.map(jnp.asarray, step.TrainState(
+      step=50, variables={'params': {}}, opt_state={}, plateau={},
+      best_score=0., epochs_without_gain=0))
+  assert 'at most 0 steps, 0 images' in loop.describe(config, run, state)
