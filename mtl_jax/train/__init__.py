@@ -1,1 +1,1 @@
-"""Training: the compiled step, the loop around it and what a run keeps."""
+"""Training: the step, the optimizers and their schedules, pure."""

@@ -3,7 +3,7 @@
 A step draws its tasks, maps the method's loss over them, averages gradients
 and BatchNorm statistics over all tasks of all devices, and updates. It runs
 under a named axis AXIS of devices (one device is the axis of length one);
-`parallel.compile` provides it. A device computes the tasks whose numbers are
+`devices.compile` provides it. A device computes the tasks whose numbers are
 its share, so the result does not depend on how many devices there are.
 """
 
