@@ -16,7 +16,7 @@ from mtl_jax import devices, registry
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
-from mtl_jax.run import loop, trained
+from mtl_jax.run import loop, report, trained
 from mtl_jax.train import step
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
@@ -224,3 +224,16 @@ def test_a_run_beyond_its_limit_has_no_steps_to_come():
       step=50, variables={'params': {}}, opt_state={}, plateau={},
       best_score=0., epochs_without_gain=0))
   assert 'at most 0 steps, 0 images' in loop.describe(config, run, state)
+
+
+def test_the_score_of_a_head_names_its_whole_path():
+  score = {'accuracy': 0.5, 'ci95': 0.1}
+  lines = report.scores({
+      'data': 'glyphs', 'trained_on': 'glyphs', 'ways': 5, 'shots': 1,
+      'queries': 1, 'num_tasks': 9, 'split': 'test', 'batch_norm': 'running',
+      'checkpoint_step': 1, 'support_copies': 0, 'method': 'mtl',
+      'scores': {'my heads/mine.py': score, 'my heads/mine.py 5-shot': score,
+                 'raw_pixels 5-shot': score}}).splitlines()[1:]
+  assert [line.split('  ')[1] for line in lines] == [
+      'mtl, trained, my heads/mine.py head',
+      'mtl, trained, my heads/mine.py head 5-shot', 'raw pixels 5-shot']

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 from mtl_jax import files
 from mtl_jax.run import metrics
@@ -29,9 +30,10 @@ def scores(result):
     lines.append(f'  {result["support_copies"]} augmented copies of each '
                  'support image')
   for name, score in result['scores'].items():
-    label, _, shots = name.partition(' ')
+    # The path of a user's head may have spaces.
+    label, shots = re.fullmatch(r'(.+?)((?: \d+-shot)?)', name).groups()
     label = _LABELS.get(label, f'{result["method"]}, trained, {label} head')
-    lines.append(f'  {f"{label} {shots}".strip():<34} '
+    lines.append(f'  {label + shots:<34} '
                  f'{score["accuracy"]:7.2%} +- {score["ci95"]:.2%}')
   return '\n'.join(lines)
 
