@@ -13,9 +13,11 @@ from conftest import ROOT
 from PIL import Image
 
 from mtl_jax import devices, registry
+from mtl_jax.adapt import classify
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
+from mtl_jax.report import compare
 from mtl_jax.run import loop, report, trained
 from mtl_jax.train import step
 
@@ -237,3 +239,18 @@ def test_the_score_of_a_head_names_its_whole_path():
   assert [line.split('  ')[1] for line in lines] == [
       'mtl, trained, my heads/mine.py head',
       'mtl, trained, my heads/mine.py head 5-shot', 'raw pixels 5-shot']
+
+
+def test_adapt_knows_the_home_folder(birds, tmp_path, monkeypatch):
+  """Fails if only a part of the command reads `~`."""
+  monkeypatch.setenv('HOME', str(birds))
+  monkeypatch.chdir(tmp_path)
+  classify.adapt('~/run', str(birds / 'birds/test'), [
+      str(birds / 'birds/test/test_a')], out='~/adapted')
+  assert (birds / 'adapted/predictions.json').exists()
+  assert not list(tmp_path.iterdir())
+
+
+def test_report_knows_the_home_folder(birds, monkeypatch):
+  monkeypatch.setenv('HOME', str(birds))
+  assert '+0.00 points' in compare.compare('~/run', '~/run')
