@@ -254,3 +254,9 @@ def test_adapt_knows_the_home_folder(birds, tmp_path, monkeypatch):
 def test_report_knows_the_home_folder(birds, monkeypatch):
   monkeypatch.setenv('HOME', str(birds))
   assert '+0.00 points' in compare.compare('~/run', '~/run')
+
+
+def test_a_number_that_is_not_finite_is_told_so():
+  config = parse('--config.eval.choose_C=1,1e999').config
+  with pytest.raises(UserError, match='has inf: must be above 0 and finite'):
+    validate(config)
