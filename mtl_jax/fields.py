@@ -125,4 +125,5 @@ def _check_range(name, allowed, number, value):
   whole = isinstance(number, (int, float)) and not isinstance(number, bool)
   if not whole or not allowed.holds(number):
     has = 'has' if isinstance(value, tuple) else 'is'
-    raise UserError(f'{name} {has} {number!r}: must be {allowed}')
+    finite = ' and finite' if number == float('inf') else ''
+    raise UserError(f'{name} {has} {number!r}: must be {allowed}{finite}')

@@ -13,10 +13,13 @@ from conftest import ROOT
 from PIL import Image
 
 from mtl_jax import devices, registry
+from mtl_jax.adapt import classify
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
-from mtl_jax.run import trained
+from mtl_jax.report import compare
+from mtl_jax.run import loop, report, trained
+from mtl_jax.train import step
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
 
@@ -181,3 +184,79 @@ def test_a_run_resumes_on_the_same_images(birds, tmp_path):
   shutil.copytree(birds, tmp_path, dirs_exist_ok=True)
   result = run_on_birds(tmp_path, config__train__max_epochs=2)
   assert 'Resuming at step 4.' in result.stdout, result.stderr
+
+
+METHOD = """
+from mtl_jax.algorithms import base, last_layer, network
+from mtl_jax.heads import centroid
+ANY_WAYS = True
+OPTIONS = {}
+RECIPES = {(None, None, 'fast'): base.Recipe({}, 'own', ours=False)}
+def build(backbone, num_classes, ways):
+  parts = last_layer.make(
+      network.Body(backbone, 'running'),
+      lambda params, *task: centroid.fit(*task),
+      lambda params, head, features: centroid.logits(head, features))
+  def loss(*args):
+    value, aux = parts.loss(*args)
+    return value, aux._replace(metrics={'loss': aux.metrics['loss']})
+  return base.Algorithm(
+      lambda key, images: network.init(backbone, key, images)[0], loss,
+      network.features_function(backbone), parts.adapt, parts.predict)
+"""
+
+
+def test_a_method_needs_no_batch_norm_and_no_accuracy(tmp_path):
+  """Fails if a run ends in a traceback after all training."""
+  method = tmp_path / 'method.py'
+  method.write_text(METHOD)
+  result = command.run(command.arguments(
+      tmp_path / 'run', config=f'{command.CONFIG}:{method}',
+      config__method__head_init=None, config__train__max_epochs=1))
+  assert result.returncode == 0, result.stderr
+  assert 'BatchNorm: not stated' in result.stdout
+
+
+def test_a_run_beyond_its_limit_has_no_steps_to_come():
+  """Fails if a smaller max_epochs announces '-40 steps'."""
+  config = parse('--config.train.max_epochs=1').config
+  mesh = devices.mesh(1, 1)
+  run = loop.Run(None, None, 4, 10, mesh, {})
+  state = jax.tree.map(jnp.asarray, step.TrainState(
+      step=50, variables={'params': {}}, opt_state={}, plateau={},
+      best_score=0., epochs_without_gain=0))
+  assert 'at most 0 steps, 0 images' in loop.describe(config, run, state)
+
+
+def test_the_score_of_a_head_names_its_whole_path():
+  score = {'accuracy': 0.5, 'ci95': 0.1}
+  lines = report.scores({
+      'data': 'glyphs', 'trained_on': 'glyphs', 'ways': 5, 'shots': 1,
+      'queries': 1, 'num_tasks': 9, 'split': 'test', 'batch_norm': 'running',
+      'checkpoint_step': 1, 'support_copies': 0, 'method': 'mtl',
+      'scores': {'my heads/mine.py': score, 'my heads/mine.py 5-shot': score,
+                 'raw_pixels 5-shot': score}}).splitlines()[1:]
+  assert [line.split('  ')[1] for line in lines] == [
+      'mtl, trained, my heads/mine.py head',
+      'mtl, trained, my heads/mine.py head 5-shot', 'raw pixels 5-shot']
+
+
+def test_adapt_knows_the_home_folder(birds, tmp_path, monkeypatch):
+  """Fails if only a part of the command reads `~`."""
+  monkeypatch.setenv('HOME', str(birds))
+  monkeypatch.chdir(tmp_path)
+  classify.adapt('~/run', str(birds / 'birds/test'), [
+      str(birds / 'birds/test/test_a')], out='~/adapted')
+  assert (birds / 'adapted/predictions.json').exists()
+  assert not list(tmp_path.iterdir())
+
+
+def test_report_knows_the_home_folder(birds, monkeypatch):
+  monkeypatch.setenv('HOME', str(birds))
+  assert '+0.00 points' in compare.compare('~/run', '~/run')
+
+
+def test_a_number_that_is_not_finite_is_told_so():
+  config = parse('--config.eval.choose_C=1,1e999').config
+  with pytest.raises(UserError, match='has inf: must be above 0 and finite'):
+    validate(config)

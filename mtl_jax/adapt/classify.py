@@ -49,7 +49,7 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
     out = _check_out(out, [support, *_as_list(query)])
   classes = sorted(set(support_files.labels))
   # Before the network is loaded: an unreadable picture is named at once.
-  image_shape = trained.read_data(epath.Path(checkpoint))['image_shape']
+  image_shape = trained.read_data(files.at(checkpoint))['image_shape']
   support, query = (
       pictures.load(files, classes, image_shape, invert=invert)
       for files in (support_files, query_files))
@@ -200,7 +200,7 @@ def _check_out(out, inputs):
   """
   if '://' in str(out):
     return epath.Path(out)
-  path = pathlib.Path(out).resolve()
+  path = pathlib.Path(out).expanduser().resolve()
   for folder in (pathlib.Path(given).resolve() for given in inputs):
     if folder.is_dir() and path.is_relative_to(folder):
       raise UserError(f'--out {out} is within {folder}: the next start would '

@@ -3,6 +3,7 @@
 A method's file, one of METHODS or a file of the user's own, has
 
   OPTIONS: name -> mtl_jax.fields.Field, the method's own fields of a config.
+    The value of `batch_norm` is printed beside every score, see network.py.
   RECIPES: (benchmark, shots, scale) -> base.Recipe, see there.
   ANY_WAYS: whether `adapt` takes other numbers of ways than training had.
   build(backbone, num_classes, ways, **options) -> base.Algorithm. `backbone`

@@ -8,7 +8,8 @@ class Aux(NamedTuple):
   """What a task's loss returns beside the loss."""
 
   batch_stats: Any  # this task's own BatchNorm statistics, not running ones
-  metrics: dict[str, tuple]  # name -> (sum, count)
+  # name -> (sum, count). 'loss' must be among them; 'accuracy' is shown.
+  metrics: dict[str, tuple]
 
 
 class Algorithm(NamedTuple):

@@ -5,10 +5,9 @@ from mtl_jax.config.fields import (
     ConfigDict,
     base_config,
     method_options,
-    model_options,
     to_json,
 )
 from mtl_jax.config.recipes import set_method
 
 __all__ = ['FIELDS', 'ConfigDict', 'base_config', 'method_options',
-           'model_options', 'set_method', 'to_json']
+           'set_method', 'to_json']

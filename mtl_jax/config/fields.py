@@ -221,11 +221,6 @@ def method_options(config):
   return {k: v for k, v in config.method.items() if k != 'name'}
 
 
-def model_options(config):
-  """Returns the keywords of `models.create`."""
-  return {k: v for k, v in config.model.items() if k != 'name'}
-
-
 def to_json(config):
   """Returns the config as text, every field once, for config.json."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True)

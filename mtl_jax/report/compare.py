@@ -5,8 +5,8 @@ import json
 import zipfile
 
 import numpy as np
-from etils import epath
 
+from mtl_jax import files
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.evaluate import interval
 
@@ -26,7 +26,7 @@ def compare(first, second):
     UserError: files are missing, or the tasks differ.
   """
   results, accuracies = [], []
-  for path in map(epath.Path, (first, second)):
+  for path in map(files.at, (first, second)):
     try:
       results.append(json.loads((path / 'test.json').read_text()))
       with np.load(io.BytesIO((path / 'tasks.npz').read_bytes())) as packed:

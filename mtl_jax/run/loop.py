@@ -261,7 +261,7 @@ def describe(config, run, state):
   device = run.mesh.devices.flat[0].device_kind
   start = f'Resuming at step {int(state.step)}.' if int(
       state.step) else 'Starting.'
-  to_come = c.max_epochs * run.epoch_steps - int(state.step)
+  to_come = max(c.max_epochs * run.epoch_steps - int(state.step), 0)
   images = run.meta_batch * c.ways * (c.shots + c.queries)
   return '\n'.join((
       f'{config.method.name} with {config.model.name} on '

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 from mtl_jax import files
 from mtl_jax.run import metrics
@@ -29,9 +30,10 @@ def scores(result):
     lines.append(f'  {result["support_copies"]} augmented copies of each '
                  'support image')
   for name, score in result['scores'].items():
-    label, _, shots = name.partition(' ')
+    # The path of a user's head may have spaces.
+    label, shots = re.fullmatch(r'(.+?)((?: \d+-shot)?)', name).groups()
     label = _LABELS.get(label, f'{result["method"]}, trained, {label} head')
-    lines.append(f'  {f"{label} {shots}".strip():<34} '
+    lines.append(f'  {label + shots:<34} '
                  f'{score["accuracy"]:7.2%} +- {score["ci95"]:.2%}')
   return '\n'.join(lines)
 
@@ -46,10 +48,11 @@ def curves(path):
   validated = [r for r in records if 'validation_accuracy' in r]
   figure = matplotlib.figure.Figure(figsize=(9, 3.5), layout='constrained')
   left, right = figure.subplots(1, 2)
+  hits = [r for r in training if 'accuracy' in r]
   left.plot([r['step'] for r in training], [r['loss'] for r in training])
   left.set(xlabel='step', ylabel='training loss')
-  right.plot([r['step'] for r in training],
-             [100 * r['accuracy'] for r in training], label='training tasks')
+  right.plot([r['step'] for r in hits], [100 * r['accuracy'] for r in hits],
+             label='training tasks')
   right.errorbar([r['step'] for r in validated],
                  [100 * r['validation_accuracy'] for r in validated],
                  [100 * r['validation_ci95'] for r in validated],
