@@ -61,7 +61,7 @@ def test_a_run_leaves_what_it_says(finished):
 
 
 def test_features_and_the_methods_own_adaptation_agree(finished):
-  """MTL's adapt is the logistic head: two ways through the evaluation."""
+  """Fails if two ways through the evaluation differ for the same head."""
   with np.load(finished[0] / 'tasks.npz') as tasks:
     np.testing.assert_allclose(tasks['logistic'], tasks['own'], atol=1e-6)
 
@@ -211,7 +211,7 @@ def test_a_corrupt_checkpoint(damage, finished, tmp_path):
 
 @pytest.mark.parametrize('damage', ['truncated', 'missing'])
 def test_a_best_checkpoint_that_is_gone(damage, finished, tmp_path):
-  """There is no older one to go back to: the line must not say so."""
+  """Fails if the line promises an older state, which does not exist."""
   path = copy_of(finished, tmp_path)
   shutil.rmtree(path / 'best') if damage == 'missing' else [
       os.truncate(file, 20) for file in path.glob('best/*/default/**/d/*')]
@@ -229,7 +229,7 @@ def test_a_damaged_config_json(finished, tmp_path):
 
 
 def without_the_power_of_root():
-  """A superuser's process may write where nobody else may: take that away."""
+  """Takes away what lets a superuser's process write anywhere."""
   libc = ctypes.CDLL(None, use_errno=True)
   for capability in READ_ONLY_CAPABILITIES:
     libc.prctl(24, capability, 0, 0, 0)  # PR_CAPBSET_DROP
@@ -256,7 +256,7 @@ def test_a_read_only_workdir(exists, finished, tmp_path):
 
 
 def test_a_full_disk(finished, tmp_path):
-  """No file may grow past 8 kB: the first save of the longer run fails."""
+  """Fails if a save that finds no room damages what was saved before."""
   path = copy_of(finished, tmp_path)
   before = command.snapshot(path)
   result = command.run(
