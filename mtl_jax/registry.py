@@ -46,7 +46,7 @@ def find(field, name, registered, needed):
 
 
 def load(field, path):
-  """Runs a Python file once; returns its module.
+  """Returns the module of a Python file, which is run once.
 
   Raises:
     UserError: it does not exist, or raises an error.
@@ -58,7 +58,7 @@ def load(field, path):
     raise UserError(f'{field}: {path} is no Python file: its name must end in '
                     f'{SUFFIX}')
   try:
-    return _run(path)
+    return run(path)
   except UserError:
     raise
   except Exception as error:  # a user's file may raise anything
@@ -68,7 +68,8 @@ def load(field, path):
 
 
 @functools.cache
-def _run(path):
+def run(path):
+  """Runs a Python file, once in a process; returns its module."""
   name = f'mtl_jax_own_{pathlib.Path(path).stem}_{abs(hash(path))}'
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)

@@ -188,7 +188,7 @@ def test_a_class_in_two_splits_is_refused(data, capsys):
 def test_changed_classes_of_a_built_source_are_noticed(data):
   path = own.write_file(data / 'mine.py')
   stores.load(str(path), 'test')
-  registry.load.cache_clear()  # as in a new process
+  registry.run.cache_clear()  # as in a new process
   own.write_file(path, classes=own.CLASSES | {'test': ('new',)})
   with pytest.raises(UserError, match='mine.py .*other classes.*delete'):
     stores.load(str(path), 'test')
