@@ -8,6 +8,7 @@ import command
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_source
 import pytest
 from conftest import ROOT
 from PIL import Image
@@ -16,6 +17,7 @@ from mtl_jax import devices, registry
 from mtl_jax.adapt import classify
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
+from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.report import compare
 from mtl_jax.run import loop, report, trained
@@ -260,3 +262,15 @@ def test_a_number_that_is_not_finite_is_told_so():
   config = parse('--config.eval.choose_C=1,1e999').config
   with pytest.raises(UserError, match='has inf: must be above 0 and finite'):
     validate(config)
+
+
+@pytest.mark.parametrize('constants, line', [
+    ('mean=(0.5, 0.5, 0.5),', 'std of .* is None: must be 3 numbers'),
+    ('mean=(0.5,), std=(0.1,),', 'mean of .* must be 3 numbers')])
+def test_constants_of_a_source_fit_its_images(
+    constants, line, tmp_path, monkeypatch):
+  """Fails if a run takes NaN for the standard deviation of its pixels."""
+  monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path))
+  path = own_source.write_file(tmp_path / 'mine.py', constants)
+  with pytest.raises(UserError, match=line):
+    stores.load(str(path), 'train')

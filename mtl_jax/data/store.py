@@ -120,8 +120,16 @@ def _normalisation(source, built):
 
   The constants of the source, or those of its training split, which are
   measured once and kept beside the records.
+
+  Raises:
+    UserError: the source has one of them alone, or not a number per channel.
   """
-  if source.mean is not None:
+  if source.mean is not None or source.std is not None:
+    channels = made.info.features['image'].shape[-1]
+    for what, value in (('mean', source.mean), ('std', source.std)):
+      if value is None or len(value) != channels:
+        raise UserError(f'{what} of the data source {source.name} is {value}: '
+                        f'must be {channels} numbers, one per channel')
     return source.mean, source.std
   file = built.data_path / MEASURED
   with contextlib.suppress(OSError, ValueError, KeyError):  # measured again
