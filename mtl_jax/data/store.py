@@ -125,7 +125,7 @@ def _normalisation(source, built):
     UserError: the source has one of them alone, or not a number per channel.
   """
   if source.mean is not None or source.std is not None:
-    channels = made.info.features['image'].shape[-1]
+    channels = built.info.features['image'].shape[-1]
     for what, value in (('mean', source.mean), ('std', source.std)):
       if value is None or len(value) != channels:
         raise UserError(f'{what} of the data source {source.name} is {value}: '
