@@ -28,14 +28,15 @@ def arguments(workdir, config=CONFIG, **changes):
           *(f'--{k}={v}' for k, v in values.items() if v is not None)]
 
 
-def run(flags, program=('-m', 'mtl_jax.main'), env=None, cwd=ROOT, **options):
+def run(flags, program=('-m', 'mtl_jax.main'), env=None, cwd=ROOT,
+        timeout=300, **options):
   """Runs the program on one device; returns the process."""
   env = {**os.environ, 'XLA_FLAGS': FAST_COMPILES, 'PYTHONPATH': str(ROOT),
          **(env or {})}
   streams = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | options
   return subprocess.run(
       [sys.executable, *program, *flags], cwd=cwd, env=env, text=True,
-      timeout=300, **streams)
+      timeout=timeout, **streams)
 
 
 def run_each(many):
