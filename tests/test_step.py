@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mtl_jax import devices, models
+from mtl_jax import devices
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import base_config, method_options, set_method
-from mtl_jax.config.check import validate
+from mtl_jax.config import base_config, set_method
+from mtl_jax.config.check import build_method, validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.run import checkpoint
@@ -47,10 +47,7 @@ def small_config(method, **changes):
 def make(config, num_devices, how='jit'):
   """Returns (compiled step, state, arrays, key) of the tiny glyphs."""
   store = stores.load(config.data.name, 'train')
-  backbone = models.create('conv4', width=8, pool='global', dtype='float32')
-  algorithm = METHODS[config.method.name].build(
-      backbone, store.num_classes, config.train.ways,
-      **method_options(config))
+  algorithm = build_method(config.to_dict(), store.num_classes)
   optimizer = optimizers.build(config.optimizer)
   state = jax.jit(lambda key: steps.init_state(
       algorithm, optimizer, key, jnp.zeros((2, 28, 28, 1))))(
@@ -216,9 +213,7 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
       'optimizer.momentum': 0., 'optimizer.learning_rate': 1.})
   compiled, state, arrays, key = make(config, 1)
   store = stores.load(config.data.name, 'train')
-  backbone = models.create('conv4', width=8, pool='global', dtype='float32')
-  algorithm = METHODS['mtl'].build(backbone, store.num_classes, 5,
-                                   **method_options(config))
+  algorithm = build_method(config.to_dict(), store.num_classes)
   start = jax.device_get(compiled.get(state))
 
   @jax.jit

@@ -1,13 +1,6 @@
 """The config of a run: its fields, and what is checked of them."""
 
-from mtl_jax.config.fields import (
-    FIELDS,
-    ConfigDict,
-    base_config,
-    method_options,
-    to_json,
-)
+from mtl_jax.config.fields import FIELDS, ConfigDict, base_config, to_json
 from mtl_jax.config.recipes import set_method
 
-__all__ = ['FIELDS', 'ConfigDict', 'base_config', 'method_options',
-           'set_method', 'to_json']
+__all__ = ['FIELDS', 'ConfigDict', 'base_config', 'set_method', 'to_json']

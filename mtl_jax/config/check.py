@@ -28,7 +28,6 @@ def validate(config, trains=True):
                 'model': _any_named(values, 'model')}, values)
   devices.split_cpu(values['parallel']['cpu_devices'])
   method, options = _named(values['method'])
-  algorithms.find(method)
   algorithms.check(method, options, config.train)
   if trains:
     sources.check_name('config.data.name', values['data']['name'])

@@ -216,11 +216,6 @@ def base_config():
   return config
 
 
-def method_options(config):
-  """Returns the keywords of the method's `build`."""
-  return {k: v for k, v in config.method.items() if k != 'name'}
-
-
 def to_json(config):
   """Returns the config as text, every field once, for config.json."""
   return json.dumps(config.to_dict(), indent=2, sort_keys=True)

@@ -131,8 +131,7 @@ def load(text):
   except Exception as error:  # a config file is code: it may raise anything
     raise UserError(f'--config: {path}: {type(error).__name__}: '
                     f'{first_line(error)}') from error
-  if not isinstance(getattr(config, 'to_dict', dict)(), Mapping) or not (
-      hasattr(config, 'to_dict') and 'method' in config):
+  if not hasattr(config, 'to_dict') or 'method' not in config:
     raise UserError(f'--config: {path}: get_config returned '
                     f'{type(config).__name__}: it must return what '
                     'mtl_jax.config.base_config() makes')
