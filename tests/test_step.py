@@ -209,28 +209,27 @@ def test_eight_devices_do_what_one_does_for_every_method(behaviour):
 
   One step: later ones multiply round-off by every kink of an inner loop. A
   start can lie within round-off of a kink too, where a pool or a ReLU turns to
-  its other side: maml's start does, and a change of 1e-7 moves its gradient by
-  a jump of 5e-4 on one device as on eight. A fault shows at every start, so
-  one of three starts must agree.
+  its other side: maml's does, and a change of 1e-7 moves its gradient by a
+  jump of 5e-4, on one device as on eight. Two starts nearby are free of it.
   """
   config, eight = behaviour
   compiled, _, arrays, key = make(config, 1)
-  for seed in range(3):
-    start = moved(eight.start, seed)
+  faults = []
+  for start in [eight.start, moved(eight.start, 1), moved(eight.start, 2)]:
     # The step donates its state.
     one = run(compiled, compiled.put(start), arrays, key, [None])[0]
     try:
-      return assert_same(eight.one_step(start).variables, one.variables)
-    except AssertionError:
-      if seed == 2:
-        raise
+      assert_same(eight.one_step(start).variables, one.variables)
+    except AssertionError as fault:
+      faults.append(fault)
+  assert len(faults) <= 1, faults
 
 
 def moved(state, seed):
-  """Returns the state with parameters moved by a part in 1,000."""
+  """Returns the state with each parameter moved by about a part in 1,000."""
   noise = np.random.default_rng(seed)
   params = jax.tree.map(
-      lambda p: (p * (1 + 1e-3 * seed * noise.standard_normal(p.shape))
+      lambda p: (p * (1 + 1e-3 * noise.standard_normal(p.shape))
                  ).astype(p.dtype), state.variables['params'])
   return state.replace(variables={**state.variables, 'params': params})
 
