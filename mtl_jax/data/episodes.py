@@ -70,7 +70,7 @@ def distinct(key, size, count):
   def draw(chosen, j):
     limit = size - count + j
     value = jax.random.randint(jax.random.fold_in(draw_key, j), (), 0,
-                               limit + 1)
+                               limit + 1, jnp.int32)
     value = jnp.where(jnp.any(chosen == value), limit, value)
     return chosen.at[j].set(value), None
 
