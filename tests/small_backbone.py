@@ -1,4 +1,4 @@
-"""A convolutional backbone in float64, for the tests of the methods."""
+"""Convolutional backbones in float64, for the tests of the methods."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ from flax import linen as nn
 from jax.flatten_util import ravel_pytree
 
 from mtl_jax.data import episodes
-from mtl_jax.models import layers
+from mtl_jax.models import conv4, layers
 
 
 class Small(nn.Module):
@@ -33,6 +33,21 @@ class Small(nn.Module):
     return nn.softplus(nn.Dense(8)(x.reshape(len(x), -1)))
 
 
+class Conv4(conv4.Conv4):
+  """CNN-4 in float64, which no config offers."""
+
+  dtype: str = 'float64'
+
+  def __post_init__(self):
+    super(conv4.Conv4, self).__post_init__()  # without the check of dtype
+
+
+def widen(tree):
+  """Returns a tree with its float32 leaves in float64."""
+  return jax.tree.map(
+      lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+
+
 def task(ways=3, shots=2, queries=2, seed=0):
   """Returns an episode of noise around class images, float64."""
   keys = jax.random.split(jax.random.key(seed), 2)
@@ -45,8 +60,7 @@ def task(ways=3, shots=2, queries=2, seed=0):
 def start(algorithm, episode, seed=3):
   """Returns variables in float64, away from special values."""
   variables = jax.jit(algorithm.init)(jax.random.key(seed), episode.support_x)
-  flat, unravel = ravel_pytree(jax.tree.map(
-      lambda x: x.astype(jnp.float64), variables))
+  flat, unravel = ravel_pytree(widen(variables))
   return unravel(flat + 0.05 * jax.random.normal(
       jax.random.key(7), flat.shape, jnp.float64))
 
