@@ -4,13 +4,27 @@ SOURCES holds what the public codes and papers have, converted to what our
 fields mean (losses are means here, tasks are counted and not steps).
 """
 
+import json
+
+import numpy as np
 import pytest
 from conftest import ROOT
+from etils import epath
 
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import base_config, flags, set_method, settings
+from mtl_jax.config import (
+  __main__ as config_command,
+)
+from mtl_jax.config import (
+  base_config,
+  flags,
+  set_method,
+  settings,
+  to_json,
+)
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
+from mtl_jax.run import loop, workdir
 
 ADAM = {'optimizer.name': 'adam'}
 OWN = {'validation.head': 'own', 'eval.heads': ('own',)}
@@ -402,3 +416,40 @@ def test_a_test_C_that_nothing_reads_is_refused(name, heads, refused):
     with pytest.raises(UserError, match='set config.heads.logistic.C'):
       validate(config)
   validate(config, trains=False)  # a finished run is tested as before
+
+
+def test_the_table_is_printed_and_kept(tmp_path, capsys):
+  words = [f'--config={ROOT}/configs/mini_5shot.py:maml',
+           '--config.train.max_epochs=3']
+  assert config_command.main(words) == 0
+  page = capsys.readouterr().out
+  assert '| train.max_epochs | 3 | command line | 120 |  |' in page
+  assert '- BatchNorm has a scale' in page
+  path = epath.Path(tmp_path / 'run')
+  workdir.claim(path, config_of('mini_5shot.py:maml', words[1]), {})
+  assert (path / 'settings.md').read_text() == page
+
+
+def test_a_wrong_config_is_one_line(capsys):
+  assert config_command.main(['--config=nowhere.py']) == 2
+  assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_an_option_of_a_method_that_was_added_later_has_its_default(tmp_path):
+  """Fails if a run of an older version cannot be loaded or resumed."""
+  path = epath.Path(tmp_path)
+  config = config_of('quickstart.py:minibatch_prox')
+  old = json.loads(to_json(config))
+  del old['method']['test_batch'], old['recipe'], old['data']['normalise']
+  (path / 'config.json').write_text(json.dumps(old))
+  assert workdir.saved_config(path).method.test_batch == 0
+  workdir.check(path, config)
+
+
+@pytest.mark.parametrize('normalise', [True, False])
+def test_all_splits_are_normalised_or_none(normalise):
+  config = config_of('quickstart.py', '--config.data.name=glyphs/tiny',
+                     f'--config.data.normalise={normalise}')
+  for store in loop.make_run(config).splits.values():
+    plain = np.all(store.mean == 0) and np.all(store.std == 1)
+    assert plain != normalise
