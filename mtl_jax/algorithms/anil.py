@@ -37,6 +37,9 @@ OPTIONS = {
 }
 
 
+_CNN4 = base.network('conv4', width=64, pool='flat')
+
+
 def _published(network, source, *, rate, meta_batch, values, changes):
   """Returns a Recipe of learn2learn, for 5 shots.
 
@@ -58,7 +61,8 @@ def _published(network, source, *, rate, meta_batch, values, changes):
       **base.OWN_TEST, **base.PLAIN, **network, **values,
   }, f'learn2learn, examples/vision/{source}',
       base.selection(5, 5) | changes, notes=(
-          'The authors of ANIL published no code.', base.BIASES))
+          'The authors of ANIL published no code.',
+          *((base.BIASES,) if network['model.name'] == 'conv4' else ())))
 
 
 def _lightning(network, rate, epochs):
@@ -72,7 +76,6 @@ def _lightning(network, rate, epochs):
 
 
 _MINI = _lightning(base.network('resnet12'), 0.1, 25_000)
-_CNN4 = base.network('conv4', width=64, pool='flat')
 _FC100 = _published(
     _CNN4, 'anil_fc100.py', rate=0.1, meta_batch=32,
     values=base.protocol(test=(600, 5)), changes={

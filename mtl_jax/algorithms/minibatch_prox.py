@@ -73,6 +73,8 @@ def _published(shots, test_batch, meta_batch=5, l2=0.1):
               5000 * meta_batch, 'the source has no epochs: 100,000 steps'),
           **base.selection(1, shots),
       }, notes=(base.BIASES,
+                'Lambda acts, as in the paper; in the public code nothing '
+                'reads it (method.public_code=True).',
                 'Moments of the inner Adam start anew in every task; in '
                 'training the public code keeps them.'))
 

@@ -1,10 +1,12 @@
 """Prints every field of a config, or where a run's settings come from.
 
     python -m mtl_jax.config > docs/fields.md
+    python -m mtl_jax.config recipes > docs/recipes.md
     python -m mtl_jax.config --config=configs/mini_5shot.py:maml
     python -m mtl_jax.config --mode=evaluate --checkpoint=WORKDIR
 
-The flags are those of mtl_jax.main; nothing is trained or tested.
+The first two write pages of the documents. The flags of the others are those
+of mtl_jax.main; nothing is trained or tested.
 """
 
 import sys
@@ -73,13 +75,11 @@ def main(argv=None):
   """Runs the command line; returns the exit code."""
   argv = sys.argv[1:] if argv is None else argv
   try:
-    command = argv and flags.parse(argv, workdir.saved_config)
-    if not argv:
-      print(page(), end='')
-    elif command.help:
-      print(__doc__)
-    else:
-      print(settings.page(command.config), end='')
+    if argv in ([], ['recipes']):
+      print(settings.recipes_page() if argv else page(), end='')
+      return 0
+    command = flags.parse(argv, workdir.saved_config)
+    print(__doc__ if command.help else settings.page(command.config), end='')
   except UserError as error:
     print(f'mtl_jax: {error}', file=sys.stderr)
     return 2

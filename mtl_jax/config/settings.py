@@ -1,7 +1,8 @@
 """Where each setting of a run comes from, field by field.
 
 A run prints `summary` at its start and keeps `page` in its workdir.
-`python -m mtl_jax.config --config=FILE.py[:METHOD]` prints the page.
+`python -m mtl_jax.config --config=FILE.py[:METHOD]` prints the page, and
+`python -m mtl_jax.config recipes` what is not published in all recipes.
 """
 
 import json
@@ -29,6 +30,14 @@ PAGE = '''# Where the settings come from
 |---|---|---|---|---|
 {rows}
 {notes}'''
+
+RECIPES = '''# Where published recipes differ from their source
+
+This page is the output of `python -m mtl_jax.config recipes`. It lists every
+recipe of the scale `published`: its source, the fields whose value is not that
+of the source, and what no field can change. All other fields of a recipe are
+as published. `python -m mtl_jax.config --config=configs/mini_5shot.py:maml`
+prints all fields of one recipe.'''
 
 
 class Setting(NamedTuple):
@@ -128,6 +137,49 @@ def page(config):
   return PAGE.format(
       source=f'Settings: {source}.', rows=rows,
       notes=notes and f'\nWhat no field can change:\n{notes}\n')
+
+
+def recipes_page():
+  """Returns docs/recipes.md."""
+  parts = [RECIPES]
+  for name, method in algorithms.METHODS.items():
+    published = {key: recipe for key, recipe in method.RECIPES.items()
+                 if key[-1] == 'published'}
+    parts.append(f'## {name}')
+    parts += [_of_recipe(*key[:2], recipe)
+              for key, recipe in published.items()]
+    notes = _notes(published)
+    if notes:
+      parts += ['No field changes the following.', notes]
+  return '\n\n'.join(parts) + '\n'
+
+
+def _notes(published):
+  """Returns a line per note, with its benchmarks where it is not of all."""
+  of_note = {}
+  for (benchmark, *_), recipe in published.items():
+    for note in recipe.notes:
+      of_note.setdefault(note, {})[benchmark] = True
+  every = {benchmark for benchmark, *_ in published}
+  return '\n'.join(
+      '- ' + (f'{", ".join(some)}: ' if set(some) != every else '') + note
+      for note, some in of_note.items())
+
+
+def _of_recipe(benchmark, shots, recipe):
+  """Returns the paragraph of a recipe: a line per reason."""
+  by_reason = {}
+  for field, reason in recipe.reasons.items():
+    text = f'`{field}={_text(recipe.overrides[field])}`'
+    if field in recipe.stated():
+      text += f' (source: {_text(recipe.stated()[field])})'
+    by_reason.setdefault(reason, []).append(text)
+  count = 'any number of shots' if shots is None else (
+      f'{shots} shot' + 's' * (shots != 1))
+  return '\n'.join([
+      f'**{benchmark}, {count}**: {recipe}' + (':' if by_reason else ''), '',
+      *(f'- {", ".join(texts)}: {reason}'
+        for reason, texts in by_reason.items())]).rstrip()
 
 
 def _flat(section, prefix=''):
