@@ -193,20 +193,6 @@ def test_imaml_public_code_pulls_back_once_and_damps():
   assert distance(ours, expected) < 1e-4
 
 
-@pytest.mark.parametrize('unroll', [True, False])
-def test_imaml_without_conjugate_gradients_is_first_order(unroll):
-  """Fails if the gradient is zero, or not that of MAML's first order."""
-  episode = task()
-  imaml = build('imaml', l2=0.5, inner_steps=2, inner_rate=0.3, cg_steps=0,
-                unroll=unroll)
-  maml = build('maml', inner_l2=0.5, inner_steps=2, inner_rate=0.3,
-               first_order=True)
-  variables = start(imaml, episode)
-  ours, theirs = (jax.jit(jax.grad(loss_of(a, variables, episode)))(
-      variables['params']) for a in (imaml, maml))
-  assert distance(ours, theirs) < 1e-12
-
-
 def test_imaml_says_so_where_curvature_is_not_positive():
   """Fails if an indefinite I + H / lambda is not reported."""
   episode = task()

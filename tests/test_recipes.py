@@ -12,17 +12,8 @@ from conftest import ROOT
 from etils import epath
 
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import (
-  __main__ as config_command,
-)
-from mtl_jax.config import (
-  base_config,
-  flags,
-  set_method,
-  settings,
-  to_json,
-)
-from mtl_jax.config.check import validate
+from mtl_jax.config import __main__ as config_command
+from mtl_jax.config import flags, settings, to_json
 from mtl_jax.errors import UserError
 from mtl_jax.run import loop, workdir
 
@@ -402,20 +393,6 @@ def test_small_recipes_take_neither_network_nor_protocol():
         assert recipe.ours
         assert not any(field.startswith(('model.', 'data.', 'augment.'))
                        for field in recipe.overrides)
-
-
-@pytest.mark.parametrize('heads, refused', [
-    (('logistic',), True), (('logistic', 'own'), False)])
-@pytest.mark.parametrize('name', ['mtl', 'whole_class'])
-def test_a_test_C_that_nothing_reads_is_refused(name, heads, refused):
-  config = base_config()
-  config.data.name = 'glyphs'
-  set_method(config, name, benchmark='glyphs', shots=5, scale='cpu')
-  config.method.test_C, config.eval.heads = 7., heads
-  if refused:
-    with pytest.raises(UserError, match='set config.heads.logistic.C'):
-      validate(config)
-  validate(config, trains=False)  # a finished run is tested as before
 
 
 def test_the_table_is_printed_and_kept(tmp_path, capsys):

@@ -32,8 +32,7 @@ OPTIONS = {
     'test_steps': Field(16, 'steps of gradient descent at test time', COUNT),
     'test_l2': Field(0., 'lambda at test time; the public code takes none',
                      NOT_NEGATIVE),
-    'cg_steps': Field(5, 'most steps of conjugate gradients; 0: the gradient '
-                      'is of first order', NOT_NEGATIVE),
+    'cg_steps': Field(5, 'most steps of conjugate gradients', COUNT),
     # Zero is the paper's. Damping bends A towards the first-order gradient.
     'damping': Field(0., 'a in A v = (1 + a) v + H v / (lambda + b)',
                      NOT_NEGATIVE),

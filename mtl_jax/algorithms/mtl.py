@@ -34,8 +34,8 @@ OPTIONS = {
     'normalise_train_features': Field(
         True, 'whether features have unit length in training'),
     # As in scikit-learn.
-    'test_C': Field(3., "C of the method's own adaptation, 'own'; that of the "
-                    "head 'logistic' is heads.logistic.C", POSITIVE),
+    'test_C': Field(3., "C of the new head where 'own' is tested; other "
+                    'heads have config.heads', POSITIVE),
     'batch_norm': Field('running', 'BatchNorm statistics at test time: '
                         'running ones of training', ('running',)),
 }

@@ -18,8 +18,8 @@ from mtl_jax.heads import gradient
 
 ANY_WAYS = True
 OPTIONS = {
-    'test_C': Field(1., "C of the method's own adaptation, 'own'; that of the "
-                    "head 'logistic' is heads.logistic.C", POSITIVE),
+    'test_C': Field(1., "C of the new head where 'own' is tested; other "
+                    'heads have config.heads', POSITIVE),
     'batch_norm': Field('running', 'BatchNorm statistics at test time: '
                         'running ones of training', ('running',)),
 }

@@ -34,8 +34,6 @@ def validate(config, trains=True):
   _check_names(values)
   _check_schedule(values['optimizer'])
   _check_eval(values)
-  if trains:
-    _check_test_C(values)
   build_method(values)
 
 
@@ -108,18 +106,6 @@ def _check_eval(c):
     raise UserError('config.parallel.devices is 0, but '
                     'config.parallel.tasks_per_device is set: set both, the '
                     'meta-batch is their product')
-
-
-def _check_test_C(c):
-  """Refuses a C of the method's own adaptation that nothing would read."""
-  method = algorithms.find(c['method']['name'])
-  declared = method.OPTIONS.get('test_C')
-  used = adapters.OWN in (c['validation']['head'], *c['eval']['heads'])
-  if declared and not used and c['method']['test_C'] != declared.default:
-    raise UserError(
-        f'config.method.test_C is {c["method"]["test_C"]}: only the head '
-        "'own' reads it; set config.heads.logistic.C, or name 'own' in "
-        'config.eval.heads')
 
 
 def _check_schedule(c):
