@@ -267,7 +267,7 @@ def test_a_full_disk(finished, tmp_path):
   assert_one_line(result, 'cannot be written', str(path))
   after = command.snapshot(path)
   # The run has got a new limit, and records that the next start makes anew.
-  growing = ('config.json', 'metrics.jsonl', 'env.json')
+  growing = ('config.json', 'settings.md', 'metrics.jsonl', 'env.json')
   assert {k: v for k, v in after.items() if k not in growing} == {
       k: v for k, v in before.items() if k not in growing}
   assert after['metrics.jsonl'].startswith(before['metrics.jsonl'])

@@ -7,9 +7,8 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
-from mtl_jax import fields
 from mtl_jax.algorithms import METHODS, base
-from mtl_jax.config import ConfigDict, base_config, set_method, to_json
+from mtl_jax.config import base_config, set_method, to_json
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
 from mtl_jax.run import workdir
@@ -24,14 +23,18 @@ def load(path, method):
   return module.get_config(method)
 
 
-# Files that promise a short run on mini-ImageNet, which MTL alone has.
-SHORT = ('mini_5shot_cpu', 'mini_5shot_fast')
+# Files whose promise few methods keep: a short run on mini-ImageNet, and what
+# was published for Omniglot.
+FEW = {'mini_5shot_cpu': ('mtl',), 'mini_5shot_fast': ('mtl',),
+       'omniglot_1shot_published': ('imaml', 'maml', 'meta_sgd', 'protonet',
+                                    'r2d2'),
+       'omniglot_5shot_published': ('imaml', 'protonet', 'r2d2')}
 
 
 @pytest.mark.parametrize('method', sorted(METHODS))
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_every_config_is_valid_with_every_method(path, method):
-  if path.stem in SHORT and method != 'mtl':
+  if method not in FEW.get(path.stem, METHODS):
     with pytest.raises(UserError, match=f'{method} has no recipe'):
       load(path, method)
     return
@@ -55,14 +58,11 @@ def test_a_benchmark_without_recipes_is_told_those_that_have_some():
 
 @pytest.mark.parametrize('method', sorted(METHODS))
 def test_every_recipe_is_valid(method):
-  for (_, shots, scale), recipe in METHODS[method].RECIPES.items():
+  for (benchmark, shots, scale), recipe in METHODS[method].RECIPES.items():
     assert scale in base.SCALES and shots in (None, 1, 5) and str(recipe)
     config = config_with()
-    config.method = ConfigDict(
-        fields.defaults(METHODS[method].OPTIONS) | {'name': method})
-    config.update_from_flattened_dict(recipe.overrides)
-    # What recipes of MTL and of RFS leave to the base config.
-    config.augment.operations = ('flip',)
+    set_method(config, method, benchmark=benchmark, shots=shots or 5,
+               scale=scale)
     validate(config)
 
 

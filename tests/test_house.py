@@ -25,3 +25,10 @@ def test_the_page_of_fields_is_made_of_the_declarations():
   """Fails if a field was changed and `python -m mtl_jax.config` not run."""
   assert config_page.page() == (
       house.ROOT / 'docs/fields.md').read_text(encoding='utf-8')
+
+
+def test_the_page_of_recipes_is_made_of_the_recipes(capsys):
+  """Fails if a recipe changed and `mtl_jax.config recipes` was not run."""
+  config_page.main(['recipes'])
+  assert capsys.readouterr().out == (
+      house.ROOT / 'docs/recipes.md').read_text(encoding='utf-8')

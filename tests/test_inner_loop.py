@@ -59,8 +59,9 @@ def test_first_order_derives_as_if_the_gradients_were_constants():
   np.testing.assert_allclose(jacobian, np.eye(6), atol=1e-12)
 
 
-def test_no_step_leaves_the_start():
-  end, _ = end_of(jnp.arange(6.), steps=0, unroll=False)
+@pytest.mark.parametrize('unroll', [True, False])
+def test_no_step_leaves_the_start(unroll):
+  end, _ = end_of(jnp.arange(6.), steps=0, unroll=unroll)
   np.testing.assert_array_equal(end, jnp.arange(6.))
 
 
@@ -122,6 +123,16 @@ def test_without_positive_curvature_the_answer_is_the_first_order_one():
   only = conjugate_gradients.solve(lambda v: -v, b, steps=10)
   assert only.negative
   np.testing.assert_array_equal(only.x, b)
+
+
+@pytest.mark.parametrize('unroll', [True, False])
+def test_without_a_step_the_answer_is_the_first_order_one(unroll):
+  """Fails if no steps give the solution zero, a gradient without a word."""
+  A, _ = quadratic()
+  b = jnp.arange(1., 7.)
+  none = conjugate_gradients.solve(lambda v: A @ v, b, steps=0, unroll=unroll)
+  np.testing.assert_array_equal(none.x, b)
+  assert not none.negative and none.steps == 0 and none.residual == 1
 
 
 def test_zero_has_the_solution_zero():

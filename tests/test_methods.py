@@ -232,10 +232,56 @@ def test_inner_batches_walk_through_whole_shuffles():
   assert sorted(rows[:10]) == sorted(rows[10:]) == list(range(10))
 
 
+@pytest.mark.parametrize('size', [4, 0])
+def test_prox_adapts_to_batches_of_the_support_at_test_time(size):
+  """Fails if a test's inner steps do not take `test_batch` images."""
+  episode, steps = task(), 3
+  algorithm = build('minibatch_prox', test_steps=steps, test_batch=size,
+                    inner_rate=0.01, l2=0.5)
+  variables = start(algorithm, episode)
+  w = variables['params']
+  ours = jax.jit(algorithm.adapt, static_argnums=4)(
+      variables, KEY, episode.support_x, episode.support_y, 3)
+  count = len(episode.support_y)
+  rows = minibatch_prox.batches(KEY, count, size or count, steps)
+  end, adam = w, optax.adam(0.01, b1=0.)
+  state = adam.init(w)
+  for row in rows:
+    assert len(row) == (size or 6)
+    slope = jax.grad(hand_loss)(end, variables['batch_stats'], None, (
+        episode.support_x[row], episode.support_y[row]), 0, 0., 1)
+    slope = jax.tree.map(lambda g, p, s: g + 0.5 * (p - s), slope, end, w)
+    updates, state = adam.update(slope, state)
+    end = optax.apply_updates(end, updates)
+  assert distance(ours.variables['params'], end) < 1e-9
+
+
+def test_running_apart_trains_on_two_batches():
+  """Fails if support and query share BatchNorm statistics in training."""
+  episode = task(queries=3)
+  algorithm = build('protonet', batch_norm='running_apart')
+  variables = start(algorithm, episode)
+  value, aux = jax.jit(algorithm.loss)(variables, KEY, episode, 0)
+  (support, first), (query, second) = (Small().apply(
+      {'params': variables['params']['backbone'],
+       'batch_stats': variables['batch_stats']}, images, train=True,
+      mutable=['batch_stats']) for images in (
+          episode.support_x, episode.query_x))
+  means = support.reshape(3, 2, -1).mean(1)
+  logits = -jnp.sum((query[:, None] - means) ** 2, -1)
+  np.testing.assert_allclose(value, jnp.mean(
+      optax.softmax_cross_entropy_with_integer_labels(
+          logits, episode.query_y)), rtol=1e-9)
+  expected = jax.tree.map(lambda a, b: (a + b) / 2, first['batch_stats'],
+                          second['batch_stats'])
+  assert distance(aux.batch_stats, expected) < 1e-12
+
+
 def test_other_query_images_matter_only_where_batch_norm_says_so():
   episode = task(queries=3)
   other = episode.query_x.at[1:].add(2.)
-  for how, matters in (('running', False), ('support', False),
+  for how, matters in (('running', False), ('running_apart', False),
+                       ('support', False),
                        ('each_query', False), ('transductive', True),
                        ('episode', True)):
     algorithm = build('anil', batch_norm=how)

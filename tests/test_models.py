@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import lax
 
 from mtl_jax import models
@@ -73,6 +74,27 @@ def test_r2d2_net_has_the_published_numbers_of_features(side, dim):
   features, _ = jax.eval_shape(lambda: model.init_with_output(
       jax.random.key(0), jnp.zeros((1, side, side, 3)), train=False))
   assert features.shape == (1, dim)
+
+
+@pytest.mark.parametrize('edges, dim', [('same', 1152), ('valid', 800)])
+def test_conv4_has_the_published_numbers_of_features(edges, dim):
+  model = models.create('conv4', width=32, pool_edges=edges)
+  features = jax.eval_shape(lambda: model.init_with_output(
+      jax.random.key(0), jnp.zeros((1, 84, 84, 3)), train=False)[0])
+  assert features.shape == (1, dim)
+
+
+def test_conv4_pools_an_odd_edge_as_flax_does():
+  model, variables = build('conv4', pool_edges='same')
+  x = images = batch(3)
+  for i in range(4):
+    p, s = (variables[kind] for kind in ('params', 'batch_stats'))
+    x = layers.Conv3x3(8).apply({'params': p[f'conv_{i}']}, x)
+    x = layers.BatchNorm().apply(
+        {'params': p[f'norm_{i}'], 'batch_stats': s[f'norm_{i}']}, x, False)
+    x = nn.relu(nn.max_pool(x, (2, 2), (2, 2), 'SAME'))
+  np.testing.assert_allclose(frozen(model, variables, images),
+                             x.reshape(3, -1), rtol=1e-5, atol=1e-6)
 
 
 def test_default_conv4_has_the_published_sizes():

@@ -25,6 +25,7 @@ from conftest import FAST_COMPILES, ROOT
 
 from mtl_jax import algorithms, heads
 from mtl_jax.adapt import __main__ as adapt_command
+from mtl_jax.config import __main__ as config_command
 from mtl_jax.config import check, flags
 from mtl_jax.data import __main__ as data_command
 from mtl_jax.data import sources
@@ -232,7 +233,8 @@ REFUSED = {  # command -> what the error says
     'python -m mtl_jax.adapt --checkpoint=a': '--support, --query',
     'python -m mtl_jax.adapt --checkpoint=a --support=b --query=c '
     '--head=nothing': "'nothing': allowed are centroid",
-    'python -m mtl_jax.config nothing': 'nothing',
+    'python -m mtl_jax.config nothing': '2 == 0',
+    'python -m mtl_jax.config --config=configs/nothing.py': '2 == 0',
 }
 
 
@@ -326,7 +328,7 @@ def check_report(words, home, monkeypatch):
 
 
 def check_config(words, home, monkeypatch):
-  assert not words
+  assert config_command.main(words) == 0
 
 
 def check_pytest(words, home, monkeypatch):

@@ -37,27 +37,60 @@ OPTIONS = {
 }
 
 
-def _published(shots, rate, meta_batch, ours=False):
-  overrides = {
-      'train.ways': 5, 'train.shots': shots, 'train.queries': 5,
-      'train.meta_batch': meta_batch, 'train.epoch_tasks': 10 * meta_batch,
-      'train.max_epochs': 25000, 'train.stop_patience': 0,
+_CNN4 = base.network('conv4', width=64, pool='flat')
+
+
+def _published(network, source, *, rate, meta_batch, values, changes):
+  """Returns a Recipe of learn2learn, for 5 shots.
+
+  Args:
+    network: fields of the network.
+    source: file that the settings are of.
+    rate: of the inner steps.
+    meta_batch: T.
+    values, changes: further ones, see base.published.
+  """
+  return base.published({
+      'train.ways': 5, 'train.shots': 5, 'train.queries': 5,
+      'train.meta_batch': meta_batch, 'train.stop_patience': 0,
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
-      'optimizer.schedule': 'constant', 'method.inner_rate': rate,
-  } | base.OWN_TEST
-  return base.Recipe(
-      overrides, 'learn2learn, examples/vision/anil_fc100.py and '
-      'lightning/Makefile (no selection)', ours)
+      'optimizer.weight_decay': 0., 'optimizer.schedule': 'constant',
+      'method.inner_steps': 5, 'method.test_steps': 5,
+      'method.inner_rate': rate, 'method.first_order': False,
+      'method.batch_norm': 'episode',
+      **base.OWN_TEST, **base.PLAIN, **network, **values,
+  }, f'learn2learn, examples/vision/{source}',
+      base.selection(5, 5) | changes, notes=(
+          'The authors of ANIL published no code.',
+          *((base.BIASES,) if network['model.name'] == 'conv4' else ())))
 
 
+def _lightning(network, rate, epochs):
+  """Returns a Recipe of the Makefile: epochs of ten steps."""
+  reason = ('as in training: the BatchNorm batch contains the query; not known '
+            'of the source')
+  return _published(
+      network, 'lightning/Makefile', rate=rate, meta_batch=16,
+      values={'train.epoch_tasks': 160, 'train.max_epochs': epochs},
+      changes={'eval.queries': (5, reason)})
+
+
+_MINI = _lightning(base.network('resnet12'), 0.1, 25_000)
+_FC100 = _published(
+    _CNN4, 'anil_fc100.py', rate=0.1, meta_batch=32,
+    values=base.protocol(test=(600, 5)), changes={
+        field: (value, 'the source has no epochs: 1000 steps')
+        for field, value in {'train.epoch_tasks': 320,
+                             'train.max_epochs': 100}.items()})
 RECIPES = {
-    ('mini_imagenet', 5, 'published'): _published(5, 0.1, 16),
-    ('mini_imagenet', 1, 'published'): _published(1, 0.1, 16, ours=True),
-    ('cifar_fs', 5, 'published'): _published(5, 0.05, 16),
-    ('fc100', 5, 'published'): _published(5, 0.1, 32),
+    ('mini_imagenet', 5, 'published'): _MINI,
+    ('mini_imagenet', 1, 'published'): _MINI._replace(
+        ours=True, overrides=_MINI.overrides | {
+            'train.shots': 1, 'validation.shots': 1}),
+    ('cifar_fs', 5, 'published'): _lightning(_CNN4, 0.05, 2000),
+    ('fc100', 5, 'published'): _FC100,
     **base.small_recipes(
-        _published(5, 0.1, 16),
-        base.SMALL_TRAINING | {'method.inner_rate': 0.1}),
+        _MINI, base.SMALL_TRAINING | {'method.inner_rate': 0.1}),
 }
 
 

@@ -1,6 +1,6 @@
 """What a method is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -44,15 +44,30 @@ class Recipe(NamedTuple):
   shots may be None, which means any. The scale is one of SCALES: the
   size of the publication, a run for two CPU cores, or one of a few minutes.
 
-  overrides: config field ('train.meta_batch') -> value.
+  overrides: config field ('train.meta_batch') -> value. With 'model.name' the
+    recipe chooses the whole network.
   source: where the settings were published. If nobody published them: where the
     nearest settings were, or '' if the config file gives the reasons.
-  ours: whether the settings are ours, which nobody published.
+  ours: whether the settings as a whole are ours, which nobody published.
+  published: field -> value in `source`, converted to what the field means
+    here; a text where no value of the field says it. None: the overrides are
+    the published values, if they are not ours.
+  reasons: field -> why it differs from `source`.
+  notes: differences that no field can mend.
   """
 
   overrides: dict[str, Any]
   source: str
   ours: bool
+  published: Mapping[str, Any] | None = None
+  reasons: Mapping[str, str] = {}
+  notes: tuple[str, ...] = ()
+
+  def stated(self):
+    """Returns field -> value in the source, of all fields it has."""
+    if self.published is not None:
+      return self.published
+    return {} if self.ours else self.overrides
 
   def __str__(self):
     """Returns config.source, which a run prints at its start."""
@@ -60,6 +75,89 @@ class Recipe(NamedTuple):
       return self.source
     return (f'ours; nearest: {self.source}' if self.source
             else 'ours, see the head of the config file')
+
+
+def published(values, source, changes=None, notes=()):
+  """Returns the Recipe of a publication.
+
+  Args:
+    values: field -> value in the source, converted; a text where no value of
+      the field says it, and then `changes` has the field.
+    source: where they were published.
+    changes: field -> (value, reason), where the recipe differs or the source
+      has nothing.
+    notes: as in Recipe.
+  """
+  changes = changes or {}
+  return Recipe(
+      values | {field: value for field, (value, _) in changes.items()}, source,
+      ours=False, published=values,
+      reasons={field: reason for field, (_, reason) in changes.items()},
+      notes=tuple(notes))
+
+
+def network(name, **options):
+  """Returns the fields of a network for a recipe."""
+  return {'model.name': name,
+          **{f'model.{option}': value for option, value in options.items()}}
+
+
+def protocol(validation=None, test=None):
+  """Returns fields of validation and test: (tasks, shots, queries) of each.
+
+  The shots of the test are those of the benchmark, which the config file sets.
+  """
+  fields = {}
+  if validation:
+    fields = {f'validation.{name}': value for name, value in zip(
+        ('tasks', 'shots', 'queries'), validation, strict=True)}
+  if test:
+    fields |= {'eval.tasks': test[0], 'eval.queries': test[1]}
+  return fields
+
+
+def selection(queries, shots=None):
+  """Returns the changes of a source that tests its last epoch.
+
+  Args:
+    queries: Q of validation.
+    shots: K of validation; None: the config file sets it.
+  """
+  reason = ('the source tests its last step; here validation chooses the '
+            'epoch, for all methods alike')
+  return {field: (value, reason) for field, value in protocol(
+      validation=(400, shots, queries)).items() if value is not None}
+
+
+def pooled(reason):
+  """Returns the changes of a source whose CNN-4 has strides and no pools."""
+  return {field: (value, reason) for field, value in network(
+      'conv4', width=64, pool='flat').items() if field != 'model.width'}
+
+
+# A method that is tested by its own adaptation.
+OWN_TEST = {'validation.head': 'own', 'eval.heads': ('own',)}
+# Pixels / 255, neither augmented nor normalised.
+PLAIN = {'data.normalise': False, 'augment.operations': ()}
+BIASES = ('Convolutions have no biases in front of BatchNorm; the source has '
+          'them, but BatchNorm removes what they add.')
+
+
+def resnet12(small_images=False, **options):
+  """Returns ResNet-12 of Lee et al. (2019) and its chain of augmentations.
+
+  Args:
+    small_images: whether images have 32 pixels and not 84.
+    **options: further fields of the network, such as `pool`.
+  """
+  return network(
+      'resnet12', widths=(64, 160, 320, 640), drop_rate=0.1,
+      drop_block=2 if small_images else 5, **options) | {
+          'data.normalise': True,
+          'augment.operations': ('crop', 'jitter', 'flip'),
+          'augment.padding': 4 if small_images else 8,
+          'augment.brightness': 0.4, 'augment.contrast': 0.4,
+          'augment.saturation': 0.4}
 
 
 # Benchmarks of ours that are small enough for a CPU, with their scales.
@@ -81,17 +179,23 @@ SMALL_ALL_LAYERS = SMALL_TRAINING | {
     'parallel.tasks_at_once': 1, 'parallel.unroll_passes': True,
     'train.epoch_tasks': 480,
 }
-# A method that is tested by its own adaptation.
-OWN_TEST = {'validation.head': 'own', 'eval.heads': ('own',)}
+# What a small recipe takes from the nearest published one: how it trains and
+# which head is tested, but neither network, data nor protocol.
+_TAKEN = ('train', 'optimizer', 'method', 'heads', 'validation.head',
+          'eval.heads')
 
 
-def small_recipes(nearest, changes, benchmarks=SMALL):
-  """Returns RECIPES of ours for small benchmarks, for any number of shots.
+def small_recipes(nearest, changes, benchmarks=SMALL, shots=None):
+  """Returns RECIPES of ours for a small machine or benchmark.
 
   Args:
     nearest: the nearest published Recipe.
     changes: overrides on top of it.
     benchmarks: pairs (benchmark, scale).
+    shots: K of the test; None: any.
   """
-  recipe = Recipe(nearest.overrides | changes, nearest.source, ours=True)
-  return {(benchmark, None, scale): recipe for benchmark, scale in benchmarks}
+  taken = {field: value for field, value in nearest.overrides.items()
+           if field in _TAKEN or field.partition('.')[0] in _TAKEN}
+  recipe = Recipe(taken | changes, nearest.source, ours=True,
+                  published=nearest.stated())
+  return {(benchmark, shots, scale): recipe for benchmark, scale in benchmarks}

@@ -32,7 +32,7 @@ OPTIONS = {
     'test_steps': Field(16, 'steps of gradient descent at test time', COUNT),
     'test_l2': Field(0., 'lambda at test time; the public code takes none',
                      NOT_NEGATIVE),
-    'cg_steps': Field(5, 'most steps of conjugate gradients', NOT_NEGATIVE),
+    'cg_steps': Field(5, 'most steps of conjugate gradients', COUNT),
     # Zero is the paper's. Damping bends A towards the first-order gradient.
     'damping': Field(0., 'a in A v = (1 + a) v + H v / (lambda + b)',
                      NOT_NEGATIVE),
@@ -49,26 +49,54 @@ OPTIONS = {
 }
 
 
-def _published(shots, ours):
-  overrides = {
+def _published(shots):
+  """Returns the Recipe of the README's command, for K shots."""
+  return base.published({
       'train.ways': 5, 'train.shots': shots, 'train.queries': shots,
-      'train.meta_batch': 32, 'train.epoch_tasks': 32000,
-      'train.max_epochs': 20, 'train.stop_patience': 0,
+      'train.meta_batch': 32, 'train.max_epochs': 20,
+      'train.stop_patience': 0,
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
       'optimizer.epsilon': 1e-3, 'optimizer.schedule': 'constant',
-  } | base.OWN_TEST
-  return base.Recipe(overrides, 'aravindr93/imaml_dev README (Omniglot), '
-                     'lambda 2 and 5 steps of conjugate gradients', ours)
+      'method.l2': 2., 'method.inner_steps': 16, 'method.inner_rate': 0.1,
+      'method.test_steps': 16, 'method.test_l2': 0., 'method.cg_steps': 5,
+      'method.damping': 1., 'method.curvature_damping': 10.,
+      'method.public_code': True, 'method.batch_norm': 'transductive',
+      **base.OWN_TEST, **base.PLAIN,
+      **base.protocol(test=(600, shots)),
+      **base.network('four convolutions of stride 2', width=64,
+                     pool='no pools, 256 features'),
+  }, 'aravindr93/imaml_dev README (Omniglot)', {
+      'train.epoch_tasks': (
+          32_000, 'the source has no epochs: 20,000 steps or more'),
+      **base.pooled('the source has strides and 256 features; no network here '
+                    'has strides, and conv4 has 64'),
+      **base.selection(shots, shots),
+  }, notes=(base.BIASES,
+            'Ink is 1 here; the source does not invert the images.',
+            'Weights start as in models/layers.py; the source takes Glorot '
+            'with gain 1.73, and biases from U(0, 0.05).',
+            'Conjugate gradients stop before a direction of negative curvature '
+            'and at a relative residual; those of the source at an absolute '
+            'one.',
+            'A quarter turn of a character is a class of its own here, in '
+            'training alone; the source turns each class of each task at '
+            'random.'))
+
+
+def _mini(shots):
+  """Returns a Recipe of ours: nobody published settings of mini-ImageNet."""
+  return _published(shots)._replace(ours=True)
 
 
 RECIPES = {
-    ('omniglot', 5, 'published'): _published(5, ours=False),
-    ('omniglot', 1, 'published'): _published(1, ours=False),
-    ('mini_imagenet', 5, 'published'): _published(5, ours=True),
-    ('mini_imagenet', 1, 'published'): _published(1, ours=True),
-    **base.small_recipes(_published(5, ours=False), base.SMALL_ALL_LAYERS | {
+    ('omniglot', 5, 'published'): _published(5),
+    ('omniglot', 1, 'published'): _published(1),
+    ('mini_imagenet', 5, 'published'): _mini(5),
+    ('mini_imagenet', 1, 'published'): _mini(1),
+    **base.small_recipes(_published(5), base.SMALL_ALL_LAYERS | {
         'method.inner_steps': 3, 'method.test_steps': 5,
         'method.inner_rate': 0.4, 'method.l2': 0.5, 'optimizer.epsilon': 1e-8,
+        'method.public_code': False,
         # Without damping nearly every task ends at negative curvature.
         # With it three steps of conjugate gradients leave a residual near
         # 1e-2.

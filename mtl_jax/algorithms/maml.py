@@ -43,35 +43,72 @@ OPTIONS = {
                    'gradient, which saves memory'),
     'unroll': Field(True, 'whether inner steps are unrolled at compilation'),
 }
-_SOURCE = 'cbfinn/maml main.py (4 convolutions of 32 channels, no selection)'
+_WAYS = 5
 
 
-def _published(shots, *, rate=0.05, meta_batch=4, steps=5, queries=15,
-               clip=10., source=_SOURCE):
-  """Returns a published Recipe; `rate` is N times that of the code."""
-  return base.Recipe({
-      'train.ways': 5, 'train.shots': shots, 'train.queries': queries,
-      'train.meta_batch': meta_batch, 'train.epoch_tasks': 2000,
-      'train.max_epochs': 30 * meta_batch, 'train.stop_patience': 0,
+def _published(shots, *, network, rate=0.05, meta_batch=4, steps=5, queries=15,
+               clip=10., ours=None, source='', notes=()):
+  """Returns a Recipe of main.py.
+
+  The loss of the source is a sum over the query, divided by K: N Q / K times
+  ours, the mean. What is compared with a gradient, the clip and Adam's
+  epsilon, is therefore divided by that.
+
+  Args:
+    shots: K, and Q of the test.
+    network: fields of the network in the source.
+    rate: of the inner steps on the mean, N times that of the source.
+    meta_batch, steps, queries: of training.
+    clip: of the source; 0: none.
+    ours: further changes, see base.published.
+    source: what stands before cbfinn/maml.
+    notes: further ones, see base.Recipe.
+  """
+  larger = _WAYS * queries / shots
+  return base.published({
+      'train.ways': _WAYS, 'train.shots': shots, 'train.queries': queries,
+      'train.meta_batch': meta_batch, 'train.max_epochs': 30 * meta_batch,
+      'train.stop_patience': 0,
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
-      'optimizer.schedule': 'constant', 'optimizer.clip': clip,
+      'optimizer.epsilon': 1e-8 / larger, 'optimizer.clip': clip / larger,
+      'optimizer.schedule': 'constant', 'method.adapts': 'all',
       'method.inner_rate': rate, 'method.inner_steps': steps,
-      'method.test_steps': 10,
-  } | base.OWN_TEST, source, ours=False)
+      'method.test_steps': 10, 'method.first_order': False,
+      'method.batch_norm': 'transductive',
+      **base.OWN_TEST, **base.PLAIN, **network,
+      # Q matters: the query images are a BatchNorm batch.
+      **base.protocol(test=(600, shots)),
+  }, f'{source}cbfinn/maml main.py', {
+      'train.epoch_tasks': (2000, 'the source has no epochs: 60,000 steps'),
+      **base.selection(shots, shots), **(ours or {}),
+  }, notes=(base.BIASES,
+            "BatchNorm has a scale, and inner steps adapt its scale and shift; "
+            "the source has no scale, and adapts neither.", *notes))
 
 
-_CIFAR_FS = 'ArnoutDevos/maml-cifar-fs, after ' + _SOURCE
+_CONV32 = base.network('conv4', width=32, pool='flat')
+_MINI = _published(5, network=_CONV32)
+_CIFAR_FS = 'ArnoutDevos/maml-cifar-fs, after '
 RECIPES = {
-    ('mini_imagenet', 5, 'published'): _published(5),
-    ('mini_imagenet', 1, 'published'): _published(1),
-    ('cifar_fs', 5, 'published'): _published(5, source=_CIFAR_FS),
-    ('cifar_fs', 1, 'published'): _published(1, source=_CIFAR_FS),
+    ('mini_imagenet', 5, 'published'): _MINI,
+    ('mini_imagenet', 1, 'published'): _published(1, network=_CONV32),
+    ('cifar_fs', 5, 'published'): _published(5, network=_CONV32,
+                                             source=_CIFAR_FS),
+    ('cifar_fs', 1, 'published'): _published(1, network=_CONV32,
+                                             source=_CIFAR_FS),
     ('omniglot', 1, 'published'): _published(
-        1, rate=2., meta_batch=32, steps=1, queries=1, clip=0.),
+        1, rate=2., meta_batch=32, steps=1, queries=1, clip=0.,
+        network=base.network('four convolutions of stride 2, mean over pixels',
+                             width=64, pool='no pools'),
+        ours=base.pooled('the source has strides, which no network here has'),
+        notes=('A quarter turn of a character is a class of its own here, in '
+               'training alone; the source turns each class of each task at '
+               'random.',)),
     # Few steps at a high rate.
-    **base.small_recipes(_published(5), base.SMALL_ALL_LAYERS | {
+    **base.small_recipes(_MINI, base.SMALL_ALL_LAYERS | {
         'method.inner_steps': 3, 'method.test_steps': 5,
         'method.inner_rate': 0.4, 'optimizer.clip': 0.,
+        'optimizer.epsilon': 1e-8,
     }),
 }
 

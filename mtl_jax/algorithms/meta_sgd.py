@@ -18,10 +18,10 @@ OPTIONS = {
                         network.BATCH_NORM_ALL_LAYERS),
 }
 # MAML's settings; of its own options the rate alone.
-RECIPES = {key: base.Recipe({
+RECIPES = {key: recipe._replace(ours=True, overrides={
     field: value for field, value in recipe.overrides.items()
     if field == 'method.inner_rate' or not field.startswith('method.')
-}, recipe.source, ours=True) for key, recipe in maml.RECIPES.items()}
+}) for key, recipe in maml.RECIPES.items()}
 
 
 def build(backbone, num_classes, ways, *, inner_rate, batch_norm):

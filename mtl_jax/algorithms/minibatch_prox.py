@@ -15,7 +15,7 @@ import optax
 
 from mtl_jax.algorithms import base, network
 from mtl_jax.data import episodes
-from mtl_jax.fields import COUNT, POSITIVE, Field
+from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 
 _UNROLLED = 16  # more steps take too long to compile when unrolled
 ANY_WAYS = False  # the head has as many outputs as in training
@@ -23,10 +23,12 @@ OPTIONS = {
     'l2': Field(0.1, 'lambda', POSITIVE),
     'inner_steps': Field(8, 'steps of Adam without momentum (beta1 0) in '
                          'training', COUNT),
-    'test_steps': Field(50, 'steps at test time, on the whole support', COUNT),
+    'test_steps': Field(50, 'steps at test time', COUNT),
     'inner_rate': Field(1e-3, 'rate of the inner steps', POSITIVE),
     'inner_batch': Field(10, 'images of an inner step, drawn in turns without '
                          'replacement', COUNT),
+    'test_batch': Field(0, 'images of an inner step at test time, drawn in the '
+                        'same way; 0: the whole support', NOT_NEGATIVE),
     # The public code feeds lambda to a placeholder that nothing reads. (Its
     # Adam also keeps its moments from task to task in training, which would
     # make tasks depend on their order; here they start anew.)
@@ -42,29 +44,54 @@ OPTIONS = {
 }
 
 
-def _published(meta_batch=5, l2=0.1):
-  overrides = {
+def _published(shots, test_batch, meta_batch=5, l2=0.1):
+  """Returns a Recipe of the README and the paper.
+
+  Args:
+    shots: K of the test.
+    test_batch: images of an inner step in the test.
+    meta_batch: T.
+    l2: lambda of the paper.
+  """
+  return base.published({
       'train.ways': 5, 'train.shots': 15, 'train.queries': 0,
-      'train.meta_batch': meta_batch, 'train.epoch_tasks': 5000 * meta_batch,
-      'train.max_epochs': 20, 'train.stop_patience': 0,
+      'train.meta_batch': meta_batch, 'train.max_epochs': 20,
+      'train.stop_patience': 0,
       'optimizer.name': 'sgd', 'optimizer.learning_rate': 1.,
       'optimizer.momentum': 0., 'optimizer.weight_decay': 0.,
       'optimizer.schedule': 'linear', 'optimizer.decay_epochs': 20,
-      'method.l2': l2,
-  } | base.OWN_TEST
-  return base.Recipe(
-      overrides, 'the paper and its supplement; panzhous.github.io '
-      'MetaMinibatchProx README (4 convolutions of 32 channels)', ours=False)
+      'method.l2': l2, 'method.inner_steps': 8, 'method.inner_rate': 1e-3,
+      'method.inner_batch': 10, 'method.test_steps': 50,
+      'method.test_batch': test_batch, 'method.public_code': False,
+      'method.batch_norm': 'each_query',
+      **base.OWN_TEST, **base.PLAIN,
+      **base.protocol(test=(2000, 1)),
+      **base.network('conv4', width=32, pool='flat', pool_edges='same'),
+  }, 'the paper and its supplement; panzhous.github.io MetaMinibatchProx '
+      'README', {
+          'train.epoch_tasks': (
+              5000 * meta_batch, 'the source has no epochs: 100,000 steps'),
+          **base.selection(1, shots),
+      }, notes=(base.BIASES,
+                'Lambda acts, as in the paper; in the public code nothing '
+                'reads it (method.public_code=True).',
+                'Moments of the inner Adam start anew in every task; in '
+                'training the public code keeps them.'))
 
 
-RECIPES = {  # one network for all shots of the test
-    ('mini_imagenet', None, 'published'): _published(),
-    ('tiered_imagenet', None, 'published'): _published(20, l2=10.),
-    **base.small_recipes(_published(), base.SMALL_ALL_LAYERS | {
+_MINI = _published(5, test_batch=15)
+RECIPES = {
+    ('mini_imagenet', 5, 'published'): _MINI,
+    ('mini_imagenet', 1, 'published'): _published(1, test_batch=5),
+    ('tiered_imagenet', 5, 'published'): _published(
+        5, test_batch=20, meta_batch=20, l2=10.),
+    ('tiered_imagenet', 1, 'published'): _published(
+        1, test_batch=15, meta_batch=20, l2=10.),
+    **base.small_recipes(_MINI, base.SMALL_ALL_LAYERS | {
         'train.shots': 5, 'train.queries': 5, 'method.inner_rate': 3e-3,
         'method.inner_steps': 6, 'method.inner_batch': 25,
-        'method.test_steps': 6, 'method.batch_norm': 'support',
-        'train.epoch_tasks': 720,
+        'method.test_steps': 6, 'method.test_batch': 0,
+        'method.batch_norm': 'support', 'train.epoch_tasks': 720,
         'optimizer.name': 'sgd', 'optimizer.learning_rate': 1.,
         'optimizer.momentum': 0., 'optimizer.schedule': 'linear',
     }),
@@ -72,7 +99,7 @@ RECIPES = {  # one network for all shots of the test
 
 
 def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
-          inner_rate, inner_batch, public_code, batch_norm, unroll):
+          inner_rate, inner_batch, test_batch, public_code, batch_norm, unroll):
   """Returns Meta-MinibatchProx; see OPTIONS for the keywords."""
   del num_classes
   body = network.Body(backbone, batch_norm)
@@ -99,7 +126,8 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
     del num_ways  # the head has as many outputs as in training
     count = len(support_y)
     end, _ = inner(variables, support_x, support_y,
-                   batches(key, count, count, test_steps), network.TEST)
+                   batches(key, count, min(test_batch or count, count),
+                           test_steps), network.TEST)
     return network.Adapted({**variables, 'params': end}, support_x)
 
   return base.Algorithm(

@@ -7,14 +7,15 @@ may know, and so what its score means. It is a field of every method,
 `batch_norm`, and is printed beside every score:
 
   'running'       batch statistics in training, running ones at test time
+  'running_apart' the same; in training support and query are two batches
   'support'       those of the task's support images
   'each_query'    of the support and one query image, for each query image
   'transductive'  of the query images themselves, a batch without the support
   'episode'       of support and query images together, one batch
 
 Under the last two, other query images influence a prediction. Under all
-but 'running', the support is normalised by its own statistics (with the query
-under 'episode').
+but the first two, the support is normalised by its own statistics (with the
+query under 'episode').
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +29,8 @@ from mtl_jax.heads import gradient
 from mtl_jax.solvers import inner_loop
 
 LOSSES = ('cross_entropy', 'squared')
-BATCH_NORM = ('running', 'support', 'each_query', 'transductive', 'episode')
+RUNNING = ('running', 'running_apart')
+BATCH_NORM = (*RUNNING, 'support', 'each_query', 'transductive', 'episode')
 # Where all layers adapt, the support passes through the network before any
 # query is known.
 BATCH_NORM_ALL_LAYERS = ('transductive', 'support', 'each_query', 'running')
@@ -106,7 +108,7 @@ def forward(backbone, variables, images, mode, *, own=True):
 def support_pass(body, variables, support_x, mode):
   """Returns (features of the support images [S, D], their statistics)."""
   return forward(body.backbone, variables, support_x, mode,
-                 own=mode.train or body.batch_norm != 'running')
+                 own=mode.train or body.batch_norm not in RUNNING)
 
 
 def query_pass(body, variables, support_x, query_x, mode):
@@ -133,6 +135,11 @@ def task_pass(body, variables, support_x, query_x, mode):
   'episode' take support and query as one batch.
   """
   how = body.batch_norm
+  if how == 'running_apart' and mode.train:
+    support, first = forward(body.backbone, variables, support_x, mode)
+    query, second = forward(body.backbone, variables, query_x, mode.at(1))
+    return support, query, jax.tree.map(lambda a, b: (a + b) / 2, first,
+                                        second)
   if how == 'episode' or (how == 'running' and mode.train):
     features, statistics = forward(
         body.backbone, variables, jnp.concatenate([support_x, query_x]), mode)

@@ -34,27 +34,55 @@ OPTIONS = {
 }
 
 
-def _published(ways, images, scale):
-  """Returns a Recipe of experiments.sh, with `images` per class in a task."""
-  return base.Recipe({
+def _published(shots, ways, images, *, scale, drop, most=48):
+  """Returns a Recipe of experiments.sh.
+
+  Args:
+    shots: K of validation and test.
+    ways, images: of a training task; `images` per class.
+    scale: initial factor of the outputs.
+    drop: rate of dropout.
+    most: images per class of a test task, support and query.
+  """
+  return base.published({
       'train.ways': ways, 'train.shots': 1, 'train.queries': images - 1,
       'train.meta_batch': 1, 'train.epoch_tasks': 100,
       'train.max_epochs': 1200, 'train.stop_patience': 200,
       'optimizer.name': 'adam', 'optimizer.learning_rate': 5e-3,
-      'optimizer.schedule': 'step',
+      'optimizer.weight_decay': 0., 'optimizer.schedule': 'step',
       'optimizer.step_epochs': tuple(range(20, 1200, 20)),
       'optimizer.step_scales': tuple(0.5 ** i for i in range(1, 60)),
-      'method.scale': scale, 'method.max_shots': 9,
-  } | base.OWN_TEST, 'bertinetto/r2d2 scripts/train (backbone: r2d2_net)',
-      ours=False)
+      'method.regulariser': 50., 'method.scale': scale, 'method.shift': 0.,
+      'method.max_shots': 9, 'validation.tasks': 200,
+      'validation.shots': 'a network each is kept for 1 and for 5',
+      **base.protocol(test=(10_000, most - shots)),
+      **base.OWN_TEST, **base.PLAIN,
+      **base.network('r2d2_net', widths=(96, 192, 384, 512), drop_rate=drop),
+  }, 'bertinetto/r2d2 scripts/train', {
+      'validation.shots': (shots, 'a run keeps one network, and stops when it '
+                           'has not improved; the source keeps two, and stops '
+                           'when neither has'),
+      'validation.queries': (15, 'not known of the source'),
+  }, notes=(base.BIASES,
+            "BatchNorm's scale starts at 1; the source draws it from U(0, 1).",
+            'Weights start as in models/layers.py; the source draws them from '
+            'U(+-1 / sqrt(fan-in)).'))
 
 
-RECIPES = {  # one network for all shots of the test
-    ('mini_imagenet', None, 'published'): _published(16, 15, 1e-4),
-    ('cifar_fs', None, 'published'): _published(20, 12, 10.),
-    ('omniglot', None, 'published'): _published(60, 10, 10.),
-    **base.small_recipes(_published(16, 15, 1e-4), base.SMALL_TRAINING | {
-        'method.max_shots': 0, 'method.scale': 10.}),
+def _all_shots(benchmark, *args, **options):
+  return {(benchmark, shots, 'published'): _published(shots, *args, **options)
+          for shots in (1, 5)}
+
+
+_MINI = _all_shots('mini_imagenet', 16, 15, scale=1e-4, drop=0.1)
+RECIPES = {
+    **_MINI,
+    **_all_shots('cifar_fs', 20, 12, scale=10., drop=0.4),
+    # A character has 20 drawings.
+    **_all_shots('omniglot', 60, 10, scale=10., drop=0., most=20),
+    **base.small_recipes(
+        _MINI['mini_imagenet', 5, 'published'], base.SMALL_TRAINING | {
+            'method.max_shots': 0, 'method.scale': 10.}),
 }
 
 

@@ -18,33 +18,57 @@ from mtl_jax.heads import gradient
 
 ANY_WAYS = True
 OPTIONS = {
-    'test_C': Field(1., 'C of the new head of an unseen task', POSITIVE),
+    'test_C': Field(1., "C of the new head where 'own' is tested; other "
+                    'heads have config.heads', POSITIVE),
     'batch_norm': Field('running', 'BatchNorm statistics at test time: '
                         'running ones of training', ('running',)),
 }
 
 
-def _published(classes=64, images=38400):
-  """Returns a Recipe for a training split of so many images."""
-  return base.Recipe({
-      'train.ways': classes, 'train.shots': 1, 'train.queries': 0,
+_BATCH = 64
+
+
+def _published(images=38_400, *, small_images=False, classes=_BATCH):
+  """Returns a Recipe.
+
+  Args:
+    images: of the training split.
+    small_images: whether images have 32 pixels.
+    classes: of a step; no more than the split has.
+  """
+  changes = {}
+  if classes < _BATCH:
+    changes['train.ways'] = (
+        classes, 'a step holds an image each of all classes there are')
+  return base.published({
+      'train.ways': _BATCH, 'train.shots': 1, 'train.queries': 0,
       'train.meta_batch': 1, 'train.epoch_tasks': images // classes,
       'train.max_epochs': 100, 'train.stop_patience': 0,
       'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.05,
-      'optimizer.nesterov': False, 'optimizer.weight_decay': 5e-4,
+      'optimizer.momentum': 0.9, 'optimizer.nesterov': False,
+      'optimizer.weight_decay': 5e-4,
       'optimizer.schedule': 'step', 'optimizer.step_epochs': (60, 80),
       'optimizer.step_scales': (0.1, 0.01),
       'validation.head': 'logistic', 'eval.heads': ('logistic',),
+      'eval.normalise_features': True, 'eval.support_copies': 5,
       'heads.logistic.C': 1.,
-  }, 'WangYueFt/rfs train_supervised.py (balanced batches are ours)',
-      ours=False)
+      **base.protocol(test=(600, 15)),
+      **base.resnet12(small_images, pool='global', ramp_tasks=40_000),
+  }, 'WangYueFt/rfs train_supervised.py and eval', {
+      **changes, **base.selection(15)}, notes=(
+          'A step holds one image each of as many classes; the source takes '
+          'shuffled images.',
+          'DropBlock blanks whole blocks; the source blanks a part of most.',
+          'The interval is 1.96 standard errors; that of the source is of '
+          "Student's t."))
 
 
 RECIPES = {  # one network for all shots of the test
     ('mini_imagenet', None, 'published'): _published(),
-    ('tiered_imagenet', None, 'published'): _published(images=448695),
-    ('cifar_fs', None, 'published'): _published(),
-    ('fc100', None, 'published'): _published(classes=60, images=36000),
+    ('tiered_imagenet', None, 'published'): _published(448_695),
+    ('cifar_fs', None, 'published'): _published(small_images=True),
+    ('fc100', None, 'published'): _published(36_000, small_images=True,
+                                             classes=60),
     **base.small_recipes(_published(), {
         'train.ways': 160, 'train.shots': 1, 'train.queries': 0,
         'train.meta_batch': 1, 'train.epoch_tasks': 200,

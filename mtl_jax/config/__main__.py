@@ -1,14 +1,23 @@
-"""Prints docs/fields.md: every field of a config, from its declaration.
+"""Prints every field of a config, or where a run's settings come from.
 
     python -m mtl_jax.config > docs/fields.md
+    python -m mtl_jax.config recipes > docs/recipes.md
+    python -m mtl_jax.config --config=configs/mini_5shot.py:maml
+    python -m mtl_jax.config --mode=evaluate --checkpoint=WORKDIR
+
+The first two write pages of the documents. The flags of the others are those
+of mtl_jax.main; nothing is trained or tested.
 """
 
-import dataclasses
+import sys
 
 from mtl_jax import fields, models
 from mtl_jax.algorithms import METHODS
+from mtl_jax.config import flags, settings
 from mtl_jax.config.fields import FIELDS, NAMED
+from mtl_jax.errors import UserError
 from mtl_jax.fields import Field, Range
+from mtl_jax.run import workdir
 
 HEAD = '''# Fields of a config
 
@@ -37,10 +46,10 @@ def page():
     parts += [f'### {name}', table(method.OPTIONS, 'method.')]
   parts.append('## model\n\nThe fields of a network are the attributes of its '
                'class, which documents them (`mtl_jax/models/`).')
-  for name, network in models.MODELS.items():
+  for name in models.MODELS:
     parts.append(f'- `{name}`: ' + ', '.join(
-        f'`{f.name}={f.default!r}`' for f in dataclasses.fields(network)
-        if f.name not in ('parent', 'name')))
+        f'`{option}={default!r}`'
+        for option, default in models.defaults(name).items()))
   return '\n\n'.join(parts) + '\n'
 
 
@@ -62,5 +71,20 @@ def _free(field):
   return 'resume' if field.free else 'test' if field.free_to_test else ''
 
 
+def main(argv=None):
+  """Runs the command line; returns the exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  try:
+    if argv in ([], ['recipes']):
+      print(settings.recipes_page() if argv else page(), end='')
+      return 0
+    command = flags.parse(argv, workdir.saved_config)
+    print(__doc__ if command.help else settings.page(command.config), end='')
+  except UserError as error:
+    print(f'mtl_jax: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
 if __name__ == '__main__':
-  print(page(), end='')
+  sys.exit(main())

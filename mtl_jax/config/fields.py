@@ -40,6 +40,15 @@ NAMED = {
     },
 }
 
+# What set_method and the command line leave behind, for config/settings.py.
+RECIPE = {
+    'benchmark': Field('', "Data set of the method's recipe; empty: none was "
+                       'taken'),
+    'shots': Field(0, 'K of the recipe', NOT_NEGATIVE),
+    'scale': Field('', 'Scale of the recipe'),
+    'command_line': Field((), 'Fields that the command line has set'),
+}
+
 DATA = {
     'name': Field('', 'A data set of `python -m mtl_jax.data list`, a .py file '
                   'that declares a source, or a folder of images'),
@@ -47,6 +56,8 @@ DATA = {
                  "TFDS's default", free=True),
     'manual_dir': Field('', 'Folder of the published files, read when the data '
                         'set is built; empty: $MTL_JAX_MANUAL', free=True),
+    'normalise': Field(True, 'Whether pixels / 255 are normalised by the mean '
+                       'and standard deviation of the training images'),
     'store': Field('device', "Where the training pixels are: all on the "
                    "'device', or on the 'host', with a thread that gathers "
                    'those of the next steps; the episodes are the same',
@@ -190,6 +201,7 @@ FIELDS = {
                   'validation tasks', SEED),
     'source': Field('', 'Where the settings come from, printed at the start',
                     free=True),
+    'recipe': _each(RECIPE, free=True),
     **NAMED,
     'data': DATA,
     'augment': _each(AUGMENT, free_to_test=True),

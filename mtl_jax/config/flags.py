@@ -61,11 +61,20 @@ def parse(argv, saved_config):
                     '--config=configs/quickstart.py')
   for name, text in changes:
     override(config, name, text)
+  _note_command_line(config, [name for name, _ in changes])
   # An empty --workdir, such as an unset variable's, is not this folder.
   workdir = given.get('workdir') or (
       _default_workdir(given['config'], config) if mode == 'train'
       else os.path.join(checkpoint, 'evaluate'))
   return Command(mode, config, workdir, checkpoint)
+
+
+def _note_command_line(config, names):
+  """Keeps the names of overridden fields, for config/settings.py."""
+  if 'recipe' in config and names:
+    earlier = config.recipe.command_line
+    config.recipe.command_line = tuple(dict.fromkeys([
+        *earlier, *(name.removeprefix('config.') for name in names)]))
 
 
 def _default_workdir(text, config):
@@ -145,6 +154,9 @@ def override(config, name, text):
     UserError: unknown field, or text that is no value of its type.
   """
   *sections, last = name.split('.')[1:]
+  if last == 'source' or sections[:1] == ['recipe']:
+    raise UserError(f'{name} says where the settings come from: it follows '
+                    'from --config=FILE.py[:METHOD]')
   section = config
   for i, part in enumerate([*sections, last]):
     if not isinstance(section, Mapping) and not hasattr(section, 'to_dict'):

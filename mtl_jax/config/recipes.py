@@ -2,11 +2,15 @@
 
 import ml_collections
 
-from mtl_jax import algorithms, fields
+from mtl_jax import algorithms, fields, models
 
 
 def set_method(config, name, *, benchmark, shots, scale='published'):
   """Sets `config.method` and the settings of one of the method's recipes.
+
+  A published recipe also sets the network, the augmentation, and how it is
+  validated and tested. What a config file sets afterwards differs from the
+  source, and a run says so.
 
   Args:
     config: of base_config, changed in place.
@@ -23,5 +27,10 @@ def set_method(config, name, *, benchmark, shots, scale='published'):
   recipe = algorithms.recipe(name, benchmark, shots, scale)
   config.method = ml_collections.ConfigDict(
       {**fields.defaults(method.OPTIONS), 'name': name})
+  network = recipe.overrides.get('model.name')
+  if network:
+    config.model = ml_collections.ConfigDict(
+        {**models.defaults(network), 'name': network})
   config.update_from_flattened_dict(recipe.overrides)
   config.source = str(recipe)
+  config.recipe.update(benchmark=benchmark, shots=shots, scale=scale)

@@ -57,7 +57,7 @@ def arrays(store, place='device'):
       *(jnp.asarray(x) for x in (store.offsets, store.mean, store.std)))
 
 
-def load(name, split, directory=None, manual_dir=None):
+def load(name, split, directory=None, manual_dir=None, normalise=True):
   """Loads a split, building the data set first where needed.
 
   Args:
@@ -66,6 +66,8 @@ def load(name, split, directory=None, manual_dir=None):
     split: 'train', 'validation' or 'test'.
     directory: TFDS data_dir; None as in `building.data_dir`.
     manual_dir: folder of published files, for a data set that is not built.
+    normalise: whether the store has the mean and standard deviation of the
+      training pixels; otherwise they are 0 and 1.
 
   Returns:
     Store; classes in the order of the source's lists, the images of a class in
@@ -77,6 +79,8 @@ def load(name, split, directory=None, manual_dir=None):
   built = prepare(name, directory, manual_dir)
   images, labels = _pixels(built, split)
   mean, std = _normalisation(sources.find(name).source, built)
+  if not normalise:
+    mean, std = np.zeros_like(mean), np.ones_like(std)
   classes, counts = np.unique(labels, return_counts=True)
   names = built.info.features['label'].names
   return Store(

@@ -53,11 +53,16 @@ def create(name, **options):
   Raises UserError for an unknown name, an option that the model does not
   have, or a value that it does not take. No data is needed.
   """
-  model = find(name)
-  allowed = [field.name for field in dataclasses.fields(model)
-             if field.name not in ('parent', 'name')]
+  allowed = defaults(name)
   for option in options:
     if option not in allowed:
       raise UserError(f'config.model.{option} is unknown: {name} has the '
                       'options ' + ', '.join(allowed))
-  return model(**options)
+  return find(name)(**options)
+
+
+def defaults(name):
+  """Returns option -> default of a backbone; see `find`."""
+  return {field.name: field.default
+          for field in dataclasses.fields(find(name))
+          if field.name not in ('parent', 'name')}

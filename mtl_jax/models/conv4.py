@@ -7,6 +7,7 @@ and its true gradient is zero. An adaptive optimizer such as Adam would amplify
 the rounding errors of that gradient.
 """
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -14,6 +15,7 @@ from mtl_jax.errors import check_choice
 from mtl_jax.models import layers
 
 POOLS = ('flat', 'global')
+EDGES = ('valid', 'same')
 BLOCKS = 4
 SMALLEST = 2 ** BLOCKS  # one pixel is left
 
@@ -27,6 +29,9 @@ class Conv4(nn.Module):
     width: channels of every block.
     pool: 'flat' keeps the last map, D = width (h // 16) (w // 16); 'global'
       averages it, D = width.
+    pool_edges: what the max pool does with an odd last row or column: 'valid'
+      leaves it out; 'same' pools it alone (TensorFlow's padding of that name),
+      so that D = width ceil(h / 16) ceil(w / 16) for 'flat'.
     dtype: 'float32' or 'bfloat16', of the computation. Parameters, BatchNorm
       statistics and features are float32.
 
@@ -36,10 +41,12 @@ class Conv4(nn.Module):
   width: int = 64
   pool: str = 'flat'
   dtype: str = 'float32'
+  pool_edges: str = 'valid'
 
   def __post_init__(self):
     layers.check_count('width', self.width, 'conv4')
     check_choice('config.model.pool', self.pool, POOLS)
+    check_choice('config.model.pool_edges', self.pool_edges, EDGES)
     check_choice('config.model.dtype', self.dtype, layers.DTYPES)
     super().__post_init__()
 
@@ -54,8 +61,18 @@ class Conv4(nn.Module):
       x = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(x)
       x = layers.BatchNorm(name=f'norm_{i}')(x, own)
       # Pooling and ReLU commute; this order touches a quarter of the values.
-      x = nn.relu(layers.max_pool(x))
+      x = nn.relu(layers.max_pool(x if self.pool_edges == 'valid'
+                                  else _even(x)))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.pool == 'global':
       return jnp.mean(x, axis=(1, 2))
     return x.reshape(len(x), -1)
+
+
+def _even(x):
+  """Repeats an odd last row or column, which changes no maximum."""
+  for axis in (1, 2):
+    if x.shape[axis] % 2:
+      last = jax.lax.slice_in_dim(x, x.shape[axis] - 1, None, axis=axis)
+      x = jnp.concatenate([x, last], axis)
+  return x

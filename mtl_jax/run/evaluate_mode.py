@@ -31,9 +31,9 @@ def evaluate_run(config, checkpoint, path):
   model = trained.load(checkpoint, config)
   splits = {}
   if config.eval.choose_C:
-    splits['validation'] = stores.load(
+    splits['validation'] = tested_split.as_trained(stores.load(
         config.data.name, 'validation', config.data.dir,
-        config.data.manual_dir)
+        config.data.manual_dir), model.data)
   splits['test'] = tested_split.load(config, model.data, splits)
   tested_split.check_test(config, splits)
   untrained = None

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import devices, files
+from mtl_jax.config import settings
 from mtl_jax.config.check import validate
 from mtl_jax.data import augment, episodes, feed
 from mtl_jax.data import store as stores
@@ -82,7 +83,7 @@ def make_run(config):
     UserError: the config does not fit the data or the devices.
   """
   splits = {split: stores.load(config.data.name, split, config.data.dir,
-                               config.data.manual_dir)
+                               config.data.manual_dir, config.data.normalise)
             for split in ('train', 'validation')}
   for split, store in splits.items():
     c = config[split]
@@ -272,4 +273,4 @@ def describe(config, run, state):
       f'most {c.max_epochs} epochs',
       f'to come: {"at most " * bool(c.stop_patience)}{to_come:,} steps, '
       f'{to_come * images:,} images',
-      f'settings: {config.source or "config file"}', start))
+      settings.summary(config), start))

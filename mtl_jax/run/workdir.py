@@ -1,6 +1,6 @@
 """The folder of a run: which run it belongs to, and what it holds.
 
-    config.json data.json env.json metrics.jsonl checkpoints/ best/
+    config.json settings.md data.json env.json metrics.jsonl checkpoints/ best/
     test.json tasks.npz curves.png tensorboard/
 """
 
@@ -11,8 +11,8 @@ import platform
 import jax
 import ml_collections
 
-from mtl_jax import fields, files
-from mtl_jax.config import FIELDS, base_config, to_json
+from mtl_jax import algorithms, fields, files
+from mtl_jax.config import FIELDS, base_config, settings, to_json
 from mtl_jax.errors import UserError, first_line
 
 CONFIG = 'config.json'
@@ -55,6 +55,9 @@ def saved_config(path):
     raise UserError(f'{path / CONFIG} has fields that this version does not '
                     f'know ({first_line(error)}): use the version that wrote '
                     'it') from error
+  options = algorithms.find(config.method.name).OPTIONS
+  config.method = ml_collections.ConfigDict(
+      {**fields.defaults(options), **config.method.to_dict()})
   return config
 
 
@@ -115,7 +118,7 @@ def check_data(path, data):
 
 
 def claim(path, config, data):
-  """Writes config.json, data.json and env.json; call `check` first.
+  """Writes the files that describe the run; call `check` first.
 
   Raises:
     UserError: the folder cannot be written.
@@ -123,6 +126,7 @@ def claim(path, config, data):
   files.make(path)
   files.write(path / 'env.json', json.dumps(environment(), indent=2))
   files.write(path / DATA, json.dumps(data))
+  files.write(path / 'settings.md', settings.page(config))
   files.write(path / CONFIG, to_json(config))
 
 

@@ -31,9 +31,9 @@ def solve(product, b, *, steps, tolerance=1e-10, unroll=True):
   """Solves A x = b for symmetric A (Hestenes & Stiefel, 1952), from x = 0.
 
   Stops where |r|^2 <= tolerance |b|^2, and before a direction of non-positive
-  curvature. It then returns the sum over the directions before it. If the
-  first direction is already such a one, it returns b itself, the first-order
-  answer.
+  curvature. It then returns the sum over the directions before it. Where it
+  takes no step, because `steps` is 0 or the first direction is already such a
+  one, it returns b itself, the first-order answer.
 
   Args:
     product: v [n] -> A v.
@@ -64,6 +64,6 @@ def solve(product, b, *, steps, tolerance=1e-10, unroll=True):
   start = (jnp.zeros_like(b), b, b, squares, jnp.bool(False), jnp.int32(0))
   (x, _, _, rr, negative, count), _ = inner_loop.loop(
       step, start, jnp.arange(steps), unroll)
-  x = jnp.where(negative & (count == 0), b, x)
+  x = jnp.where(count == 0, b, x)
   return Solution(x, jnp.sqrt(rr / jnp.maximum(squares, jnp.finfo(
       b.dtype).tiny)), negative, count)

@@ -60,7 +60,7 @@ def loop(step, carry, xs, unroll):
   compiler runs convolutions within any loop on one thread and by a slower
   kernel.
   """
-  if not unroll:
+  if not unroll or not len(jax.tree.leaves(xs)[0]):
     return jax.lax.scan(step, carry, xs)
   outs = []
   for i in range(len(jax.tree.leaves(xs)[0])):
