@@ -24,6 +24,7 @@ from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.solvers import conjugate_gradients, inner_loop
 
 ANY_WAYS = False  # the head has as many outputs as in training
+check = base.need_queries
 OPTIONS = {
     'l2': Field(2., 'lambda in training', POSITIVE),
     'inner_steps': Field(16, 'steps of gradient descent in training', COUNT),
@@ -32,7 +33,7 @@ OPTIONS = {
     'test_steps': Field(16, 'steps of gradient descent at test time', COUNT),
     'test_l2': Field(0., 'lambda at test time; the public code takes none',
                      NOT_NEGATIVE),
-    'cg_steps': Field(5, 'most steps of conjugate gradients', NOT_NEGATIVE),
+    'cg_steps': Field(5, 'most steps of conjugate gradients', COUNT),
     # Zero is the paper's. Damping bends A towards the first-order gradient.
     'damping': Field(0., 'a in A v = (1 + a) v + H v / (lambda + b)',
                      NOT_NEGATIVE),

@@ -34,7 +34,8 @@ OPTIONS = {
     'normalise_train_features': Field(
         True, 'whether features have unit length in training'),
     # As in scikit-learn.
-    'test_C': Field(3., 'C of the new head of an unseen task', POSITIVE),
+    'test_C': Field(3., "C of the new head where 'own' is tested; other "
+                    'heads have config.heads', POSITIVE),
     'batch_norm': Field('running', 'BatchNorm statistics at test time: '
                         'running ones of training', ('running',)),
 }

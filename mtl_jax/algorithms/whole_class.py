@@ -18,7 +18,8 @@ from mtl_jax.heads import gradient
 
 ANY_WAYS = True
 OPTIONS = {
-    'test_C': Field(1., 'C of the new head of an unseen task', POSITIVE),
+    'test_C': Field(1., "C of the new head where 'own' is tested; other "
+                    'heads have config.heads', POSITIVE),
     'batch_norm': Field('running', 'BatchNorm statistics at test time: '
                         'running ones of training', ('running',)),
 }
