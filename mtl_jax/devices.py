@@ -5,7 +5,9 @@ runs it by shard_map over the mesh, `pmap` binds the axis itself. State and
 data are replicated; the tasks are divided among the devices.
 """
 
+import contextlib
 import os
+import signal
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.errors import UserError, check_choice, first_line
 
 AXIS = 'tasks'  # the name of the axis of devices
 
@@ -68,6 +70,58 @@ def split_cpu(count):
         warnings.warn(
             f'config.parallel.cpu_devices is {count}, but this process already '
             f'uses {len(kept)} devices: it keeps them', stacklevel=2)
+
+
+def check_platform():
+  """Raises UserError where JAX finds no device, such as no GPU."""
+  try:
+    jax.local_devices()
+  except RuntimeError as error:
+    raise UserError(
+        f'JAX finds no device ({first_line(error)}): set JAX_PLATFORMS to a '
+        'platform of this machine, such as cpu') from error
+
+
+@contextlib.contextmanager
+def memory_errors():
+  """Turns an error for lack of memory into a UserError."""
+  try:
+    yield
+  except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+      raise UserError(
+          f'memory does not suffice ({first_line(error)}): take fewer or '
+          'smaller tasks at once, by config.parallel.tasks_at_once, '
+          'config.train.meta_batch, config.eval.batch_size or '
+          'config.eval.tasks_at_once') from error
+    raise
+
+
+@contextlib.contextmanager
+def interrupt_ends(last_line):
+  """Lets Ctrl-C end the process at once, with code 130 and one line.
+
+  Python would raise an exception wherever it is. In a callback of JAX that
+  exception is lost, and the run goes on. Elsewhere the interpreter would end
+  while threads of JAX still compute, and may crash. Files are written whole or
+  not at all, so the process may end at any moment.
+
+  Args:
+    last_line: () -> text for stderr.
+  """
+  def end(*_):
+    os.write(2, f'\n{last_line()}\n'.encode())
+    os._exit(130)
+
+  try:
+    before = signal.signal(signal.SIGINT, end)
+  except ValueError:  # not the main thread, which alone may be interrupted
+    yield
+    return
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, before)
 
 
 def mesh(devices, meta_batch):

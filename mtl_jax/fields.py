@@ -32,6 +32,8 @@ class Range(NamedTuple):
         not self.whole or isinstance(value, int))
 
 
+# Devices compute in float32 and count in int32.
+_LARGEST, _SMALLEST, _LARGEST_WHOLE = 3.4e38, 1.2e-38, 2**31 - 1
 POSITIVE = Range(0, above=True)
 NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
@@ -119,6 +121,19 @@ def check_value(name, field, value):
       _check_range(name, field.allowed, item, value)
     elif field.allowed is not None:
       check_choice(name, item, field.allowed)
+    _check_number(name, field.allowed, item)
+
+
+def _check_number(name, allowed, number):
+  """Raises UserError for a number that would be another one on a device."""
+  size = abs(number) if isinstance(number, (int, float)) else 0
+  if isinstance(number, float) and size and not (
+      _SMALLEST <= size <= _LARGEST):
+    raise UserError(f'{name} has {number!r}: must be finite, and in float32 '
+                    f'from {_SMALLEST} to {_LARGEST}')
+  bounded = isinstance(allowed, Range) and allowed.high < float('inf')
+  if isinstance(number, int) and size > _LARGEST_WHOLE and not bounded:
+    raise UserError(f'{name} has {number}: must be at most {_LARGEST_WHOLE}')
 
 
 def _check_range(name, allowed, number, value):

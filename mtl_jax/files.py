@@ -1,6 +1,7 @@
 """Files and folders: paths, locks, and writes that are whole or do nothing."""
 
 import contextlib
+import json
 import os
 
 from etils import epath
@@ -55,6 +56,19 @@ def write(path, contents):
     beside.unlink(missing_ok=True)
     raise UserError(f'{path}: cannot be written ({error.strerror})'
                     ) from error
+
+
+def json_text(value, **options):
+  """Returns a value as strict JSON, which has no NaN and no infinity.
+
+  Args:
+    value: of dictionaries, lists, texts and finite numbers.
+    **options: of json.dumps.
+
+  Raises:
+    ValueError: a number is not finite.
+  """
+  return json.dumps(value, allow_nan=False, **options)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,9 @@
     --workdir=/some/where                       made, or resumed; the default
                                                 is runs/FILE_METHOD
 
+    --init_from=/some/where                     starts from the weights of
+                                                another run
+
     --mode=evaluate --checkpoint=/some/where    tests a run, with its config
     --mode=features --checkpoint=/some/where    writes features of a split
 
@@ -17,9 +20,10 @@ import sys
 
 from absl import logging
 
+from mtl_jax import devices, files
 from mtl_jax.config import flags
 from mtl_jax.errors import UserError
-from mtl_jax.run import evaluate_mode, loop, workdir
+from mtl_jax.run import checkpoint, evaluate_mode, loop, workdir
 
 
 def main(argv=None):
@@ -27,25 +31,43 @@ def main(argv=None):
   # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
   argv = (sys.argv if argv is None else argv)[1:]
-  stopped = 'the same command starts over'
   try:
     command = flags.parse(argv, workdir.saved_config)
     if command.help:
       print(__doc__)
-    elif command.mode == 'train':
-      stopped = 'the same command resumes from the last saved state'
-      loop.train_and_evaluate(command.config, command.workdir)
     else:
-      run = {'evaluate': evaluate_mode.evaluate_run,
-             'features': evaluate_mode.write_features}[command.mode]
-      run(command.config, command.checkpoint, command.workdir)
+      with devices.interrupt_ends(lambda: _stopped(command)):
+        run(command)
   except UserError as error:
     print(f'mtl_jax: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print(f'mtl_jax: stopped; {stopped}', file=sys.stderr)
+    print('mtl_jax: stopped', file=sys.stderr)
     return 130
   return 0
+
+
+def run(command):
+  """Does what a Command asks for.
+
+  Raises:
+    UserError: what a user can mend; also where memory does not suffice.
+  """
+  with devices.memory_errors():
+    if command.mode == 'train':
+      loop.train_and_evaluate(command.config, command.workdir)
+    else:
+      do = {'evaluate': evaluate_mode.evaluate_run,
+            'features': evaluate_mode.write_features}[command.mode]
+      do(command.config, command.checkpoint, command.workdir)
+
+
+def _stopped(command):
+  """Returns the last line of a command that Ctrl-C ends."""
+  step = (checkpoint.last_step(files.at(command.workdir))
+          if command.mode == 'train' else None)
+  again = 'starts over' if step is None else f'resumes at step {step}'
+  return f'mtl_jax: stopped; the same command {again}'
 
 
 if __name__ == '__main__':

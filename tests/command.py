@@ -12,7 +12,7 @@ TINY = {
     'config.model.pool': 'global', 'config.train.shots': 2,
     'config.train.queries': 2, 'config.train.meta_batch': 2,
     'config.train.epoch_tasks': 8, 'config.train.max_epochs': 4,
-    'config.optimizer.decay_epochs': 4, 'config.validation.tasks': 6,
+    'config.optimizer.decay_epochs': 6, 'config.validation.tasks': 6,
     'config.validation.shots': 2, 'config.validation.queries': 2,
     'config.eval.tasks': 10, 'config.eval.shots': 2, 'config.eval.queries': 3,
     'config.eval.baselines': False, 'config.method.head_init': 'rows',

@@ -18,6 +18,7 @@ from mtl_jax.heads import gradient
 from mtl_jax.solvers import inner_loop
 
 ANY_WAYS = False  # the head has as many outputs as in training
+check = base.need_queries
 OPTIONS = {
     'inner_steps': Field(5, 'steps of the inner loop in training', COUNT),
     'test_steps': Field(5, 'steps of the inner loop at test time', COUNT),

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from mtl_jax.errors import UserError
+
 
 class Aux(NamedTuple):
   """What a task's loss returns beside the loss."""
@@ -32,6 +34,17 @@ class Algorithm(NamedTuple):
   features: Callable
   adapt: Callable
   predict: Callable
+
+
+def need_queries(options, train):
+  """Raises UserError where a task has no query images.
+
+  It is the `check` of methods whose loss is that of the query.
+  """
+  del options
+  if not train.queries:
+    raise UserError('config.train.queries is 0: the loss of this method is '
+                    'that of the query images, so at least 1 is needed')
 
 
 SCALES = ('published', 'cpu', 'fast')

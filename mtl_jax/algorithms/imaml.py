@@ -24,6 +24,7 @@ from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.solvers import conjugate_gradients, inner_loop
 
 ANY_WAYS = False  # the head has as many outputs as in training
+check = base.need_queries
 OPTIONS = {
     'l2': Field(2., 'lambda in training', POSITIVE),
     'inner_steps': Field(16, 'steps of gradient descent in training', COUNT),

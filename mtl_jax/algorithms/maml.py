@@ -18,6 +18,7 @@ from mtl_jax.solvers import inner_loop
 
 _ADAPTS = {'all': ('backbone', 'head'), 'last': ('head',)}
 ANY_WAYS = False  # the head has as many outputs as in training
+check = base.need_queries
 OPTIONS = {
     'adapts': Field('all', 'parts that adapt: all layers, or the last one, '
                     'the head', tuple(_ADAPTS)),

@@ -12,6 +12,7 @@ from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.solvers import inner_loop
 
 ANY_WAYS = False  # the head has as many outputs as in training
+check = base.need_queries
 OPTIONS = {
     'inner_rate': Field(0.05, 'where all rates start', POSITIVE),
     'batch_norm': Field('transductive', 'BatchNorm statistics of a task',

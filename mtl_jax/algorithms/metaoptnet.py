@@ -16,6 +16,7 @@ from mtl_jax.fields import NOT_NEGATIVE, POSITIVE, SHARE, Field
 from mtl_jax.heads import ridge, svm
 
 ANY_WAYS = True
+check = base.need_queries
 OPTIONS = {
     'head': Field('svm', 'the convex learner: the support vector machine of '
                   'Crammer and Singer, or ridge regression',

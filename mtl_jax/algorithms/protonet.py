@@ -12,6 +12,7 @@ from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.heads import centroid
 
 ANY_WAYS = True
+check = base.need_queries
 OPTIONS = {
     # MetaOptNet's ProtoNet has 'mean_squared'.
     'distance': Field('squared', 'distance between a query and a class mean, '

@@ -88,6 +88,8 @@ RECIPES = {
 
 def check(options, train):
   """Raises UserError where drawn shots would leave no query."""
+  if not options['max_shots']:
+    base.need_queries(options, train)
   images = train.shots + train.queries
   if options['max_shots'] >= images:
     raise UserError(

@@ -27,12 +27,16 @@ def validate(config, trains=True):
   fields.check({**FIELDS, 'method': _any_named(values, 'method'),
                 'model': _any_named(values, 'model')}, values)
   devices.split_cpu(values['parallel']['cpu_devices'])
+  devices.check_platform()
   method, options = _named(values['method'])
   algorithms.check(method, options, config.train)
   if trains:
     sources.check_name('config.data.name', values['data']['name'])
   _check_names(values)
   _check_schedule(values['optimizer'])
+  if trains:
+    _check_length(values)
+    _check_use(method, options, values)
   _check_eval(values)
   build_method(values)
 
@@ -106,6 +110,29 @@ def _check_eval(c):
     raise UserError('config.parallel.devices is 0, but '
                     'config.parallel.tasks_per_device is set: set both, the '
                     'meta-batch is their product')
+
+
+def _check_length(c):
+  """Refuses epochs in which the rate would be zero."""
+  epochs, rate = c['train']['max_epochs'], c['optimizer']
+  if rate['schedule'] in ('cosine', 'linear') and epochs > rate['decay_epochs']:
+    raise UserError(
+        f'config.train.max_epochs is {epochs}, but the rate of the '
+        f'{rate["schedule"]} schedule is zero after '
+        f'config.optimizer.decay_epochs, {rate["decay_epochs"]}: set one to '
+        'the other; --init_from starts another run from these weights')
+
+
+def _check_use(method, options, c):
+  """Refuses a C that no test of this config would read."""
+  default = algorithms.find(method).OPTIONS.get('test_C')
+  used = (c['validation']['head'], *c['eval']['heads'])
+  if (default and options['test_C'] != default.default
+      and adapters.OWN not in used):
+    raise UserError(
+        f'config.method.test_C is {options["test_C"]}, but only the head '
+        f'{adapters.OWN!r} reads it, which is not in config.eval.heads: set '
+        'config.heads.logistic.C, or name it there')
 
 
 def _check_schedule(c):

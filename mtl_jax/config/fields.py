@@ -6,11 +6,9 @@ and docs/fields.md follow from FIELDS. A config file in configs/ starts from
 `set_method`. No value in a config is derived from another.
 """
 
-import json
-
 import ml_collections
 
-from mtl_jax import fields, heads
+from mtl_jax import fields, files, heads
 from mtl_jax.data import augment, store
 from mtl_jax.data.source import SPLITS
 from mtl_jax.evaluate import tune_all
@@ -202,6 +200,8 @@ FIELDS = {
     'source': Field('', 'Where the settings come from, printed at the start',
                     free=True),
     'recipe': _each(RECIPE, free=True),
+    'init_from': Field('', 'Workdir of a run whose weights training starts '
+                       'from, set by --init_from; empty: random weights'),
     **NAMED,
     'data': DATA,
     'augment': _each(AUGMENT, free_to_test=True),
@@ -230,4 +230,4 @@ def base_config():
 
 def to_json(config):
   """Returns the config as text, every field once, for config.json."""
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True)
+  return files.json_text(config.to_dict(), indent=2, sort_keys=True)

@@ -8,12 +8,12 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mtl_jax import algorithms, fields, registry
+from mtl_jax import algorithms, fields, files, registry
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.errors import UserError, check_choice, first_line
 
 MODES = ('train', 'evaluate', 'features')
-FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'help')
+FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'init_from', 'help')
 _WORDS = {'true': True, 't': True, '1': True,
           'false': False, 'f': False, '0': False}
 # A number below zero is a value.
@@ -59,6 +59,13 @@ def parse(argv, saved_config):
   else:
     raise UserError('--config is missing: name a file, such as '
                     '--config=configs/quickstart.py')
+  if 'init_from' in given:
+    if mode != 'train':
+      raise UserError('--init_from is for training: a run is tested with '
+                      '--checkpoint')
+    # Whole, so that the run can be resumed from any folder.
+    given_path = given['init_from']
+    config.init_from = str(files.at(given_path)) if given_path else ''
   for name, text in changes:
     override(config, name, text)
   _note_command_line(config, [name for name, _ in changes])

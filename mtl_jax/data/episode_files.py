@@ -12,8 +12,8 @@ it is named by its number within its class.
 import json
 
 import numpy as np
-from etils import epath
 
+from mtl_jax import files
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError, first_line
 
@@ -58,7 +58,7 @@ def read(path, store, protocols, directory=None):
       such tasks.
   """
   try:
-    content = json.loads(epath.Path(path).read_text())
+    content = json.loads(files.at(path).read_text())
     split = (content['data'], content['split'])
     tests = {(t['ways'], t['shots'], t['queries']): t['tasks']
              for t in content['tests']}
@@ -86,9 +86,9 @@ def read(path, store, protocols, directory=None):
       image_ids.append(_image_ids(tests[wanted], wanted, numbers))
     except (KeyError, TypeError, ValueError) as error:
       raise UserError(f'{_FIELD}: {path} has an image or class that '
-                      f'{store.name} does not have, or a task of another '
-                      f'size ({first_line(error)}): write the file again with '
-                      'config.eval.write_episodes') from error
+                      f'{store.name} does not have, or twice, or a task of '
+                      f'another size ({first_line(error)}): write the file '
+                      'again with config.eval.write_episodes') from error
   return image_ids
 
 
@@ -108,7 +108,8 @@ def _image_ids(tasks, size, numbers):
     numbers: of `_image_numbers`.
 
   Raises:
-    KeyError, TypeError, ValueError: an unknown image, or another size.
+    KeyError, TypeError, ValueError: an unknown image, another size, or a class
+      or image twice in a task.
   """
   for task in tasks:
     for c in task:
@@ -116,6 +117,12 @@ def _image_ids(tasks, size, numbers):
       if own_size != size:
         ways, shots, queries = own_size
         raise ValueError(f'{ways} ways, {shots} shots, {queries} queries')
-  return np.array([
+    if len({c['class'] for c in task}) < len(task):
+      raise ValueError('a class twice in a task')
+  ids = np.array([
       [[numbers[c['class'], name] for name in c['support'] + c['query']]
        for c in task] for task in tasks], np.int32)
+  # Classes differ, so an image that a task has twice is twice in its class.
+  if (np.diff(np.sort(ids)) == 0).any():
+    raise ValueError('an image twice in a task')
+  return ids

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
 from mtl_jax.evaluate import protocol as drawing
 
@@ -20,6 +21,9 @@ def meta_test(algorithm, variables, store, protocol, scored):
 
   Returns:
     Label -> accuracy of each task, float64 [T].
+
+  Raises:
+    UserError: logits are not finite, and so no answer.
   """
   return make_meta_test(algorithm, store, (protocol,), scored)(variables)[0]
 
@@ -53,7 +57,7 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
       for (result, tasks, count), by_label in zip(parts, logits, strict=True):
         for label, values in by_label.items():
           result[label].append((_accuracies(values, tasks.query_y), count))
-    return [{label: _joined(parts) for label, parts in result.items()}
+    return [{label: _joined(label, parts) for label, parts in result.items()}
             for result in results]
 
   return run
@@ -61,11 +65,29 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
 
 @jax.jit
 def _accuracies(logits, labels):
-  """Returns the accuracy of each task, [t], from logits [t, Q, N]."""
-  return jnp.mean(jnp.argmax(logits, -1) == labels, -1)
+  """Returns the accuracy of each task, [t], from logits [t, Q, N].
+
+  NaN where a logit is not finite: argmax would take the first class, and chance
+  would look like a score.
+  """
+  accuracies = jnp.mean(jnp.argmax(logits, -1) == labels, -1)
+  finite = jnp.all(jnp.isfinite(logits), (-2, -1))
+  return jnp.where(finite, accuracies, jnp.nan)
 
 
-def _joined(parts):
-  """Joins [(accuracies [t], how many count), ..] into float64 [T]."""
-  return np.concatenate([np.asarray(values)[:count]
-                         for values, count in parts], dtype=np.float64)
+def _joined(label, parts):
+  """Joins [(accuracies [t], how many count), ..] into float64 [T].
+
+  Raises:
+    UserError: an accuracy is NaN.
+  """
+  accuracies = np.concatenate([np.asarray(values)[:count]
+                               for values, count in parts], dtype=np.float64)
+  bad = int(np.isnan(accuracies).sum())
+  if bad:
+    raise UserError(
+        f'the logits of {label!r} are not finite in {bad} of '
+        f'{len(accuracies)} tasks, so they are not scored: choose other '
+        'options of this head or method, or a lower '
+        'config.optimizer.learning_rate')
+  return accuracies

@@ -14,6 +14,9 @@ the stored ones; with None it equals `train`, which also turns dropout on.
 `tasks_seen` ([] int32 or int), the training tasks before this step, drives
 schedules within a model. A new model is one file and one line in MODELS.
 
+`check` says whether a network keeps this contract; a run calls it for a network
+of the user's own.
+
 A file of the user's own defines BACKBONE, a class of this kind. Its dataclass
 fields are the model's options. It checks their values when it is created, and
 raises UserError (mtl_jax/errors.py) for one that it does not take.
@@ -24,6 +27,7 @@ import dataclasses
 from mtl_jax import registry
 from mtl_jax.errors import UserError
 from mtl_jax.models import conv4, mlp, r2d2_net, resnet12
+from mtl_jax.models.contract import check as check
 from mtl_jax.models.torch_weights import from_torch as from_torch
 
 MODELS = {

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import zipfile
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -10,9 +12,16 @@ from mtl_jax import files
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.evaluate import interval
 
-# What two tests must share for their tasks to be the same.
-_SAME_TASKS = ('data', 'split', 'num_tasks', 'ways', 'shots', 'queries',
-               'seed', 'episodes')
+# What two tests must share for the tasks drawn to be the same.
+_SETTINGS = ('data', 'split', 'num_tasks', 'ways', 'shots', 'queries', 'seed')
+
+
+class Test(NamedTuple):
+  """A finished test, from its files."""
+
+  path: Any
+  result: dict[str, Any]  # test.json
+  accuracies: dict[str, np.ndarray]  # label -> accuracy of each task
 
 
 def compare(first, second):
@@ -23,33 +32,74 @@ def compare(first, second):
       --mode=evaluate.
 
   Raises:
-    UserError: files are missing, or the tasks differ.
+    UserError: files are missing or damaged, or the tasks differ.
   """
-  results, accuracies = [], []
-  for path in map(files.at, (first, second)):
-    try:
-      results.append(json.loads((path / 'test.json').read_text()))
-      with np.load(io.BytesIO((path / 'tasks.npz').read_bytes())) as packed:
-        accuracies.append(dict(packed))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-      raise UserError(f'{path} holds no finished test ({first_line(error)}): '
-                      'name the workdir of a run or of --mode=evaluate'
-                      ) from error
-  for field in _SAME_TASKS:
-    values = [result.get(field) for result in results]
-    if values[0] != values[1]:
-      raise UserError(f'{first} and {second} were tested on different tasks: '
-                      f'{field} is {values[0]} and {values[1]}; test both with '
-                      'the same config.eval')
-  lines = [f'{first} minus {second}, {results[0]["num_tasks"]} tasks, '
-           'paired:']
-  for name in accuracies[0]:
-    if name in accuracies[1]:
-      gap = interval.difference(accuracies[0][name], accuracies[1][name])
-      lines.append(f'  {name:<24} {100 * gap["accuracy"]:+6.2f} points '
-                   f'+- {100 * gap["ci95"]:.2f}')
-  if len(lines) == 1:
-    raise UserError(f'{first} has scores of {", ".join(accuracies[0])}, '
-                    f'{second} of {", ".join(accuracies[1])}: test both with '
+  a, b = read(first), read(second)
+  labels = [label for label in a.accuracies if label in b.accuracies]
+  if not labels:
+    raise UserError(f'{first} has scores of {", ".join(a.accuracies)}, '
+                    f'{second} of {", ".join(b.accuracies)}: test both with '
                     'the same config.eval.heads')
+  by_hash = all('tasks_sha256' in test.result for test in (a, b))
+  for label in labels:
+    if by_hash and _tasks(a, label) != _tasks(b, label):
+      _refuse(a, b, _SETTINGS, 'the images of the tasks differ')
+  if not by_hash:
+    _refuse(a, b, (*_SETTINGS, 'episodes'))
+  lines = [f'{first} minus {second}, {len(a.accuracies[labels[0]])} tasks, '
+           'paired:']
+  for label in labels:
+    gap = interval.difference(a.accuracies[label], b.accuracies[label])
+    half_width = gap['ci95'] and 100 * gap['ci95']
+    lines.append(f'  {label:<24} {100 * gap["accuracy"]:+6.2f} points '
+                 + interval.text(half_width, '{:.2f}'))
+  if not by_hash:
+    lines.append('  An older version made one of these tests: that the tasks '
+                 'are the same follows from their settings alone.')
   return '\n'.join(lines)
+
+
+def read(path):
+  """Returns the Test in a folder.
+
+  Raises:
+    UserError: it has none, or its files are damaged.
+  """
+  folder = files.at(path)
+  try:
+    result = json.loads((folder / 'test.json').read_text())
+    with np.load(io.BytesIO((folder / 'tasks.npz').read_bytes())) as packed:
+      accuracies = dict(packed)
+    if not isinstance(result, dict):
+      raise ValueError(f'test.json is a {type(result).__name__}')
+  except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f'{path} holds no finished test ({first_line(error)}): '
+                    'name the workdir of a run or of --mode=evaluate'
+                    ) from error
+  return Test(path, result, accuracies)
+
+
+def _tasks(test, label):
+  """Returns what names the tasks of a label, see run/score.py."""
+  shots = re.search(r' (\d+)-shot$', label)
+  return test.result['tasks_sha256'].get(
+      shots[1] if shots else str(test.result['shots']))
+
+
+def _refuse(a, b, names, otherwise=None):
+  """Raises UserError for the first setting of two tests that differs.
+
+  Args:
+    a, b: Tests.
+    names: fields of test.json.
+    otherwise: what to say where all are equal; None: nothing is wrong then.
+  """
+  differs = otherwise
+  for name in names:
+    values = [test.result.get(name) for test in (a, b)]
+    if values[0] != values[1]:
+      differs = f'{name} is {values[0]} and {values[1]}'
+      break
+  if differs:
+    raise UserError(f'{a.path} and {b.path} were tested on different tasks: '
+                    f'{differs}; test both with the same config.eval')

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 
+from mtl_jax import models, registry
 from mtl_jax.config.check import build_method
 from mtl_jax.data import episodes
 from mtl_jax.train import optimizer
 from mtl_jax.train import step as steps
+
+DATA_KEYS = ('name', 'classes', 'image_shape', 'mean', 'std')
 
 
 def describe_data(store):
@@ -23,6 +26,12 @@ def describe_data(store):
 def algorithm_of(config, num_classes):
   """Builds the method of a config over its backbone."""
   return build_method(config.to_dict(), num_classes)
+
+
+def check_network(config, image_shape):
+  """Raises UserError for a network of the user's own that no method can use."""
+  if registry.is_own(config.model.name):
+    models.check(config.model.name, models.create(**config.model), image_shape)
 
 
 def initial_state(config, algorithm, image_shape):

@@ -31,6 +31,15 @@ def manager(workdir, which):
   return ocp.CheckpointManager(workdir / FOLDERS[which], options=options)
 
 
+def last_step(workdir):
+  """Returns the step that a run in `workdir` would resume at; None: none."""
+  try:
+    return max((int(p.name) for p in (workdir / FOLDERS['latest']).iterdir()
+                if p.name.isdigit()), default=None)
+  except OSError:
+    return None
+
+
 def save(manager, step, state, pending=()):
   """Saves a state, unless this step is saved already.
 

@@ -41,7 +41,8 @@ def evaluate_run(config, checkpoint, path):
     untrained = build.initial_state(
         config, model.algorithm, model.data['image_shape']).variables
   files.make(path)
-  result = score.test(config, path, model.algorithm, model, splits, untrained)
+  result = score.test(config, path, model.algorithm, model, splits, model.data,
+                      untrained)
   if config.log.progress:
     print(report.scores(result))
     print(f'Everything is in {path}')

@@ -18,6 +18,7 @@ from mtl_jax.evaluate import interval, measure
 from mtl_jax.run import (
   build,
   checkpoint,
+  init_from,
   metrics,
   protocols,
   report,
@@ -59,16 +60,26 @@ def train_and_evaluate(config, path):
   run = make_run(config)
   data = build.describe_data(run.splits['train'])
   workdir.check_data(path, data)
-  initial = build.initial_state(config, run.algorithm,
-                                run.splits['train'].images.shape[1:])
-  state, pending = checkpoint.restore_latest(path, initial)
+  initial = build.initial_state(config, run.algorithm, data['image_shape'])
+  start = init_from.load(config, path, initial, data)
+  with workdir.alone(path):
+    workdir.check(path, config)  # another start may have ended since
+    return _train_and_evaluate(config, path, run, data, initial, start)
+
+
+def _train_and_evaluate(config, path, run, data, initial, start):
+  """Does the part of `train_and_evaluate` that writes.
+
+  `initial` is the state of random weights, `start` an init_from.Start.
+  """
+  state, pending = checkpoint.restore_latest(path, start.state)
   workdir.claim(path, config, data)
   say = lambda text: config.log.progress and print(text, flush=True)
-  say(describe(config, run, state))
+  say(describe(config, run, state, start.line))
   train(config, path, run, state, pending)
   best = checkpoint.restore_best(path, initial)
   result = score.test(
-      config, path, run.algorithm, best, run.splits,
+      config, path, run.algorithm, best, run.splits, data,
       initial.variables if config.eval.baselines else None)
   report.curves(path)
   say(report.scores(result))
@@ -95,6 +106,7 @@ def make_run(config):
       config, build.describe_data(splits['train']), splits)
   tested_split.check_test(config, splits)
   meta_batch, mesh = make_mesh(config)
+  build.check_network(config, splits['train'].images.shape[1:])
   return Run(build.algorithm_of(config, splits['train'].num_classes),
              optimizer.build(config.optimizer), meta_batch,
              steps.steps_per_epoch(config.train.epoch_tasks, meta_batch), mesh,
@@ -253,7 +265,7 @@ def make_validation(config, run):
   return lambda variables: accuracies(variables)[0][head]
 
 
-def describe(config, run, state):
+def describe(config, run, state, weights=''):
   """Returns the lines that a run prints at its start."""
   c = config.train
   count = sum(x.size for x in jax.tree.leaves(state.variables['params']))
@@ -273,4 +285,4 @@ def describe(config, run, state):
       f'most {c.max_epochs} epochs',
       f'to come: {"at most " * bool(c.stop_patience)}{to_come:,} steps, '
       f'{to_come * images:,} images',
-      settings.summary(config), start))
+      settings.summary(config), *([weights] if weights else ()), start))

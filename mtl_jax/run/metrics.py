@@ -16,10 +16,16 @@ FILE = 'metrics.jsonl'
 
 
 def means(metrics):
-  """Returns the means of a list of {name: (sum, count)} of single steps."""
+  """Returns the means of a list of {name: (sum, count)} of single steps.
+
+  None for a mean that is not finite, which JSON cannot hold; `fetch` refuses
+  such a loss or gradient.
+  """
   names = metrics[0] if metrics else ()
-  return {name: sum(float(m[name][0]) for m in metrics)
-          / sum(float(m[name][1]) for m in metrics) for name in names}
+  values = {name: sum(float(m[name][0]) for m in metrics)
+            / sum(float(m[name][1]) for m in metrics) for name in names}
+  return {name: value if math.isfinite(value) else None
+          for name, value in values.items()}
 
 
 def fetch(pending, first_step):
@@ -36,6 +42,9 @@ def fetch(pending, first_step):
   for step, values in enumerate(metrics, first_step):
     for name in ('loss', 'gradient_norm'):
       total, count = values[name]
+      if not count:
+        raise UserError(f'{name} is that of no image: the loss of this method '
+                        'needs other config.train.shots or queries')
       if not math.isfinite(total):
         raise UserError(
             f'{name} is {total / count} at step {step}: lower '
@@ -44,7 +53,7 @@ def fetch(pending, first_step):
 
 
 def read(path, upto=None):
-  """Returns the records of a run; a half-written last line is left out.
+  """Returns the records of a run, up to the first line that is damaged.
 
   Args:
     path: the workdir.
@@ -52,12 +61,13 @@ def read(path, upto=None):
   """
   file = path / FILE
   records = []
-  for line in file.read_text().splitlines() if file.exists() else ():
+  for line in file.read_bytes().splitlines() if file.exists() else ():
     try:
       record = json.loads(line)
-    except json.JSONDecodeError:
+      counts = upto is None or record['step'] <= upto
+    except (ValueError, TypeError, KeyError):
       break
-    if upto is None or record['step'] <= upto:
+    if counts:
       records.append(record)
   return records
 
@@ -87,10 +97,10 @@ class Log:
     before = self._records[-1] if self._records else {}
     self._records.append(values)
     files.write(self._path, ''.join(
-        json.dumps(record) + '\n' for record in self._records))
+        files.json_text(record) + '\n' for record in self._records))
     if self._events:
       for name, value in values.items():
-        if name != 'step':
+        if name != 'step' and value is not None:
           self._events.add_scalar(name, value, values['step'])
     if self._bar is not None:
       self._bar.update(values['step'] - self._bar.n)
@@ -153,4 +163,5 @@ def _short(values):
            'learning_rate': ('rate', '{:.2g}'),
            'tasks_per_second': ('tasks/s', '{:.3g}')}
   return '  '.join(f'{label} {form.format(values[name])}'
-                   for name, (label, form) in forms.items() if name in values)
+                   for name, (label, form) in forms.items()
+                   if values.get(name) is not None)

@@ -5,6 +5,7 @@ import json
 import re
 
 from mtl_jax import files
+from mtl_jax.evaluate import interval
 from mtl_jax.run import metrics
 
 _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
@@ -23,6 +24,13 @@ def scores(result):
       f'queries per class, {result["num_tasks"]} tasks of the '
       f'{result["split"]} classes of {data}; BatchNorm: '
       f'{result["batch_norm"]}; step {result["checkpoint_step"]}']
+  if result.get('seen_classes'):
+    lines.append(f'  {result["seen_classes"]} of these classes were trained '
+                 'on: this is no test on unseen classes')
+  elif result['split'] == 'validation' and result['trained_on'] == result[
+      'data']:
+    lines.append('  the best epoch was chosen on these classes: this is no '
+                 'test on unseen classes')
   if 'C' in result:
     lines.append(f'  C of the logistic head: {result["C"]}, chosen on '
                  'validation tasks')
@@ -34,7 +42,8 @@ def scores(result):
     label, shots = re.fullmatch(r'(.+?)((?: \d+-shot)?)', name).groups()
     label = _LABELS.get(label, f'{result["method"]}, trained, {label} head')
     lines.append(f'  {label + shots:<34} '
-                 f'{score["accuracy"]:7.2%} +- {score["ci95"]:.2%}')
+                 f'{score["accuracy"]:7.2%} '
+                 + interval.text(score['ci95'], '{:.2%}'))
   return '\n'.join(lines)
 
 
@@ -55,13 +64,13 @@ def curves(path):
              label='training tasks')
   right.errorbar([r['step'] for r in validated],
                  [100 * r['validation_accuracy'] for r in validated],
-                 [100 * r['validation_ci95'] for r in validated],
+                 [100 * (r['validation_ci95'] or 0) for r in validated],
                  marker='.', label='validation tasks, new head')
   test = path / 'test.json'
   if test.exists():
     result = json.loads(test.read_text())
     right.errorbar([result['checkpoint_step']], [100 * result['accuracy']],
-                   [100 * result['ci95']], fmt='*', markersize=10,
+                   [100 * (result['ci95'] or 0)], fmt='*', markersize=10,
                    color='black', label='test tasks, best epoch')
   right.set(xlabel='step', ylabel='accuracy, %')
   right.legend(fontsize='small')

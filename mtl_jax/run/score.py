@@ -5,19 +5,22 @@
     test_episodes.json   the tasks themselves, where the config asks for them
 """
 
+import hashlib
 import io
-import json
 
 import numpy as np
 
 from mtl_jax import files
 from mtl_jax.data import episode_files
+from mtl_jax.data import store as stores
 from mtl_jax.evaluate import adapters, features, interval, measure
 from mtl_jax.evaluate import protocol as drawing
 from mtl_jax.run import protocols, tested_split
 
+EPISODES = 'test_episodes.json'
 
-def test(config, path, algorithm, state, splits, untrained=None):
+
+def test(config, path, algorithm, state, splits, data, untrained=None):
   """Tests a state; writes the files of this module.
 
   Args:
@@ -26,6 +29,7 @@ def test(config, path, algorithm, state, splits, untrained=None):
     algorithm: the method.
     state: the best epoch: `variables`, `step` and `best_score`.
     splits: 'test' -> Store, and 'validation' where C is chosen.
+    data: what was trained on, of build.describe_data.
     untrained: variables before training, for the baselines; None: no
       baselines.
 
@@ -35,6 +39,7 @@ def test(config, path, algorithm, state, splits, untrained=None):
   c = config.eval
   store = splits['test']
   rules, image_ids = tested_split.given_tasks(config, store)
+  image_ids = image_ids or [drawing.draw(p, store.offsets) for p in rules]
   options = {head: protocols.options(config, head) for head in c.heads}
   chosen = {}
   if c.choose_C:
@@ -51,17 +56,20 @@ def test(config, path, algorithm, state, splits, untrained=None):
       'seed': c.seed,
       'heads': options, 'normalise_features': c.normalise_features,
       'support_copies': c.support_copies, 'episodes': c.read_episodes,
+      'tasks_sha256': hashes(store, rules, image_ids, config.data.dir),
+      'seen_classes': len({*store.class_names} & {*data['classes']}),
       'checkpoint_step': int(state.step),
       'validation_accuracy': float(state.best_score), **chosen,
       'scores': {name: interval.summary(x) for name, x in scores.items()}}
   if c.write_episodes:
-    ids = image_ids or [drawing.draw(p, store.offsets) for p in rules]
-    files.write(path / 'test_episodes.json', episode_files.to_json(
-        store, rules, ids, config.data.dir))
+    files.write(path / EPISODES, episode_files.to_json(
+        store, rules, image_ids, config.data.dir))
+  else:  # those of an earlier test would look like this one's
+    (path / EPISODES).unlink(missing_ok=True)
   packed = io.BytesIO()
   np.savez(packed, **scores)
   files.write(path / 'tasks.npz', packed.getvalue())
-  files.write(path / 'test.json', json.dumps(result, indent=2))
+  files.write(path / 'test.json', files.json_text(result, indent=2))
   return result
 
 
@@ -85,7 +93,7 @@ def _scores(config, algorithm, variables, store, rules, image_ids, options,
     baselines = (
         ('untrained', algorithm, scored[c.heads[0]]),
         ('raw_pixels', features.pixels(algorithm),
-         (head, protocols.options(config, head))))
+         (head, options.get(head, protocols.options(config, head)))))
     for label, other, how in baselines:
       for scores, more in zip(by_protocol, measured(
           other, untrained, {label: how}), strict=True):
@@ -93,6 +101,34 @@ def _scores(config, algorithm, variables, store, rules, image_ids, options,
   return {label if p.shots == c.shots else f'{label} {p.shots}-shot': values
           for p, scores in zip(rules, by_protocol, strict=True)
           for label, values in scores.items()}
+
+
+def hashes(store, rules, image_ids, directory=None):
+  """Returns shots -> SHA-256 of the tasks, by their classes and images.
+
+  Two tests have the same hash only if their tasks have the same images, by
+  name, in the same places; wherever the tasks came from.
+
+  Args:
+    store: the split.
+    rules: Protocols of different shots.
+    image_ids: for each the images of its tasks, int [T, N, K + Q].
+    directory: TFDS data_dir of the store.
+  """
+  class_names = np.repeat(store.class_names, np.diff(store.offsets))
+  digests = np.array([
+      np.frombuffer(hashlib.sha256(
+          f'{of_class}\0{name}'.encode(errors='surrogateescape')).digest(),
+                    np.uint8)
+      for of_class, name in zip(
+          class_names, stores.image_names(store, directory), strict=True)])
+  result = {}
+  for p, ids in zip(rules, image_ids, strict=True):
+    tasks = hashlib.sha256(repr((*ids.shape, p.shots)).encode())
+    for task in ids:
+      tasks.update(digests[task].tobytes())
+    result[str(p.shots)] = tasks.hexdigest()
+  return result
 
 
 def choose_C(config, algorithm, variables, store):

@@ -84,7 +84,10 @@ def read_data(path):
   """
   file = path / workdir.DATA
   try:
-    return json.loads(file.read_text())
+    data = json.loads(file.read_text())
+    if not isinstance(data, dict) or not data.keys() >= set(build.DATA_KEYS):
+      raise ValueError
+    return data
   except (OSError, ValueError) as error:
     raise UserError(f'{file} cannot be read ({type(error).__name__}): start '
                     'the run once more with its config, which writes it'

@@ -4,6 +4,7 @@
     test.json tasks.npz curves.png tensorboard/
 """
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -27,7 +28,13 @@ def read_config(path):
   """
   file = path / CONFIG
   try:
-    return ml_collections.ConfigDict(_tuples(json.loads(file.read_text())))
+    values = json.loads(file.read_text())
+    if not isinstance(values, dict):
+      raise ValueError('it holds no fields')
+    for section in ('model', 'method'):
+      if not isinstance(values.get(section), dict):
+        raise ValueError(f'the section {section} is missing')
+    return ml_collections.ConfigDict(_tuples(values))
   except FileNotFoundError as error:
     raise UserError(f'{file} is missing: {path} is not the workdir of a run; '
                     'name one') from error
@@ -86,7 +93,8 @@ def check(path, config, testing=False):
     raise UserError(f'{path}: cannot be read ({error.strerror}): choose '
                     'another --workdir') from error
   if not (path / CONFIG).exists():
-    if entries:
+    # What a start that was killed before it wrote config.json may leave.
+    if {entry.name for entry in entries} - {files.LOCK, f'{CONFIG}.tmp'}:
       raise UserError(f'{path} holds other files and no run: choose an empty '
                       'or a new --workdir')
     return
@@ -120,14 +128,36 @@ def check_data(path, data):
 def claim(path, config, data):
   """Writes the files that describe the run; call `check` first.
 
+  config.json is the first: a start that is killed here leaves the folder of a
+  run, and the next start writes all three.
+
   Raises:
     UserError: the folder cannot be written.
   """
   files.make(path)
-  files.write(path / 'env.json', json.dumps(environment(), indent=2))
-  files.write(path / DATA, json.dumps(data))
-  files.write(path / 'settings.md', settings.page(config))
   files.write(path / CONFIG, to_json(config))
+  files.write(path / 'settings.md', settings.page(config))
+  files.write(path / DATA, files.json_text(data))
+  files.write(path / 'env.json', files.json_text(environment(), indent=2))
+
+
+@contextlib.contextmanager
+def alone(path):
+  """Holds the lock of a workdir, which dies with its process.
+
+  Raises:
+    UserError: another process trains in the folder, or it cannot be written.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(files.lock(path, wait=False))
+    except BlockingIOError as error:
+      raise UserError(f'{path}: another process trains in this folder: wait '
+                      'for its end, or choose another --workdir') from error
+    except OSError as error:
+      raise UserError(f'{path}: cannot be written ({error.strerror}): choose '
+                      'another --workdir') from error
+    yield
 
 
 def environment():

@@ -1,0 +1,94 @@
+"""Start a run from the weights of another one: config.init_from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax import files
+from mtl_jax.errors import UserError
+from mtl_jax.run import checkpoint, trained, workdir
+
+
+class Start(NamedTuple):
+  """What a run starts from.
+
+  state: TrainState before the first step.
+  line: says whose weights it has; '' for random ones.
+  """
+
+  state: Any
+  line: str = ''
+
+
+def load(config, path, initial, data):
+  """Returns the Start of a run.
+
+  The run in config.init_from gives all of its best variables if it has the
+  same method and training classes. Otherwise it gives its backbone, and what
+  else the method has is random. Optimizer and schedule begin anew.
+
+  Args:
+    config: of the new run.
+    path: its workdir. Where a state is saved there, the run resumes from it,
+      and the other run is not read.
+    initial: its state with random weights.
+    data: what it trains on, of build.describe_data.
+
+  Raises:
+    UserError: there is no such run, or its network is another one.
+  """
+  if not config.init_from or checkpoint.last_step(path) is not None:
+    return Start(initial)
+  source = files.at(config.init_from)
+  if source == path:
+    raise UserError(f'--init_from is {source}, the workdir itself: name the '
+                    'workdir of another run')
+  theirs = workdir.saved_config(source)
+  theirs.parallel.cpu_devices = config.parallel.cpu_devices
+  model = trained.load(source, theirs)
+  ours, others = initial.variables, model.variables
+  whole = (config.method.name == theirs.method.name
+           and data['classes'] == model.data['classes']
+           and shapes(ours) == shapes(others))
+  if not whole:
+    check_network(config, theirs, source, ours, others)
+    params = {**ours['params'], 'backbone': others['params']['backbone']}
+    others = {**ours, 'params': params, 'batch_stats': others['batch_stats']}
+  # Through the host: not bound to the device that they were loaded on.
+  variables = jax.tree.map(
+      lambda mine, x: jnp.asarray(np.asarray(x), mine.dtype), ours, others)
+  return Start(
+      initial.replace(variables=variables),
+      f'first weights: {"all" if whole else "the backbone"} of step '
+      f'{model.step} of {source}')
+
+
+def check_network(config, theirs, source, ours, others):
+  """Raises UserError unless the backbones of two runs are the same.
+
+  Args:
+    config, theirs: of the new run and of the other.
+    source: workdir of the other.
+    ours, others: their variables.
+  """
+  mine, there = (
+      shapes({'params': v['params'].get('backbone'), 'batch_stats':
+              v['batch_stats']}) for v in (ours, others))
+  if mine == there and config.model.name == theirs.model.name:
+    return
+  names = sorted({*config.model, *theirs.model}, key=lambda n: (n != 'name', n))
+  differs = [(f'config.model.{n}', theirs.model.get(n), config.model.get(n))
+             for n in names if theirs.model.get(n) != config.model.get(n)]
+  differs += [(n, there.get(n), mine.get(n)) for n in sorted({*mine, *there})
+              if there.get(n) != mine.get(n)]
+  name, before, now = differs[0]
+  raise UserError(f'--init_from: {source} has another network, whose {name} is '
+                  f'{before}, not {now}: set it so, or name another run')
+
+
+def shapes(tree):
+  """Returns path -> shape of the arrays of a tree."""
+  return {jax.tree_util.keystr(path): x.shape
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
