@@ -71,6 +71,25 @@ def json_text(value, **options):
   return json.dumps(value, allow_nan=False, **options)
 
 
+def can_append(path):
+  """Returns whether files of a folder can grow; object stores' cannot."""
+  return '://' not in os.fspath(path)
+
+
+def append(path, text):
+  """Adds text to the end of a file; a kill may leave a part of it there.
+
+  Raises:
+    UserError: the disk is full, or the folder cannot be written.
+  """
+  try:
+    with path.open('a') as file:
+      file.write(text)
+  except OSError as error:
+    raise UserError(f'{path}: cannot be written ({error.strerror})'
+                    ) from error
+
+
 @contextlib.contextmanager
 def lock(folder, wait=True):
   """Holds the lock of a folder, which is made if need be.

@@ -43,6 +43,23 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path):
   assert [p.name for p in path.parent.iterdir()] == ['a']
 
 
+def test_text_is_added_to_the_end(tmp_path):
+  path = files.at(tmp_path / 'a')
+  files.append(path, 'one\n')
+  files.append(path, 'two\n')
+  assert path.read_text() == 'one\ntwo\n'
+
+
+def test_an_end_that_cannot_be_written_is_named(tmp_path):
+  with pytest.raises(UserError, match=f'{tmp_path}: cannot be written'):
+    files.append(files.at(tmp_path), 'one')
+
+
+@pytest.mark.parametrize('path, can', [('runs/a', True), ('gs://b/a', False)])
+def test_object_stores_cannot_append(path, can):
+  assert files.can_append(files.at(path)) == can
+
+
 HOLD = """
 import sys, time
 from mtl_jax import files

@@ -13,19 +13,15 @@ from mtl_jax import files
 from mtl_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
+_PARTS = 'metrics.*.jsonl'  # on object stores, after FILE
+_OF_PART = 200  # records
 
 
 def means(metrics):
-  """Returns the means of a list of {name: (sum, count)} of single steps.
-
-  None for a mean that is not finite, which JSON cannot hold; `fetch` refuses
-  such a loss or gradient.
-  """
+  """Returns the means of a list of {name: (sum, count)} of single steps."""
   names = metrics[0] if metrics else ()
-  values = {name: sum(float(m[name][0]) for m in metrics)
-            / sum(float(m[name][1]) for m in metrics) for name in names}
-  return {name: value if math.isfinite(value) else None
-          for name, value in values.items()}
+  return {name: sum(float(m[name][0]) for m in metrics)
+          / sum(float(m[name][1]) for m in metrics) for name in names}
 
 
 def fetch(pending, first_step):
@@ -53,35 +49,55 @@ def fetch(pending, first_step):
 
 
 def read(path, upto=None):
-  """Returns the records of a run, up to the first line that is damaged.
+  """Returns the records of a run; lines that are no records are left out.
+
+  A run that is killed may leave half a line.
 
   Args:
     path: the workdir.
     upto: leave out records of later steps (a resumed run makes them again).
   """
-  file = path / FILE
-  records = []
-  for line in file.read_bytes().splitlines() if file.exists() else ():
-    try:
-      record = json.loads(line)
-      counts = upto is None or record['step'] <= upto
-    except (ValueError, TypeError, KeyError):
-      break
-    if counts:
-      records.append(record)
-  return records
+  lines = {}  # each once: a start may have been killed while it joined parts
+  for file in [path / FILE, *sorted(path.glob(_PARTS))]:
+    if file.exists():
+      lines |= dict.fromkeys(file.read_bytes().split(b'\n'))
+  return [record for record in map(_record, lines)
+          if record and (upto is None or record['step'] <= upto)]
+
+
+def _record(line):
+  """Returns the record of a line, None if it is none; null is NaN."""
+  try:
+    record = json.loads(line)
+  except ValueError:  # also bytes that are no text
+    return None
+  if not isinstance(record, dict) or not isinstance(record.get('step'), int):
+    return None
+  return {name: math.nan if value is None else value
+          for name, value in record.items()}
+
+
+def _line(record):
+  """Returns a record as a line of strict JSON, which has no NaN."""
+  finite = {name: None if isinstance(value, float) and not math.isfinite(value)
+            else value for name, value in record.items()}
+  return files.json_text(finite) + '\n'
 
 
 class Log:
   """Keeps the records of a run and shows its progress.
 
-  Every record replaces the whole file: object stores allow that, but not
-  appending.
+  A record is appended to the file. Object stores cannot append: there FILE
+  holds what an earlier start has kept, and further records follow in numbered
+  parts, of which only the last one is written again.
   """
 
   def __init__(self, path, config, upto, total_steps):
-    self._path = path / FILE
-    self._records = read(path, upto)
+    self._path = path
+    kept = read(path, upto)
+    self._keep(kept)
+    self._last = kept[-1] if kept else {}
+    self._part, self._parts = [], 0  # lines of the last part; parts before it
     self._first, self._total = upto, total_steps
     self._start = time.monotonic()
     self.every_steps = config.every_steps
@@ -92,15 +108,33 @@ class Log:
     self._plain = config.progress and self._bar is None
     self._events = _events(path) if config.tensorboard else None
 
+  def _keep(self, records):
+    """Makes FILE hold these records, and no part any."""
+    file, parts = self._path / FILE, list(self._path.glob(_PARTS))
+    contents = ''.join(map(_line, records))
+    before = file.read_bytes() if file.exists() else b''
+    if before != contents.encode():
+      files.write(file, contents)
+    for part in parts:
+      part.unlink()
+
+  def _write(self, line):
+    if files.can_append(self._path):
+      files.append(self._path / FILE, line)
+      return
+    if len(self._part) == _OF_PART:
+      self._part, self._parts = [], self._parts + 1
+    self._part.append(line)
+    files.write(self._path / f'metrics.{self._parts:05}.jsonl',
+                ''.join(self._part))
+
   def record(self, values):
     """Adds a record of a step: 'step', 'epoch' and what was measured."""
-    before = self._records[-1] if self._records else {}
-    self._records.append(values)
-    files.write(self._path, ''.join(
-        files.json_text(record) + '\n' for record in self._records))
+    before, self._last = self._last, values
+    self._write(_line(values))
     if self._events:
       for name, value in values.items():
-        if name != 'step' and value is not None:
+        if name != 'step':
           self._events.add_scalar(name, value, values['step'])
     if self._bar is not None:
       self._bar.update(values['step'] - self._bar.n)
@@ -163,5 +197,4 @@ def _short(values):
            'learning_rate': ('rate', '{:.2g}'),
            'tasks_per_second': ('tasks/s', '{:.3g}')}
   return '  '.join(f'{label} {form.format(values[name])}'
-                   for name, (label, form) in forms.items()
-                   if values.get(name) is not None)
+                   for name, (label, form) in forms.items() if name in values)

@@ -1,45 +1,12 @@
 """Reads the two pickled layouts of mini-ImageNet without running their code."""
 
-import collections
-import pickle
-
 import numpy as np
 
+from mtl_jax.data.sources.mini_imagenet import unpickle
 from mtl_jax.data.sources.mini_imagenet.lists import refuse_html
 from mtl_jax.errors import UserError, first_line
 
 _AGAIN = 'fetch the file again'
-
-
-def _latin1(text, encoding='latin1'):
-  if encoding not in ('latin1', 'latin-1'):
-    raise pickle.UnpicklingError(f'text in {encoding}')
-  return text.encode('latin1')
-
-
-# All that a pickle of arrays, dicts, lists and numbers asks for.
-_ALLOWED = {
-    ('_codecs', 'encode'): _latin1,
-    ('numpy', 'dtype'): np.dtype,
-    ('numpy', 'ndarray'): np.ndarray,
-}
-for _core in ('numpy.core', 'numpy._core'):
-  _ALLOWED |= {
-      (f'{_core}.multiarray', '_reconstruct'): np.empty(0).__reduce__()[0],
-      (f'{_core}.multiarray', 'scalar'): np.int64(0).__reduce__()[0],
-      (f'{_core}.numeric', '_frombuffer'): np.empty(0).__reduce_ex__(5)[0],
-  }
-
-
-class _Unpickler(pickle.Unpickler):
-  """Admits nothing but arrays and built-in values."""
-
-  def find_class(self, module, name):
-    if (module, name) not in _ALLOWED:
-      raise UserError(f'asks for {module}.{name}, which no pickle of images '
-                      f'needs and which may run any code: {_AGAIN} from '
-                      'where it was published')
-    return _ALLOWED[module, name]
 
 
 def _text(key):
@@ -49,14 +16,17 @@ def _text(key):
 def _load(path, *wanted):
   """Returns the values of `wanted` keys of the dict in a pickle."""
   try:
-    with path.open('rb') as file:
-      refuse_html(path, file.read(200))
-      file.seek(0)
-      # Strings of Python 2 become bytes: an array then keeps the memory.
-      content = _Unpickler(file, encoding='bytes').load()
+    data = path.read_bytes()
+    refuse_html(path, data[:200])
+    content = unpickle.load(data)
+    if not isinstance(content, dict):
+      raise UserError(f'holds a {type(content).__name__}, not a dict '
+                      f'with {", ".join(wanted)}')
+    content = {_text(key): unpickle.plain(x) for key, x in content.items()}
   except UserError as error:
-    raise UserError(str(error) if str(error).startswith(str(path))
-                    else f'{path} {error}') from error
+    raise (error if str(error).startswith(str(path)) else
+           UserError(f'{path} {error}: {_AGAIN} from where it was published')
+           ) from error
   except OSError as error:
     raise UserError(f'{path} cannot be read ({first_line(error)}): make it '
                     f'readable, or {_AGAIN}') from error
@@ -66,14 +36,10 @@ def _load(path, *wanted):
   except Exception as error:  # damaged bytes may raise anything
     raise UserError(f'{path} cannot be unpickled ({first_line(error)}): it '
                     f'was cut short or damaged, {_AGAIN}') from error
-  if not isinstance(content, dict):
-    raise UserError(f'{path} holds a {type(content).__name__}, not a dict '
-                    f'with {", ".join(wanted)}: {_AGAIN}')
-  content = {_text(key): value for key, value in content.items()}
   missing = [key for key in wanted if key not in content]
   if missing:
     raise UserError(f'{path} lacks {missing[0]} (it has '
-                    f'{", ".join(map(str, content))[:80]}): {_AGAIN}')
+                    f'{", ".join(map(repr, content))[:80]}): {_AGAIN}')
   return [content[key] for key in wanted]
 
 
@@ -85,17 +51,47 @@ def _check_images(path, key, images):
   if images.dtype != np.uint8:
     raise UserError(f'{path}: {key} is of {images.dtype}, not uint8 (0 to '
                     f'255): {_AGAIN} as it was published')
-  if images.ndim != 4 or images.shape[-1] != 3:
+  if images.ndim != 4 or images.shape[-1] != 3 or not images.size:
     raise UserError(f'{path}: {key} has the shape {shape}, not images x '
                     f'height x width x 3: {_AGAIN} as it was published')
+
+
+def _integers(values, most):
+  """Returns a list of integers from a list, tuple, range or array of them.
+
+  Args:
+    values: of a pickle.
+    most: how many there may be; a range has no size in the file.
+
+  Raises:
+    ValueError: they are something else.
+  """
+  values = unpickle.plain(values)
+  if not isinstance(values, list | tuple | range | np.ndarray):
+    raise ValueError(f'a {type(values).__name__} where integers should be')
+  if len(values) > most:
+    raise ValueError(f'more than {most} integers')
+  integers = values.tolist() if isinstance(values, np.ndarray) else list(values)
+  if not all(isinstance(i, int | np.integer) for i in integers):
+    raise ValueError('other things than integers')
+  return [int(i) for i in integers]
+
+
+def _wnid(key):
+  """Returns the name of a class."""
+  name = _text(key)
+  if not isinstance(name, str) or not name.isprintable():
+    raise ValueError(f'a class named {name!r:.40}')
+  return str(name)
 
 
 def _check_ids(path, key, ids, num_images):
   """Raises UserError unless every row belongs to one class."""
   seen = np.zeros(num_images, np.int64)
   for wnid, of_class in ids.items():
-    if any(not 0 <= i < num_images for i in of_class):
-      raise UserError(f'{path}: class {wnid} has image {max(of_class)}, but '
+    outside = [i for i in of_class if not 0 <= i < num_images]
+    if outside:
+      raise UserError(f'{path}: class {wnid} has image {outside[-1]}, but '
                       f'there are {num_images}: {_AGAIN}')
     np.add.at(seen, of_class, 1)
     if (seen[of_class] > 1).any():
@@ -122,10 +118,12 @@ def load_cache(path):
   if not isinstance(class_dict, dict):
     raise UserError(f'{path}: class_dict is a {type(class_dict).__name__}, '
                     f'not a dict: {_AGAIN}')
+  ids, left = {}, 2 * len(images)  # rows listed twice get their own line
   try:
-    ids = {_text(wnid): [int(i) for i in of_class]
-           for wnid, of_class in class_dict.items()}
-  except (TypeError, ValueError) as error:
+    for key, of_class in class_dict.items():
+      ids[_wnid(key)] = rows = _integers(of_class, left)
+      left -= len(rows)
+  except Exception as error:  # values of any kind may lie in it
     raise UserError(f'{path}: class_dict holds other things than lists of '
                     f'numbers ({first_line(error)}): {_AGAIN}') from error
   _check_ids(path, 'class_dict', ids, len(images))
@@ -139,15 +137,21 @@ def load_category_split(path):
   """
   images, labels, numbers = _load(path, 'data', 'labels', 'catname2label')
   _check_images(path, 'data', images)
+  try:
+    labels = _integers(labels, 2 * len(images))
+  except Exception as error:
+    raise UserError(f'{path}: labels is no list of integers '
+                    f'({first_line(error)}): {_AGAIN}') from error
   if len(labels) != len(images):
     raise UserError(f'{path}: {len(images)} images have {len(labels)} labels: '
                     f'{_AGAIN}')
   try:
-    wnids = {int(number): _text(wnid) for wnid, number in numbers.items()}
-    ids = collections.defaultdict(list)
+    wnids = dict(zip(_integers(list(numbers.values()), len(numbers)),
+                     map(_wnid, numbers), strict=True))
+    ids = {}
     for i, label in enumerate(labels):
-      ids[wnids[int(label)]].append(i)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
+      ids.setdefault(wnids[label], []).append(i)
+  except Exception as error:
     raise UserError(f'{path}: labels and catname2label do not agree '
                     f'({first_line(error)}): {_AGAIN}') from error
-  return images, dict(ids)
+  return images, ids
