@@ -1,8 +1,10 @@
 """`python -m mtl_jax.adapt` on pictures: numbers, files, and bad input."""
 
 import csv
+import io
 import json
 import os
+import pathlib
 import re
 import shutil
 
@@ -14,6 +16,7 @@ from conftest import ROOT
 from PIL import Image
 
 from mtl_jax import heads
+from mtl_jax.adapt import __main__ as adapt_main
 from mtl_jax.adapt import classify
 from mtl_jax.adapt.__main__ import main
 from mtl_jax.data import store
@@ -167,6 +170,102 @@ def test_no_image_depends_on_another_and_none_need_be_labelled(
   assert {row['file']: row['probabilities'] for row in contents['predictions']
           } == {str(path): labelled[str(path)] for path in some}
   assert not (out / 'confusion.png').exists(), 'of the start before'
+
+
+def foreign(folder, name='confusion.png'):
+  """Puts a file of the user's into the folder of results."""
+  (folder / 'out').mkdir(exist_ok=True)
+  shutil.copy(folder / 'new/a/0.png', folder / 'out' / name)
+  return folder / 'out' / name
+
+
+@pytest.mark.parametrize('earlier', [False, True])
+def test_a_picture_of_the_users_is_neither_deleted_nor_replaced(
+    earlier, run, folder, capsys):
+  """Fails if the user's confusion.png is lost, also beside old results."""
+  loose = [*flags(run, folder, query=None), '--query']
+  if earlier:
+    assert main([*loose, str(folder / 'new/a/0.png')]) == 0
+  theirs = foreign(folder)
+  contents = theirs.read_bytes()
+  assert main([*loose, str(theirs)]) == 0
+  assert theirs.read_bytes() == contents
+  before = command.snapshot(folder)
+  capsys.readouterr()
+  assert main(flags(run, folder)) == 2
+  assert 'the confusion.png there is not of this command' in (
+      capsys.readouterr().err)
+  assert command.snapshot(folder) == before
+
+
+@pytest.mark.parametrize('name, contents', [
+    ('predictions.csv', 'a,b'), ('predictions.json', '{}'),
+    ('predictions.json', '[]'), ('predictions.json', 'x')])
+def test_a_table_of_the_users_is_not_replaced(
+    name, contents, run, folder, capsys):
+  foreign(folder, name).write_text(contents)
+  before = command.snapshot(folder)
+  assert main(flags(run, folder)) == 2
+  assert f'the {name} there is not of this command' in capsys.readouterr().err
+  assert command.snapshot(folder) == before
+
+
+def test_results_that_are_to_be_classified_are_not_replaced(
+    run, classified, tmp_path, capsys):
+  out = shutil.copytree(classified / 'out', tmp_path / 'out')
+  before = command.snapshot(tmp_path)
+  assert main([*flags(run, classified, query=None, out=out), '--query',
+               str(out / 'predictions.png')]) == 2
+  assert 'predictions.png would be replaced' in capsys.readouterr().err
+  assert command.snapshot(tmp_path) == before
+
+
+def test_names_that_are_no_text_are_printed_and_written(run, folder, capsys):
+  """Fails if a byte that is not UTF-8 or a line break ends in a traceback."""
+  (folder / 'known/a').rename(os.fsdecode(bytes(folder) + b'/known/caf\xe9'))
+  (folder / 'known/b').rename(folder / 'known/two\nlines')
+  (folder / 'new/a').rename(os.fsdecode(bytes(folder) + b'/new/caf\xe9'))
+  (folder / 'new/b/0.png').rename(
+      os.fsdecode(bytes(folder) + b'/new/b/\xe9.png'))
+  assert main(flags(run, folder)) == 0
+  printed = capsys.readouterr().out.splitlines()
+  assert any(line.startswith('  caf\\xe9 ') for line in printed)
+  contents, rows = read(folder / 'out')
+  assert list(contents['classes']) == ['c', 'caf\\xe9', 'two\\nlines']
+  assert {row['true'] for row in rows} == {'b', 'c', 'caf\\xe9'}
+  assert f'{folder}/new/b/\\xe9.png' in {row['file'] for row in rows}
+
+
+def test_names_are_printed_where_the_terminal_lacks_their_signs(monkeypatch):
+  stream = io.TextIOWrapper(io.BytesIO(), 'ascii')
+  adapt_main._say('Ünï 猫', stream)
+  stream.flush()
+  assert stream.buffer.getvalue() == b'\\xdcn\\xef \\u732b\n'
+
+
+@pytest.mark.parametrize('error', [PermissionError(13, 'Permission denied'),
+                                   RuntimeError('Symlink loop')])
+def test_an_unreadable_out_gets_one_line(
+    error, run, folder, monkeypatch, capsys):
+  # Root may read everything: answer as somebody else would be answered.
+  exists = pathlib.Path.exists
+  def answer(path):
+    if path.name == 'closed':
+      raise error
+    return exists(path)
+  monkeypatch.setattr(pathlib.Path, 'exists', answer)
+  assert main(flags(run, folder, out=folder / 'closed/out')) == 2
+  said = capsys.readouterr().err
+  assert '--out' in said and 'cannot be read' in said
+  assert len(said.splitlines()) == 1
+
+
+def test_the_home_folder_is_found_in_every_path(run, folder, monkeypatch):
+  monkeypatch.setenv('HOME', str(folder))
+  (folder / 'run').symlink_to(run)
+  assert main(flags('~/run', folder, support='~/known', query='~/new',
+                    out='~/out')) == 0
+  assert (folder / 'out/confusion.png').exists()
 
 
 def test_what_is_strange_is_said(run, folder, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from mtl_jax.adapt import classify, sheet
@@ -84,6 +85,53 @@ def test_the_sheet_is_capped_and_marks_what_is_wrong(monkeypatch):
   assert '200 of 300 are drawn, evenly spaced, 100 are left out' in texts[1]
   assert not marked
   assert drawn((labels + 1) % 20)[1] > sheet.DRAWN * side
+
+
+def many(classes):
+  """Returns (result, support, query) of a start with many classes."""
+  names = [f'class_{i:04}' for i in range(classes)]
+  labels = np.arange(classes, dtype=np.int32)
+  images = np.zeros((classes, 8, 8, 1), np.uint8)
+  part = pictures.Pictures([''] * classes, images, labels, tuple(names), names)
+  result = {'classes': dict.fromkeys(names, 1), 'method': 'mtl',
+            'model': 'conv4', 'trained_on': 'x', 'checkpoint_step': 1,
+            'head': 'logistic', 'options': {},
+            'score': classify.score(part, labels[::-1]),
+            'predictions': [{'predicted': name, 'probabilities': {name: 0.5}}
+                            for name in names]}
+  return result, part, part
+
+
+def test_pictures_of_many_classes_have_a_bounded_size(monkeypatch):
+  """Fails if memory grows with the square of the classes."""
+  result, support, query = many(1250)
+  drawn = Image.open(io.BytesIO(sheet.confusion(result)))
+  assert max(drawn.size) < 4000
+  # The opposite diagonal is still there.
+  pixels = np.asarray(drawn.convert('L'), int)
+  dark = np.argwhere(pixels[600:2400, 700:2500] < 220)
+  assert np.corrcoef(dark.T)[0, 1] < -0.9
+  titles = []
+  monkeypatch.setattr(
+      sheet, '_heading', lambda title, note, whole=sheet._heading:
+      titles.append(title) or whole(title, note))
+  assert Image.open(io.BytesIO(sheet.sheet(result, support, query))
+                    ).height < 50_000
+  assert titles[0] == ('1250 support images, 1250 classes, of which 100 are '
+                       'drawn, evenly spaced')
+
+
+def test_tables_are_written_before_pictures(tmp_path, monkeypatch):
+  """Fails if a picture that cannot be drawn takes the numbers with it."""
+  def fails(*_):
+    raise MemoryError
+  monkeypatch.setattr(sheet, 'sheet', fails)
+  result, support, query = many(3)
+  monkeypatch.setattr(sheet, 'table', lambda _: 'file')
+  with pytest.raises(MemoryError):
+    classify.write(epath.Path(tmp_path), result, support, query)
+  assert {p.name for p in tmp_path.iterdir()} == {
+      'predictions.json', 'predictions.csv'}
 
 
 def test_long_names_are_cut_where_they_are_alike():

@@ -15,6 +15,7 @@ from absl import logging
 
 from mtl_jax import heads
 from mtl_jax.adapt import classify, sheet
+from mtl_jax.data import pictures
 from mtl_jax.errors import UserError
 
 
@@ -29,16 +30,23 @@ def main(argv=None):
         flags.checkpoint, flags.support, flags.query, head=flags.head, out=out,
         invert=flags.invert)
   except UserError as error:
-    print(f'mtl_jax.adapt: {error}', file=sys.stderr)
+    _say(f'mtl_jax.adapt: {error}', sys.stderr)
     return 2
   except KeyboardInterrupt:
     print('mtl_jax.adapt: stopped', file=sys.stderr)
     return 130
   for notice in result['notices']:
-    print(f'mtl_jax.adapt: note: {notice}', file=sys.stderr)
-  print('\n'.join(sheet.lines(result)))
-  print(f'Everything is in {out}')
+    _say(f'mtl_jax.adapt: note: {notice}', sys.stderr)
+  for line in (*sheet.lines(result), f'Everything is in {out}'):
+    _say(line, sys.stdout)
   return 0
+
+
+def _say(line, stream):
+  """Prints one line, whatever signs are in a name."""
+  encoding = stream.encoding or 'utf-8'
+  print(pictures.text(line).encode(encoding, 'backslashreplace')
+        .decode(encoding), file=stream)
 
 
 def parse(argv=None):

@@ -1,5 +1,7 @@
 """Classify pictures by a run's backbone and a head fitted to examples."""
 
+import hashlib
+import io
 import json
 import os
 import pathlib
@@ -11,7 +13,7 @@ from etils import epath
 from mtl_jax import fields, files, heads, registry
 from mtl_jax.adapt import sheet
 from mtl_jax.data import pictures
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.errors import UserError, check_choice, first_line
 from mtl_jax.evaluate import adapters
 from mtl_jax.run import trained, workdir
 
@@ -19,6 +21,8 @@ from mtl_jax.run import trained, workdir
 # images there are.
 BATCH = 32
 _LARGE_RESIDUAL = 0.05  # the diagnostics of a good fit are about zero
+_TABLES = ('predictions.json', 'predictions.csv', 'predictions.png')
+_CONFUSION = 'confusion.png'
 
 
 def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
@@ -45,9 +49,10 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
   head, options = choose_head(config, head)
   support_files = pictures.list_support(support)
   query_files = pictures.list_query(query)
+  classes = sorted(set(support_files.labels))
   if out is not None:
     out = _check_out(out, [support, *_as_list(query)])
-  classes = sorted(set(support_files.labels))
+    before = _check_results(out, query_files, classes)
   # Before the network is loaded: an unreadable picture is named at once.
   image_shape = trained.read_data(files.at(checkpoint))['image_shape']
   support, query = (
@@ -61,13 +66,15 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
       'model': config.model.name, 'head': head, 'options': options,
       'normalise_features': config.eval.normalise_features,
       'inverted': invert, 'residuals': residuals,
+      'converged': converged(residuals),
       'classes': {name: support_files.labels.count(name) for name in classes},
       'score': score(query, probabilities.argmax(1)),
       'notices': [*support_files.notices, *query_files.notices,
+                  *support.notices, *query.notices,
                   *_notices(model, support, query, residuals, invert)],
       'predictions': _predictions(classes, query, probabilities)}
   if out is not None:
-    write(out, result, support, query)
+    write(out, result, support, query, before)
   return result
 
 
@@ -109,8 +116,7 @@ def predict(model, head, options, support, query):
   """
   module = heads.find(head)
   num_ways = len(support.classes)
-  both = _features(model, np.concatenate([support.images, query.images]))
-  fitted, rest = both[:len(support.images)], both[len(support.images):]
+  fitted, rest = (_features(model, part.images) for part in (support, query))
 
   @jax.jit
   def run(fitted, labels, rest):
@@ -122,7 +128,9 @@ def predict(model, head, options, support, query):
   if not np.isfinite(probabilities).all():
     raise UserError(f'--head {head} gives numbers that are not finite on this '
                     'support: choose another of ' + ', '.join(heads.HEADS))
-  return probabilities, {k: float(v) for k, v in residuals.items()}
+  # JSON has no number for what is not finite.
+  return probabilities, {k: float(v) if np.isfinite(v) else None
+                         for k, v in residuals.items()}
 
 
 def _features(model, images):
@@ -158,6 +166,12 @@ def score(query, predicted):
       'confusion': confusion.tolist()}
 
 
+def converged(residuals):
+  """Returns whether a head's residuals are those of a good fit."""
+  return all(value is not None and value <= _LARGE_RESIDUAL
+             for value in residuals.values())
+
+
 def _notices(model, support, query, residuals, invert):
   """Returns sentences on what makes the numbers doubtful."""
   notices = []
@@ -168,8 +182,9 @@ def _notices(model, support, query, residuals, invert):
         f'{count} query images are of classes that --support does not have '
         f'({", ".join(strange[:5])}{", .." if len(strange) > 5 else ""}): '
         'left out of the accuracy')
-  seen = {image.tobytes() for image in support.images}
-  same = sum(image.tobytes() in seen for image in query.images)
+  mark = lambda image: hashlib.sha256(image).digest()
+  seen = set(map(mark, support.images))
+  same = sum(mark(image) in seen for image in query.images)
   if same:
     notices.append(f'{same} query images are support images as well: it '
                    'means little that they are recognised')
@@ -181,10 +196,9 @@ def _notices(model, support, query, residuals, invert):
         f'{len(light)} images have a white background, such as {light[0]}, and '
         'this run was trained on white ink on black: '
         + ('leave out --invert' if invert else 'try --invert'))
-  if not max(residuals.values(), default=0) <= _LARGE_RESIDUAL:
-    text = ', '.join(f'{k} {v:.2g}' for k, v in residuals.items())
-    notices.append(f'the head has not converged (residuals: {text}): do not '
-                   'trust these numbers')
+  if not converged(residuals):
+    notices.append('the head has not converged (residuals: '
+                   f'{sheet.numbers(residuals)}): do not trust these numbers')
   return notices
 
 
@@ -200,43 +214,86 @@ def _check_out(out, inputs):
   """
   if '://' in str(out):
     return epath.Path(out)
-  path = pathlib.Path(out).expanduser().resolve()
-  for folder in (pathlib.Path(given).resolve() for given in inputs):
-    if folder.is_dir() and path.is_relative_to(folder):
-      raise UserError(f'--out {out} is within {folder}: the next start would '
-                      'read the results as your pictures; choose another '
-                      'folder')
-  nearest = next(p for p in (path, *path.parents) if p.exists())
-  if not nearest.is_dir():
+  try:
+    path = pathlib.Path(out).expanduser().resolve()
+    for folder in (pathlib.Path(given).expanduser().resolve()
+                   for given in inputs):
+      if folder.is_dir() and path.is_relative_to(folder):
+        raise UserError(f'--out {out} is within {folder}: the next start would '
+                        'read the results as your pictures; choose another '
+                        'folder')
+    nearest = next(p for p in (path, *path.parents) if p.exists())
+    is_folder = nearest.is_dir()
+  except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    reason = getattr(error, 'strerror', None) or first_line(error)
+    raise UserError(f'--out {out} cannot be read ({reason}): name another '
+                    'folder') from error
+  if not is_folder:
     raise UserError(f'--out {out}: {nearest} is a file; name a folder')
-  if not os.access(nearest, os.W_OK | os.X_OK):
+  if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
     raise UserError(f'--out {out}: {nearest} cannot be written; name another '
                     'folder')
   return epath.Path(path)
 
 
-def write(out, result, support, query):
-  """Writes the results into a folder, after all of them have been made.
+def _check_results(out, query_files, classes):
+  """Returns the names of the results of an earlier start in a folder.
+
+  Raises:
+    UserError: a file there has the name of a result and is none, or is to be
+      classified.
+  """
+  before = _results_in(out)
+  labelled = not set(classes).isdisjoint(query_files.labels)
+  given = {os.path.realpath(path) for path in query_files.paths}
+  for name in (*_TABLES, *[_CONFUSION] * labelled):
+    if not (out / name).exists():
+      continue
+    if name not in before:
+      raise UserError(f'--out {out}: the {name} there is not of this command; '
+                      'move it, or name another folder')
+    if os.path.realpath(out / name) in given:
+      raise UserError(f'--out {out}: {name} would be replaced, which --query '
+                      'names; name another folder')
+  return before
+
+
+def _results_in(out):
+  """Returns the names of the files that predictions.json was written with."""
+  try:
+    contents = json.loads((out / _TABLES[0]).read_text())
+    # The keys are those of no other program.
+    known = all(key in contents for key in (
+        'checkpoint_step', 'trained_on', 'predictions'))
+    return {*_TABLES, *[_CONFUSION] * bool(contents['score'])} if known else ()
+  except (OSError, ValueError, TypeError, KeyError):
+    return ()
+
+
+def write(out, result, support, query, before=()):
+  """Writes the results into a folder: the tables first, then the pictures.
 
   Args:
     out: the folder, an epath.
     result: of `adapt`.
     support, query: the Pictures.
+    before: names of results there of an earlier start. A confusion.png among
+      them is removed unless it is replaced, as it would show other results.
 
   Raises:
     UserError: the folder cannot be made or written.
   """
-  contents = {'predictions.json': json.dumps(result, indent=2),
-              'predictions.csv': sheet.table(result),
-              'predictions.png': sheet.sheet(result, support, query)}
-  if result['score']:
-    contents['confusion.png'] = sheet.confusion(result)
   try:
     out.mkdir(parents=True, exist_ok=True)
-    if not result['score']:  # an older file would show other results
-      (out / 'confusion.png').unlink(missing_ok=True)
+    if _CONFUSION in before and not result['score']:
+      (out / _CONFUSION).unlink(missing_ok=True)
   except OSError as error:
     raise UserError(f'--out {out} cannot be written ({error.strerror}): name '
                     'another folder') from error
-  for name, content in contents.items():
-    files.write(out / name, content)
+  text = io.StringIO()
+  json.dump(result, text, indent=2, allow_nan=False)  # in pieces: little memory
+  files.write(out / 'predictions.json', text.getvalue())
+  files.write(out / 'predictions.csv', sheet.table(result))
+  files.write(out / 'predictions.png', sheet.sheet(result, support, query))
+  if result['score']:
+    files.write(out / _CONFUSION, sheet.confusion(result))

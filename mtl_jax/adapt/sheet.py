@@ -10,6 +10,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 DRAWN = 200  # query images on a contact sheet, at most
 DRAWN_SUPPORT = 10  # support images per class, at most
+DRAWN_CLASSES = 100  # of the support, at most
+NAMED = 60  # classes of a confusion matrix with names and numbers, at most
 
 _WIDTH, _MARGIN, _GAP = 1200, 14, 6
 _SMALL, _THUMB = 64, 104  # pixels of a support and of a query image
@@ -35,7 +37,9 @@ def lines(result):
   sizes = ', '.join(f'{name} {count}'
                     for name, count in result['classes'].items())
   start = [f'{_network(result)}, {_head(result)}',
-           f'{len(result["classes"])} classes: {sizes} images']
+           f'{len(result["classes"])} classes: {sizes} images',
+           f'the head has {"" if result["converged"] else "NOT "}converged: '
+           f'{numbers(result["residuals"])}']
   score = result['score']
   if not score:
     counts = {name: 0 for name in result['classes']}
@@ -48,6 +52,12 @@ def lines(result):
       f'{1 / len(result["classes"]):.1%}',
       *(f'  {name:<24} {_of(of_class)}'
         for name, of_class in score['by_class'].items())]
+
+
+def numbers(residuals):
+  """Returns a head's residuals as text."""
+  return ', '.join(f'{name} {"not finite" if value is None else f"{value:.2g}"}'
+                   for name, value in residuals.items())
 
 
 def _of(score):
@@ -65,24 +75,28 @@ def _head(result):
 
 
 def confusion(result):
-  """Draws confusion.png: true classes down, predicted ones across."""
+  """Draws confusion.png: true classes down, predicted ones across.
+
+  The picture has a bounded size. Above NAMED classes the numbers are left out,
+  and at most NAMED names are drawn, evenly spaced.
+  """
   # Imported late: it takes a second and is needed here only.
   import matplotlib.figure
 
   counts = np.array(result['score']['confusion'])
   names = [_short(name, 24) for name in result['classes']]
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  side = 2.5 + 0.45 * len(names)
+  ticks = _evenly(len(names), NAMED)
+  side = 2.5 + 0.45 * len(ticks)
   figure = matplotlib.figure.Figure((side + 0.8, side), layout='constrained')
   axes = figure.subplots()
   shown = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-  for (row, column), count in np.ndenumerate(counts):
-    if count:
-      axes.text(column, row, count, ha='center', va='center',
+  if len(names) <= NAMED:
+    for row, column in zip(*np.nonzero(counts), strict=True):
+      axes.text(column, row, counts[row, column], ha='center', va='center',
                 color='white' if shares[row, column] > 0.5 else 'black')
-  ticks = range(len(names))
   # A $ in a name would start a formula.
-  names = [name.replace('$', r'\$') for name in names]
+  names = [names[i].replace('$', r'\$') for i in ticks]
   axes.set_xticks(ticks, names, rotation=45, ha='right')
   axes.set_yticks(ticks, names)
   axes.set(xlabel='predicted', ylabel='true',
@@ -91,6 +105,12 @@ def confusion(result):
   packed = io.BytesIO()
   figure.savefig(packed, format='png', dpi=120)
   return packed.getvalue()
+
+
+def _evenly(count, most):
+  """Returns the numbers below `count`, or `most` evenly spaced ones."""
+  return np.unique(np.linspace(0, count - 1, min(count, most)).round()
+                   .astype(int))
 
 
 def sheet(result, support, query):
@@ -104,9 +124,7 @@ def sheet(result, support, query):
     The PNG file; at most DRAWN query images are on it, evenly spaced.
   """
   rows = result['predictions']
-  drawn = np.arange(len(rows))
-  if len(rows) > DRAWN:
-    drawn = np.unique(np.linspace(0, len(rows) - 1, DRAWN).round().astype(int))
+  drawn = _evenly(len(rows), DRAWN)
   title = f'{len(rows)} query images'
   if result['score']:
     title += f': accuracy {_of(result["score"])}'
@@ -114,9 +132,11 @@ def sheet(result, support, query):
   if len(drawn) < len(rows):
     note = (f'{len(drawn)} of {len(rows)} are drawn, evenly spaced, '
             f'{len(rows) - len(drawn)} are left out; {note}')
-  parts = [_heading(f'{len(support.images)} support images, '
-                    f'{len(result["classes"])} classes',
-                    f'{_network(result)}; {_head(result)}'),
+  known = (f'{len(support.images)} support images, '
+           f'{len(support.classes)} classes')
+  if len(support.classes) > DRAWN_CLASSES:
+    known += f', of which {DRAWN_CLASSES} are drawn, evenly spaced'
+  parts = [_heading(known, f'{_network(result)}; {_head(result)}'),
            *_support_rows(result, support), _heading(title, note)]
   for group, members in _groups(result, query.names, drawn):
     if group:
@@ -140,11 +160,12 @@ def _support_rows(result, support):
   block = max(most * step, 2 * step) + 3 * _GAP
   columns = max(1, (_WIDTH - 2 * _MARGIN) // block)
   names = list(result['classes'])
-  for start in range(0, len(names), columns):
+  drawn = _evenly(len(names), DRAWN_CLASSES)
+  for start in range(0, len(drawn), columns):
     strip, draw = _strip(_LINE + _SMALL + 2 * _GAP)
-    for column, name in enumerate(names[start:start + columns]):
-      left = _MARGIN + column * block
-      of_class = np.flatnonzero(support.labels == start + column)
+    for column, number in enumerate(drawn[start:start + columns]):
+      left, name = _MARGIN + column * block, names[number]
+      of_class = np.flatnonzero(support.labels == number)
       count = f' ({len(of_class)})'
       if len(of_class) > most:
         count = f' ({most} of {len(of_class)})'

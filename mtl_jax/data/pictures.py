@@ -8,7 +8,9 @@ backbone was trained on.
     query/*.jpg, or query/cat/*.jpg ..       unlabelled, or labelled
 """
 
+import collections
 import concurrent.futures
+import contextlib
 import io
 import os
 import warnings
@@ -16,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 from etils import epath
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, JpegImagePlugin
 
 from mtl_jax.errors import UserError, first_line
 
@@ -26,6 +28,11 @@ _READABLE = f'images are {", ".join(SUFFIXES)}'
 # Whatever a file is called, no other decoder of Pillow's is tried: some of
 # them start programs.
 _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'PPM', 'WEBP')
+LARGE = 32_000_000  # pixels; a larger picture is shrunk before all else
+_AT_ONCE = 64_000_000  # pixels that all threads decode at a time
+_DECODED = 1_200_000_000  # bytes that one picture may take
+_FINER = 8  # how many times the wanted size a shrunk picture has, at least
+_ORIENTATION, _BITS = 0x0112, 0x0102  # tags of EXIF and TIFF
 
 
 class Unreadable(ValueError):
@@ -52,6 +59,7 @@ class Pictures(NamedTuple):
   labels: np.ndarray  # int32 [I] in 0..N-1; -1 where not known, or another
   classes: tuple[str, ...]  # [N]
   names: list  # [I], the class as its folder has it, or None
+  notices: list[str] = ()  # what was guessed
 
 
 def decode(source):
@@ -69,14 +77,19 @@ def decode(source):
       which Pillow takes for a decompression bomb.
   """
   try:
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes)
-                       else source, formats=_FORMATS)
+    image = _open(source)
     image.load()
     return image
   except Image.UnidentifiedImageError as error:
     raise NoImage('it is no image') from error
   except Exception as error:  # decoders raise what they like
     raise Unreadable(first_line(error)) from error
+
+
+def _open(source):
+  """Returns Pillow's image, of which only the head has been read."""
+  return Image.open(io.BytesIO(source) if isinstance(source, bytes)
+                    else source, formats=_FORMATS)
 
 
 def png(pixels, compress_level=6):
@@ -119,17 +132,47 @@ def read_query(query, classes, image_shape, *, invert=False):
 
 
 def load(files, classes, image_shape, *, invert=False):
-  """Reads what `list_support` or `list_query` found, in threads."""
+  """Reads what `list_support` or `list_query` found, in threads.
+
+  Large pictures are read one at a time, and others by so few threads that they
+  need no more memory than those.
+  """
+  one = lambda path: _prepare(path, image_shape, invert)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      images = list(pool.map(
-          lambda path: prepare(path, image_shape, invert=invert), files.paths))
+    pixels = {path: _pixels(path) for path in files.paths}
+    small = [path for path in pixels if pixels[path] <= LARGE]
+    most = max((pixels[path] for path in small), default=1)
+    workers = max(1, min(os.cpu_count(), _AT_ONCE // max(most, 1)))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      read = dict(zip(small, pool.map(one, small), strict=True))
+    read |= {path: one(path) for path in pixels if path not in read}
+  images, bits = zip(*(read[path] for path in files.paths), strict=True)
   number = {name: i for i, name in enumerate(classes)}
   return Pictures(
-      [str(path) for path in files.paths], np.stack(images),
+      [text(path) for path in files.paths], np.stack(images),
       np.array([number.get(name, -1) for name in files.labels], np.int32),
-      tuple(classes), files.labels)
+      tuple(classes), files.labels, _guesses(files.paths, bits))
+
+
+def _guesses(paths, bits):
+  """Returns a line for each number of bits that was guessed."""
+  return [
+      f'{count} images have 16 bits or more per pixel and use {guess} of them, '
+      f'such as {text(paths[bits.index(guess)])}: they were read as {guess} '
+      'bits, or they would be nearly black'
+      for guess, count in sorted(collections.Counter(
+          filter(None, bits)).items())]
+
+
+def text(path):
+  r"""Returns a name or a path as text that can be printed and drawn.
+
+  Bytes that are no UTF-8, line breaks and other signs without a shape become
+  escapes such as \xe9 and \n.
+  """
+  name = os.fsencode(path).decode('utf-8', 'backslashreplace')
+  return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def list_support(folder):
@@ -154,7 +197,7 @@ def list_support(folder):
                       'no images directly in its folder'
                       f'{_such_as(others, " but others")} ({_READABLE})')
     paths += images
-    labels += [subfolder.name] * len(images)
+    labels += [text(subfolder.name)] * len(images)
     notices += left_out(subfolder, others)
   loose = [path for path in folder.iterdir() if _is_image(path)]
   if loose:
@@ -173,14 +216,15 @@ def list_query(query):
   """
   given = [query] if isinstance(query, str | os.PathLike) else query
   paths, labels, notices = [], [], []
-  for path in map(epath.Path, given):
+  for path in map(_at, given):
     if path.is_file():
       paths.append(path)
       labels.append(None)
       continue
     folder = _folder('--query', path)
     for label, place in [(None, folder)] + [
-        (subfolder.name, subfolder) for subfolder in subfolders_of(folder)]:
+        (text(subfolder.name), subfolder)
+        for subfolder in subfolders_of(folder)]:
       images, others = images_of(place)
       paths += images
       labels += [label] * len(images)
@@ -200,7 +244,9 @@ def prepare(path, image_shape, *, invert=False):
   The picture is turned as its EXIF orientation says, laid on white where it is
   transparent, and converted to grey (1 channel, ITU-R 601 weights) or RGB (3).
   Its largest centred part of the wanted shape is resized by LANCZOS. An image
-  that has the wanted size and channels is not changed.
+  that has the wanted size and channels is not changed. A picture of more than
+  LARGE pixels is first shrunk to eight times the wanted size or more, by means
+  over blocks of pixels.
 
   Args:
     path: the file.
@@ -208,17 +254,95 @@ def prepare(path, image_shape, *, invert=False):
     invert: exchange black and white.
 
   Raises:
-    UserError: not readable, truncated, or pixels without a range.
+    UserError: not readable, truncated, too large, or pixels without a range.
   """
+  return _prepare(path, image_shape, invert)[0]
+
+
+def _prepare(path, image_shape, invert):
+  """Returns (uint8 [h, w, c], bits per pixel where they had to be guessed)."""
   height, width, channels = image_shape
-  image = upright(path)
-  try:
-    image = _flat(image).convert({1: 'L', 3: 'RGB'}[channels])
+  mode = {1: 'L', 3: 'RGB'}[channels]
+  with _readable(path) as file:
+    image = _open_any_size(file)
+    if image.width * image.height > LARGE:
+      image, bits, guessed = _shrunk(image, mode, (width, height))
+      image = ImageOps.exif_transpose(image)
+    else:
+      image.load()
+      bits, guessed = _bits(image)
+      image = _flat(ImageOps.exif_transpose(image), bits).convert(mode)
     image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
     image = ImageOps.invert(image) if invert else image
-    return np.asarray(image, np.uint8).reshape(image_shape)
-  except Exception as error:  # Pillow raises what it likes
-    raise _cannot_read(path, error) from error
+    pixels = np.asarray(image, np.uint8).reshape(image_shape)
+  return pixels, bits if guessed else None
+
+
+def _pixels(path):
+  """Returns the number of pixels of a file, which its head states."""
+  with _readable(path) as file:
+    image = _open_any_size(file)
+    return image.width * image.height
+
+
+def _open_any_size(file):
+  """Returns `_open` of a file; a JPEG may be larger than Pillow allows."""
+  try:
+    return _open(file)
+  except Image.DecompressionBombError as error:
+    file.seek(0)
+    if file.read(2) != b'\xff\xd8':
+      raise Unreadable('it has more than 179 million pixels, which only a JPEG '
+                       'may have') from error
+    file.seek(0)
+    return JpegImagePlugin.JpegImageFile(file)
+
+
+def _shrunk(image, mode, size):
+  """Loads and shrinks a large picture.
+
+  Args:
+    image: of `_open_any_size`.
+    mode: to convert it to, L or RGB.
+    size: (w, h) that it will be resized to.
+
+  Returns:
+    (image, *`_bits`).
+
+  Raises:
+    Unreadable: it takes more than _DECODED bytes.
+  """
+  width, height = (_FINER * side for side in size)
+  taken = _coefficients(image)
+  if isinstance(image, JpegImagePlugin.JpegImageFile):
+    image.draft(None, (width, height))  # decodes every eighth pixel, or so
+  each = {'1': 1, 'L': 1, 'P': 1, 'I;16': 2}.get(image.mode, 4)
+  # WebP's decoder keeps several copies.
+  each = 16 if image.format == 'WEBP' else each
+  taken += each * image.width * image.height
+  if taken > _DECODED:
+    raise Unreadable(f'it would take {taken / 1e9:.1f} GB: save it smaller, or '
+                     'as a JPEG that is not progressive')
+  image.load()
+  bits = _bits(image)
+  factor = max(1, min(image.width // width, image.height // height))
+  small = Image.new(mode, (-(-image.width // factor),
+                           -(-image.height // factor)))
+  rows = factor * max(1, 1_000_000 // (factor * image.width))
+  for top in range(0, image.height, rows):
+    band = image.crop((0, top, image.width, min(top + rows, image.height)))
+    small.paste(_flat(band, bits[0]).convert(mode).reduce(factor),
+                (0, top // factor))
+  small.getexif()[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+  return small, *bits
+
+
+def _coefficients(image):
+  """Returns the bytes of what a progressive JPEG keeps of all its pixels."""
+  if not image.info.get('progressive'):
+    return 0
+  samples = [across * down for _, across, down, _ in image.layer]
+  return 2 * image.width * image.height * sum(samples) / max(samples)
 
 
 def upright(path):
@@ -227,22 +351,63 @@ def upright(path):
   Raises:
     UserError: not readable, truncated, or pixels without a range.
   """
+  with _readable(path) as file:
+    image = decode(file)
+    _bits(image)
+    return ImageOps.exif_transpose(image)
+
+
+@contextlib.contextmanager
+def _readable(path):
+  """Yields an open file; UserError for whatever is raised while it is read."""
   try:
     with epath.Path(path).open('rb') as file:
-      image = ImageOps.exif_transpose(decode(file))
-    if image.mode == 'F':
-      raise Unreadable('pixels are floats: save it with 8 bits per channel')
-    return image
-  except NoImage as error:
-    raise UserError(f'{path} is no image that can be read ({_READABLE}): '
+      yield file
+  except (NoImage, Image.UnidentifiedImageError) as error:
+    raise UserError(f'{text(path)} is no image that can be read ({_READABLE}): '
                     'replace or remove it') from error
   except Exception as error:  # Pillow raises what it likes
-    raise _cannot_read(path, error) from error
+    raise UserError(f'{text(path)} cannot be read ({first_line(error)}): '
+                    'replace or remove it') from error
 
 
-def _cannot_read(path, error):
-  return UserError(f'{path} cannot be read ({first_line(error)}): replace or '
-                   'remove it')
+def _bits(image):
+  """Returns (bits per pixel that an image uses, whether that is a guess).
+
+  A TIFF may hold the 12 bits of a camera in 16 and not say so. If its largest
+  value fits into 8, 12 or 14 bits, we take it for an image of so many.
+
+  Raises:
+    Unreadable: floats or large integers, which have no range.
+  """
+  if image.mode == 'F':
+    raise Unreadable('pixels are floats: save it with 8 bits per channel')
+  if not image.mode.startswith('I'):
+    _check_depth(image)
+    return 8, False
+  if image.format != 'TIFF':
+    return 16, False  # also where Pillow says 32
+  stated = image.tag_v2.get(_BITS, (16,))[0]
+  if stated < 16:
+    return stated, False
+  least, most = image.getextrema()
+  if least < 0 or most >= 2**16:
+    raise Unreadable('pixels are integers of 32 bits: save it with 8 or 16 '
+                     'bits per channel')
+  bits = next(bits for bits in (8, 12, 14, 16) if most < 2**bits)
+  return (bits, True) if 0 < most and bits < 16 else (16, False)
+
+
+def _check_depth(image):
+  """Raises Unreadable where only the empty bits of colours were read.
+
+  Of 16 bits per channel Pillow keeps the upper 8.
+  """
+  if image.format != 'TIFF' or image.tag_v2.get(_BITS, (8,))[0] != 16:
+    return
+  most = max(np.ravel(image.getextrema()))
+  if 0 < most < 2**4:
+    raise Unreadable('it uses 12 of its 16 bits per channel: save it with 8')
 
 
 def look_inverted(images, mean):
@@ -263,11 +428,11 @@ def look_inverted(images, mean):
   return np.median(border, axis=1) > 127
 
 
-def _flat(image):
+def _flat(image, bits):
   """Returns an image of 8 bits per channel without transparency."""
-  if image.mode.startswith('I'):  # 16 bits, also where Pillow says 32
-    eight = np.clip(np.asarray(image).astype(np.int64) // 256, 0, 255)
-    return Image.fromarray(eight.astype(np.uint8))
+  if image.mode.startswith('I'):
+    eight = np.asarray(image).astype(np.int64) // 2**(bits - 8)
+    return Image.fromarray(np.clip(eight, 0, 255).astype(np.uint8))
   if not image.has_transparency_data:
     return image
   image = image.convert('RGBA')
@@ -275,8 +440,13 @@ def _flat(image):
   return Image.alpha_composite(white, image).convert('RGB')
 
 
+def _at(path):
+  """Returns the epath of what a user named; `~` is the home folder."""
+  return epath.Path(os.path.expanduser(path))
+
+
 def _folder(flag, path):
-  path = epath.Path(path)
+  path = _at(path)
   if not path.exists():
     raise UserError(f'{flag} {path} is not there: name a folder of images')
   if not path.is_dir():
