@@ -78,7 +78,8 @@ CASES = (
   Case('maml, first order', 'maml', LOOPED | {
     'first_order': True, 'batch_norm': 'support'}),
   Case('meta_sgd', 'meta_sgd'),
-  Case('imaml', 'imaml', LOOPED | {'test_l2': 2., 'batch_norm': 'running'}),
+  Case('imaml', 'imaml', LOOPED | {
+    'l2': 10., 'test_l2': 2., 'batch_norm': 'running'}),
   Case('imaml, public code', 'imaml', LOOPED | {
     'public_code': True, 'damping': 1., 'curvature_damping': 10.}),
   Case('metaoptnet', 'metaoptnet', {'label_smoothing': 0.1},

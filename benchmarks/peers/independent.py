@@ -399,7 +399,10 @@ def imaml_inner(theta, loss, steps, l2, o):
 
 
 def imaml_step(weights, task, o):
-  """Rajeswaran et al. (2019), algorithm 2: conjugate gradients on A x = g."""
+  """Rajeswaran et al. (2019), algorithm 2: conjugate gradients on A x = g.
+
+  They end before a direction of non-positive curvature.
+  """
   loss = support_loss(task, o, True)
   phi = imaml_inner(weights, loss, o['inner_steps'], o['l2'], o)
   g, value = grad_and_value(query_loss)(phi, task, o)
@@ -414,8 +417,9 @@ def imaml_step(weights, task, o):
   for _ in range(o['cg_steps']):
     Ap, rr = product(p), dot(r, r)
     curvature = dot(p, Ap)
-    if curvature <= 0:
-      raise SystemExit('imaml: the case has negative curvature')
+    if curvature <= 0:  # no minimum along p: the answer before it, or g
+      x = x if r is not g else g
+      break
     x = {k: x[k] + rr / curvature * p[k] for k in x}
     r = {k: r[k] - rr / curvature * Ap[k] for k in r}
     p = {k: r[k] + dot(r, r) / rr * p[k] for k in p}
