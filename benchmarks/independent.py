@@ -136,31 +136,40 @@ def draw_episode(size, seed=0):
 
 def start(algorithm, episode, seed=1):
   """Returns variables in float64, away from special values."""
-  rng = np.random.default_rng(seed)
   variables = jax.jit(algorithm.init)(jax.random.key(seed), episode.support_x)
+  return shaken(variables, seed)
+
+
+def shaken(tree, seed, size=0.05):
+  """Returns a tree with noise added, in float64."""
+  rng = np.random.default_rng(seed)
   return jax.tree.map(
-    lambda x: jnp.asarray(x + 0.05 * rng.uniform(-1, 1, x.shape)), variables)
+    lambda x: jnp.asarray(x + size * rng.uniform(-1, 1, x.shape)), tree)
 
 
 def our_method(case, width, size):
   """Computes a case; returns (what the peer is given, our answers)."""
-  module = METHODS[case.name]
-  options = fields.defaults(module.OPTIONS) | case.options
+  options = fields.defaults(METHODS[case.name].OPTIONS) | case.options
   algorithm = algorithms.create(case.name, Conv4(width), CLASSES, WAYS,
                                 **options)
   episode = draw_episode(size)
   variables = start(algorithm, episode)
 
-  def loss(params):
-    return algorithm.loss({**variables, 'params': params}, KEY, episode, 0)
+  @jax.jit
+  def step(variables):
+    loss = lambda params: algorithm.loss({**variables, 'params': params}, KEY,
+                                         episode, 0)
+    return jax.value_and_grad(loss, has_aux=True)(variables['params'])
 
+  @jax.jit
   def logits(variables):
     return algorithm.predict(algorithm.adapt(
       variables, KEY, episode.support_x, episode.support_y, WAYS),
       episode.query_x)
 
-  (value, aux), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
-    variables['params'])
+  # Running statistics near the task's own, as after training.
+  variables['batch_stats'] = shaken(step(variables)[0][1].batch_stats, 2)
+  (value, aux), gradient = step(variables)
   given = {
     'kind': 'method', 'name': case.name, 'options': options, 'ways': WAYS,
     # What the method drew, if it did, by the number of images in its query.
@@ -173,8 +182,7 @@ def our_method(case, width, size):
       WAYS * (SHOTS + QUERIES), options['inner_batch'],
       options['inner_steps'])}
   return (given, flat(arrays)), flat({
-    'loss': value, 'logits': jax.jit(logits)(variables),
-    'gradient': gradient})
+    'loss': value, 'logits': logits(variables), 'gradient': gradient})
 
 
 # --- The heads. ---
