@@ -35,6 +35,8 @@ from mtl_jax.ntk.checks import check as checks
 from mtl_jax.report import __main__ as report_command
 from mtl_jax.run import workdir
 
+# Of an environment with PyTorch and qpth.
+PEER_PYTHON = os.environ.get('MTL_JAX_PEER_PYTHON', sys.executable)
 # (script, smallest arguments, what must have been printed). Paths are relative
 # to the folder that the script runs in.
 SMALLEST = [
@@ -47,6 +49,10 @@ SMALLEST = [
      ['--networks=kinks', '--l2=10', '--steps=1', '--data=glyphs/tiny',
       '--out=imaml.png'],
      '| kinks | 10 | 1 |'),
+    ('independent',
+     ['--only', 'anil', '--size=16', '--width=2',
+      f'--peer_python={PEER_PYTHON}'],
+     '| anil | episode |'),
     ('layers',
      ['--only=layers', '--rows=1', '--images=2', '--repeats=1'],
      'BatchNorm (2, 28, 28, 64)'),
@@ -148,6 +154,13 @@ def prepare_peers(module, home, monkeypatch, request):
         'print(\'{"seconds": 0.2, "tasks": 2}\')\n')
 
 
+def prepare_independent(module, home, monkeypatch, request):
+  """Skips the script where its peer has no libraries."""
+  if subprocess.run([PEER_PYTHON, '-c', 'import torch, qpth'],
+                    capture_output=True).returncode:
+    pytest.skip('no torch and qpth in $MTL_JAX_PEER_PYTHON')
+
+
 def prepare_finished_run(module, home, monkeypatch, request):
   """Makes a run that the script need not train again."""
   path = home / 'runs/glyphs/mtl'
@@ -156,7 +169,8 @@ def prepare_finished_run(module, home, monkeypatch, request):
 
 
 PREPARED = {'build_mini_imagenet': prepare_mini_imagenet,
-            'heads': prepare_peers, 'methods': prepare_finished_run}
+            'heads': prepare_peers, 'independent': prepare_independent,
+            'methods': prepare_finished_run}
 
 
 @pytest.mark.parametrize('benchmark', ('omniglot', 'glyphs'))
