@@ -116,13 +116,67 @@ def fit(gram, onehot, C, ridge, tolerance=1e-6, max_rounds=100):
       s.rounds + 1,
     )
 
-  zero = jnp.zeros_like(onehot)
+  near = _split(matrix, onehot, bound, C * scale)
   infinite = jnp.asarray(jnp.inf, onehot.dtype)
-  start = _State(zero, -onehot, zero, infinite, 0, 0)
+  slope = _times(matrix, near) - onehot
+  start = _State(near, slope, near, infinite, 0, 0)
   best = jax.lax.while_loop(unfinished, one_round, start).best
   # The bound itself, not a rounding above it.
   whole = C * onehot
   return jnp.where(best < bound, jnp.minimum(best / scale, whole), whole)
+
+
+_CHUNK = 20
+_MAX_CHUNKS = 20
+_NEAR = 1e-4
+
+
+def _split(matrix, onehot, bound, C):
+  """ADMM."""
+  S, N = onehot.shape
+  target = onehot - 1 / N
+  centred, shift = matrix
+  one = jnp.ones_like(shift)
+
+  def inverse(rho):
+    factor = jnp.linalg.cholesky(centred + rho * jnp.eye(S, dtype=shift.dtype))
+    half = jax.scipy.linalg.solve_triangular(factor, jnp.eye(S, dtype=shift.dtype), lower=True)
+    inv = half.T @ half
+    # K = A + W J W^T
+    both = jnp.stack([one, shift], 1)
+    left = inv @ both
+    swap = jnp.array([[0., 1.], [1., 0.]], shift.dtype)
+    cap = swap + both.T @ left
+    det = cap[0, 0] * cap[1, 1] - cap[0, 1] ** 2
+    adj = jnp.array([[cap[1, 1], -cap[0, 1]], [-cap[0, 1], cap[0, 0]]]) / det
+    return inv - left @ adj @ left.T
+
+  def unfinished(s):
+    return (s[4] < _MAX_CHUNKS) & (s[3] > _NEAR)
+
+  def chunk(s):
+    beta, dual, rho, _, count = s
+    inv = inverse(rho)
+
+    def step(_, t):
+      beta, dual, _, _ = t
+      alpha = inv @ (target + rho * (beta - dual))
+      relaxed = 1.6 * alpha - 0.6 * beta + dual
+      new = project(relaxed, bound)
+      return new, relaxed - new, alpha, beta
+    beta, dual, alpha, old = jax.lax.fori_loop(0, _CHUNK, step, (beta, dual, beta, beta))
+    norm = lambda x: jnp.sqrt(jnp.sum(x**2)) + 1e-30
+    primal = norm(alpha - beta) / norm(beta)
+    second = norm(beta - old) / norm(dual)
+    ratio = jnp.clip(jnp.sqrt(primal / second), 0.1, 10)
+    ratio = jnp.where((ratio > 2) | (ratio < .5), ratio, 1)
+    outputs = _times(matrix, beta)
+    gap = _gaps(jnp.ones(1, beta.dtype), beta, outputs, onehot, C)[0]
+    return beta, dual / ratio, rho * ratio, gap, count + 1
+
+  zero = jnp.zeros_like(onehot)
+  start = (zero, zero, jnp.asarray(.3, onehot.dtype), jnp.asarray(jnp.inf, onehot.dtype), 0)
+  return jax.lax.while_loop(unfinished, chunk, start)[0]
 
 
 def gap(alpha, gram, onehot, C, ridge):
