@@ -8,7 +8,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.fields import NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.heads import options
 from mtl_jax.heads.options import at_least_float32
-from mtl_jax.solvers import crammer_singer, two_floats
+from mtl_jax.solvers import crammer_singer
 
 OPTIONS = {
   'C': Field(0.1, 'bound of the dual', POSITIVE),
@@ -62,8 +62,7 @@ def fit(
   with jax.default_matmul_precision('highest'):
     dual, rest = crammer_singer.fit(
       crammer_singer.parts(features), onehot, C, ridge, tolerance, max_rounds)
-    weights = sum(two_floats.dot(features.T, dual)) + features.T @ rest
-    return {'weights': weights, 'dual': dual, 'rest': rest}
+    return {'weights': features.T @ (dual + rest), 'dual': dual, 'rest': rest}
 
 
 def logits(params, features):

@@ -57,7 +57,7 @@ _NEAR = 1e-4  # gap that ends the splitting
 _RELAX = 1.6  # of splitting
 _LENGTHS = 8  # 1, 1/2, 1/4, ...
 _FACE_STEPS = 60  # of conjugate gradients in a round
-_FACTORS = (0, *(2.0**k for k in range(-1, 9)))  # of rounding, beyond 1
+_FACTORS = (0, 0.5, 1, 2, 4, 8, 16, 32)  # of rounding; powers of two
 _PATIENCE = 10  # rounds without a smaller gap
 _SWEPT = 256  # examples; above, LAPACK inverts faster
 
@@ -77,7 +77,8 @@ class _Point(NamedTuple):
 
   base: jax.Array
   change: jax.Array
-  slope: jax.Array
+  slope: jax.Array  # less the largest of each row
+  largest: jax.Array
   gap: jax.Array
 
 
@@ -94,9 +95,11 @@ def parts(features):
   Returns:
     k [S, S] as two floats, and u [S].
   """
-  high, low = two_floats.dot(features, features.T)
-  means = high.mean(1)
-  shift = means - means.mean() / 2
+  high, low = two_floats.gram(features)
+  # As products of matrices, which compilers compute once; see `two_floats`.
+  weights = jnp.full((len(high), 1), 1 / len(high), high.dtype)
+  means = high @ weights
+  shift = (means - weights.T @ means / 2)[:, 0]
   for part in (shift[:, None], shift):
     high, rest = two_floats.add(high, -part)
     low = low + rest
@@ -121,8 +124,9 @@ def fit(gram, onehot, C, ridge, tolerance=None, max_rounds=100):
     C: bound of alpha, positive; a number, or [S].
     ridge: non-negative; at zero with a singular gram, alpha is one of many.
     tolerance: of `gap`; None: 1e-6 in float32, 1e-10 in float64.
-    max_rounds: bound; 1 to 10 are usual. Rounds end early when ten of them in
-      a row do not lower the gap.
+    max_rounds: bound of the rounds, 1 to 3 are usual, and of the penalties
+      of the splitting. Rounds end early when ten of them in a row do not lower
+      the gap.
   """
   if tolerance is None:
     tolerance = 1e-10 if onehot.dtype == jnp.float64 else 1e-6
@@ -140,7 +144,7 @@ def fit(gram, onehot, C, ridge, tolerance=None, max_rounds=100):
       lambda new, old: jnp.where(better, new, old), point, s.best)
     return _State(point, best, jnp.where(better, 0, s.since + 1), s.rounds + 1)
 
-  start = _split(problem)
+  start = _split(problem, min(max_rounds, _MAX_SPLITS))
   start = _State(start, start, 0, 0)
   best = jax.lax.while_loop(unfinished, one_round, start).best
   first, second = _rounded(problem, best)
@@ -222,25 +226,25 @@ def _slope(problem, base, change):
   return (high - largest) + rest, largest[:, 0]
 
 
-def _gap(problem, alpha, left, slope, largest):
-  """Returns the relative gap of alpha with `_slope`; see the module.
+def _gap(problem, base, change, slope, largest):
+  """Returns the relative gap of base + change; see the module.
 
   Args:
-    left: C Y - alpha.
+    slope, largest: of `_slope`.
   """
+  left = jnp.maximum(problem.bound - base - change, 0)
   most = slope.max(-1)
-  gap = jnp.sum(left * (most[:, None] - slope))
-  gap = gap + jnp.sum(alpha.sum(-1) * (most + largest))  # sums are rounded
+  # Rows of a rounded alpha do not sum to zero, and slopes may be large.
+  ones = jnp.ones((base.shape[1], 1), base.dtype)
+  sums = sum(two_floats.dot(base, ones))[:, 0] + change.sum(-1)
+  gap = jnp.sum(left * (most[:, None] - slope)) + sums @ (most + largest)
   outputs = slope + largest[:, None] + problem.onehot
-  dual = jnp.sum(alpha * (problem.onehot - outputs / 2))
+  dual = jnp.sum((base + change) * (problem.onehot - outputs / 2))
   return gap / (dual + gap)
 
 
 def _gap_of(problem, base, change):
-  """Returns the relative gap of alpha in two floats."""
-  left = jnp.maximum(problem.bound - base - change, 0)
-  slope = _slope(problem, base, change)
-  return _gap(problem, base + change, left, *slope)
+  return _gap(problem, base, change, *_slope(problem, base, change))
 
 
 def _point(problem, base, change):
@@ -255,10 +259,9 @@ def _point(problem, base, change):
   new = jnp.round(whole / unit) * unit
   new = new - problem.onehot * new.sum(-1, keepdims=True)
   change = (base - new) + change
-  left = jnp.maximum(problem.bound - new - change, 0)
-  slope = _slope(problem, new, change)
-  gap = _gap(problem, new + change, left, *slope)
-  return _Point(new, change, slope[0], gap)
+  slope, largest = _slope(problem, new, change)
+  gap = _gap(problem, new, change, slope, largest)
+  return _Point(new, change, slope, largest, gap)
 
 
 def _round(problem, reach, point):
@@ -291,15 +294,18 @@ def _rounded(problem, point):
   eps = jnp.finfo(whole.dtype).eps
 
   def one(factor):
-    first = jnp.minimum((1 + factor * eps) * whole, problem.bound)
-    return first, _gap_of(problem, first, jnp.zeros_like(first))
+    first = jnp.minimum(whole + factor * eps * whole, problem.bound)
+    second = (point.base - first) + point.change
+    slope = point.slope - _times(problem, second)
+    gap = _gap(problem, first, jnp.zeros_like(first), slope, point.largest)
+    return first, second, gap
 
-  firsts, gaps = jax.vmap(one)(jnp.array(_FACTORS, whole.dtype))
-  first = firsts[jnp.argmin(gaps)]
-  return first, (point.base - first) + point.change
+  firsts, seconds, gaps = jax.vmap(one)(jnp.array(_FACTORS, whole.dtype))
+  best = jnp.argmin(gaps)
+  return firsts[best], seconds[best]
 
 
-def _split(problem):
+def _split(problem, most):
   """Returns a point near the optimum, by operator splitting.
 
   ADMM with one copy of alpha for the linear system and one for the simplices
@@ -308,7 +314,7 @@ def _split(problem):
   penalty the steps start anew from the exact slope, so that they gain digits.
   """
   def unfinished(s):
-    return (s[3] < _MAX_SPLITS) & (s[0].gap > _NEAR)
+    return (s[3] < most) & (s[0].gap > _NEAR)
 
   def splits(s):
     point, dual, penalty, count = s
