@@ -21,7 +21,7 @@ GAP = 1e-5  # relative; `diagnostics` reports more as not converged
 
 def fit(
   features, labels, num_ways, *, C=_DEFAULTS['C'], ridge=_DEFAULTS['ridge'],
-  tolerance=1e-6, max_rounds=100,
+  tolerance=None, max_rounds=100,
 ):
   """Fits one task: Crammer and Singer's machine, without intercepts.
 
@@ -44,11 +44,13 @@ def fit(
     num_ways: N >= 2.
     C: bound of the dual, positive.
     ridge: non-negative.
-    tolerance: relative duality gap to stop at.
+    tolerance: relative duality gap to stop at; None: 1e-6, and 1e-10 in
+      float64.
     max_rounds: bound on the solver's rounds.
 
   Returns:
-    weights [D, N] and dual [S, N].
+    weights [D, N], dual [S, N] and rest [S, N]: what float32 leaves out of
+    the dual, where classes overlap and features are long.
 
   Raises:
     UserError: num_ways < 2, C not positive, ridge negative.
@@ -58,9 +60,9 @@ def fit(
   options.check('svm', OPTIONS, C=C, ridge=ridge)
   features, onehot = _inputs(features, labels, num_ways)
   with jax.default_matmul_precision('highest'):
-    dual = crammer_singer.fit(
+    dual, rest = crammer_singer.fit(
       crammer_singer.parts(features), onehot, C, ridge, tolerance, max_rounds)
-    return {'weights': features.T @ dual, 'dual': dual}
+    return {'weights': features.T @ (dual + rest), 'dual': dual, 'rest': rest}
 
 
 def logits(params, features):
@@ -85,7 +87,7 @@ def diagnostics(
   features, onehot = _inputs(features, labels, dual.shape[-1])
   with jax.default_matmul_precision('highest'):
     gap = crammer_singer.gap(
-      dual, crammer_singer.parts(features), onehot, C, ridge)
+      (dual, params['rest']), crammer_singer.parts(features), onehot, C, ridge)
   largest = jnp.maximum(jnp.max(jnp.abs(dual)), jnp.finfo(dual.dtype).tiny)
   return {
     'gap': gap,
