@@ -128,17 +128,21 @@ def _normalisation(source, built):
   Raises:
     UserError: the source has one of them alone, or not a number per channel.
   """
+  channels = built.info.features['image'].shape[-1]
   if source.mean is not None or source.std is not None:
-    channels = built.info.features['image'].shape[-1]
     for what, value in (('mean', source.mean), ('std', source.std)):
       if value is None or len(value) != channels:
         raise UserError(f'{what} of the data source {source.name} is {value}: '
                         f'must be {channels} numbers, one per channel')
     return source.mean, source.std
   file = built.data_path / MEASURED
-  with contextlib.suppress(OSError, ValueError, KeyError):  # measured again
+  # A file that is missing or damaged is measured again.
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
     kept = json.loads(file.read_text())
-    return kept['mean'], kept['std']
+    mean, std = (np.array(kept[name], float) for name in ('mean', 'std'))
+    if mean.shape == std.shape == (channels,) and np.isfinite(
+        [mean, std]).all():
+      return mean, std
   mean, std = pixels.mean_and_std(_pixels(built, 'train')[0])
   with contextlib.suppress(UserError):  # a folder that takes no file
     files.write(file, json.dumps({'mean': mean.tolist(), 'std': std.tolist()}))
