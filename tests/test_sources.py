@@ -346,6 +346,15 @@ def test_a_folder_of_files_that_may_not_be_read_is_named(
 
 
 @pytest.mark.parametrize('name', ['mini_imagenet', 'omniglot'])
+def test_files_in_the_home_folder_are_found(name, data, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', str(data))
+  (data / 'files').mkdir()
+  assert data_main.main(['build', name, '--manual_dir=~/files']) == 2
+  assert f'{data}/files holds no' in line_of(capsys)
+  assert not pathlib.Path('~').exists()
+
+
+@pytest.mark.parametrize('name', ['mini_imagenet', 'omniglot'])
 def test_a_folder_beside_the_files_that_may_not_be_read_is_left_out(
     name, place, capsys):
   forbid(place / 'files/lost+found')

@@ -124,7 +124,8 @@ def test_kept_files_that_are_deleted_or_damaged_are_made_again(
 
 @pytest.mark.parametrize('content', [
     '', '{}', '[]', 'null', '{"mean": [0.1]}', '{"mean": [0.1], "std": null}',
-    '{"mean": [NaN], "std": [1]}', '{"mean": [1, 2], "std": [1, 2]}'])
+    '{"mean": [NaN], "std": [1]}', '{"mean": [1, 2], "std": [1, 2]}',
+    '[' * 10**5], ids=range(9))
 def test_constants_that_are_damaged_are_measured_again(content, data):
   directory, folder = data
   built = stores.builder(DATA, directory)

@@ -115,8 +115,8 @@ def _pixels(built, split):
     return pixels.load(built, split)
   except (OSError, KeyError, ValueError, RuntimeError) as error:
     raise UserError(f'{built.data_path}: the {split} split cannot be read '
-                    f'({first_line(error)}): delete this folder, and it is '
-                    'built again at the next start') from error
+                    f'({first_line(error)}): delete this folder, and build '
+                    'the data set again') from error
 
 
 def _normalisation(source, built):
@@ -137,7 +137,8 @@ def _normalisation(source, built):
     return source.mean, source.std
   file = built.data_path / MEASURED
   # A file that is missing or damaged is measured again.
-  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError,
+                           RecursionError):
     kept = json.loads(file.read_text())
     mean, std = (np.array(kept[name], float) for name in ('mean', 'std'))
     if mean.shape == std.shape == (channels,) and np.isfinite(
