@@ -301,6 +301,12 @@ def test_names_that_are_no_text_are_written_as_text(odd_names):
   np.testing.assert_array_equal(store.images[5], own.pixels('test', 0, 0))
 
 
+def test_an_error_about_an_odd_name_is_one_line(odd_names, capsys):
+  (odd_names / 'test/test_b/two\nlines.png').write_bytes(b'')
+  assert data_main.main(['build', str(odd_names)]) == 2
+  assert r'test_b/two\nlines.png is no image' in line_of(capsys)
+
+
 def test_a_data_folder_that_is_no_text_is_refused(data, monkeypatch, capsys):
   monkeypatch.setenv('MTL_JAX_DATA', str(data / os.fsdecode(b'caf\xe9')))
   assert data_main.main(['build', 'glyphs/tiny']) == 2

@@ -40,7 +40,8 @@ def main(argv=None):
       raise UserError(f'usage: {USAGE}')
     run(*names, **dict(option[2:].split('=', 1) for option in options))
   except UserError as error:
-    print(f'mtl_jax.data: {error}', file=sys.stderr)
+    # One line, whatever the names of files in it are.
+    print(f'mtl_jax.data: {pictures.text(str(error))}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:  # what was half-written is removed by now
     print('mtl_jax.data: stopped; the same command starts over',
