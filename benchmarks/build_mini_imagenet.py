@@ -24,7 +24,8 @@ import time
 import zipfile
 
 import numpy as np
-from PIL import Image
+
+from mtl_jax.data import pictures
 
 CSVS = {'train': 'train.csv', 'validation': 'val.csv', 'test': 'test.csv'}
 CACHE = 'mini-imagenet-cache-{}.pkl'
@@ -66,7 +67,8 @@ def write_pickles(loose, cache, category):
                           strict=True):
     rows = listed(loose, split)
     images = np.stack([
-        np.asarray(Image.open(loose / 'images' / name)) for _, name in rows])
+        np.asarray(pictures.decode((loose / 'images' / name).read_bytes()))
+        for _, name in rows])
     ids = {}
     for i, (wnid, _) in enumerate(rows):
       ids.setdefault(wnid, []).append(i)

@@ -27,12 +27,19 @@ def at(path):
 
 
 def make(path):
-  """Makes a folder unless it exists; UserError where that fails."""
+  """Makes a folder for results unless it exists.
+
+  Raises:
+    UserError: it cannot be made, or takes no file.
+  """
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
     raise UserError(f'{path}: cannot be made ({error.strerror}): choose '
                     'another --workdir') from error
+  if can_append(path) and not os.access(path, os.W_OK | os.X_OK):
+    raise UserError(f'{path}: cannot be written (you have no right to): '
+                    'choose another --workdir')
 
 
 def write(path, contents):

@@ -13,7 +13,11 @@ def _chunk(kind, content):
           + struct.pack('>I', zlib.crc32(kind + content)))
 
 
-# A PNG of a few bytes that asks for 20,000 x 20,000 pixels.
-BOMB = (b'\x89PNG\r\n\x1a\n'
-        + _chunk(b'IHDR', struct.pack('>IIBBBBB', 20000, 20000, 8, 0, 0, 0, 0))
-        + _chunk(b'IDAT', zlib.compress(b'0' * 99)) + _chunk(b'IEND', b''))
+def bomb(side):
+  """Returns a PNG of a few bytes that asks for side x side pixels."""
+  head = struct.pack('>IIBBBBB', side, side, 8, 0, 0, 0, 0)
+  return (b'\x89PNG\r\n\x1a\n' + _chunk(b'IHDR', head)
+          + _chunk(b'IDAT', zlib.compress(b'0' * 99)) + _chunk(b'IEND', b''))
+
+
+BOMB = bomb(20000)

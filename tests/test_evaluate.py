@@ -89,6 +89,28 @@ def test_pixels_are_a_backbone_like_any_other(store, trained):
   assert scores['logistic'].mean() > 0.3
 
 
+def test_pixels_of_few_tasks_are_held_at_a_time(store, trained, monkeypatch):
+  """Fails if raw pixels as a baseline take gigabytes."""
+  pixels, rules = features.pixels(trained[0]), protocol(batch_size=16)
+  kept = pixels._replace(features=lambda *given: pixels.features(*given))
+  monkeypatch.setattr(adapters, '_PIXELS', 2 * 40 * 28 * 28 * 4)
+  held, in_batches = [], features.in_batches
+  monkeypatch.setattr(features, 'in_batches', lambda *given: held.append(
+      in_batches(*given)) or held[-1])
+  ids = np.random.default_rng(0).permuted(
+      np.tile(np.arange(160).reshape(8, 20)[:5], (4, 1, 1)), axis=-1)[..., :8]
+  tasks = drawing.tasks(rules, ids)
+  parts = [drawing.some(tasks, rows) for rows in ([0, 1], [2, 3])]
+  few, = adapters.make(pixels, store, rules, {'x': ('centroid', {})}, 4)
+  whole, = adapters.make(kept, store, rules, {'x': ('centroid', {})}, 4)
+  assert (few.at_once, whole.at_once) == (2, 7)
+  for one, other in zip(few.logits({}, parts), whole.logits({}, parts),
+                        strict=True):
+    np.testing.assert_array_equal(one['x'], other['x'])
+  of_few, of_all, of_others = (16 * len(batches) for batches in held)
+  assert max(of_few, of_others) <= 2 * 40 < of_all
+
+
 @pytest.mark.parametrize('count', [3, 11])  # eight devices, a task on each
 def test_a_method_adapts_to_each_task_once_with_the_tasks_own_key(
     store, trained, count):

@@ -25,6 +25,14 @@ def test_an_address_stays_as_it_is():
   assert os.fspath(files.at('gs://bucket/~/runs')) == 'gs://bucket/~/runs'
 
 
+def test_a_folder_that_takes_no_file_is_refused(tmp_path, monkeypatch):
+  """Fails if a test of thousands of tasks ends without its results."""
+  files.make(files.at(tmp_path / 'a/b'))
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)
+  with pytest.raises(UserError, match='b: cannot be written .*--workdir'):
+    files.make(files.at(tmp_path / 'a/b'))
+
+
 @pytest.mark.parametrize('contents', ['new', b'new'])
 def test_a_file_is_replaced_as_a_whole(contents, tmp_path):
   path = files.at(tmp_path / 'a')

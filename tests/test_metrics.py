@@ -103,7 +103,8 @@ def test_a_kill_while_parts_are_joined_doubles_no_record(path):
 
 
 @pytest.mark.parametrize('line', [
-    b'caf\xe9', b'[]', b'3', b'{}', b'{"step": "1"}', b'nonsense', b''])
+    b'caf\xe9', b'[]', b'3', b'{}', b'{"step": "1"}', b'nonsense', b'',
+    b'[' * 10**5], ids=range(8))
 def test_a_line_that_is_no_record_is_left_out(line, path):
   (path / metrics.FILE).write_bytes(
       json.dumps(record(1)).encode() + b'\n' + line + b'\n'

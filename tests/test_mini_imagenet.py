@@ -119,6 +119,17 @@ def test_records_keep_jpegs_names_and_labels(tmp_path, monkeypatch):
         wnid, name)
 
 
+def test_names_that_are_no_text_are_kept_as_text(tmp_path):
+  folder = tmp_path / os.fsdecode(b'caf\xe9')
+  fake.write_folders(folder)
+  wnid, name, _ = fake.ordered('test')[0]
+  image = folder / 'test' / wnid / name
+  image.rename(image.with_name(os.fsdecode(b'a\xe9.jpg')))
+  assert fake.build(folder) == 0
+  assert store.image_names(store.load('mini_imagenet', 'test'))[0] == (
+      r'a\xe9.jpg')
+
+
 def test_the_first_complete_layout_wins(tmp_path, capsys):
   fake.write_cache(tmp_path)
   (tmp_path / 'train.csv').write_text('half a layout')

@@ -153,6 +153,8 @@ def damaged(what):
                     if not name.startswith(character)}
   elif what == 'no alphabet':
     del zips[SMALL2]
+  elif what == 'an odd name':
+    zips[SMALL1][f'{character}/caf\xe9\n.png'] = png(ink)
   elif what == 'two versions':
     zips[SMALL2][f'{SMALL2}/Greek/character07/0001_03.png'] = png(ink)
   else:
@@ -167,6 +169,7 @@ def damaged(what):
 DAMAGED_CONTENTS = {
     '19 drawings': ('small1.zip', 'Korean/character02', '19 drawings', '20'),
     'no drawing': ('small1.zip', 'Korean/character02', '0 drawings', '20'),
+    'an odd name': ('small1.zip', 'Korean/character02', '21 drawings', '20'),
     'cut off': ('Korean/character02/0001_03.png', 'cannot be read', 'again'),
     'no image': ('Korean/character02/0001_03.png', 'cannot be read', 'again'),
     'program': ('Korean/character02/0001_03.png', 'it is no image', 'again'),

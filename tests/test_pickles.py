@@ -11,7 +11,8 @@ import hostile_pickles
 import numpy as np
 import pytest
 
-from mtl_jax.data.sources.mini_imagenet import unpickle
+from mtl_jax.data.sources.mini_imagenet import pickles, unpickle
+from mtl_jax.errors import UserError
 
 HOSTILE = hostile_pickles.hostile(pathlib.Path('nowhere'))
 HARMLESS = hostile_pickles.harmless()
@@ -66,6 +67,31 @@ def test_a_harmless_pickle_is_read(case, outcome):
   assert found['results'][case] == {
       'images': hostile_pickles.IMAGES.tolist(),
       'ids': hostile_pickles.CONTENT['class_dict']}
+
+
+@pytest.mark.parametrize('change, said', [
+    ({'labels': 3}, 'labels is no list of integers .a int'),
+    ({'labels': None}, 'labels is no list of integers .a NoneType'),
+    ({'labels': b'ab'}, 'labels is no list of integers .a bytes'),
+    ({'labels': [0, 1, None, 1]}, 'labels is no list of integers .other'),
+    ({'labels': np.array(3)}, 'labels is no list of integers'),
+    ({'labels': np.zeros(4)}, 'labels is no list of integers .other'),
+    ({'labels': range(10**18)}, 'labels is no list of integers .more than 8'),
+    ({'labels': [0, 1, 0]}, '4 images have 3 labels'),
+    ({'labels': [0, 1, 0, 7]}, 'labels and catname2label do not agree .7'),
+    ({'catname2label': None}, 'labels and catname2label do not agree'),
+    ({'catname2label': {'n01': None}}, 'labels and catname2label do not'),
+    ({'catname2label': {5: 0}}, 'labels and catname2label do not agree'),
+    ({'data': None}, 'data is a NoneType, not an array')])
+def test_labels_of_a_split_that_are_none_get_one_line(change, said, tmp_path):
+  path = tmp_path / 'miniImageNet_category_split_val.pickle'
+  content = {'data': hostile_pickles.IMAGES, 'labels': [0, 1, 0, 1],
+             'catname2label': {'n01': 0, 'n02': 1}}
+  path.write_bytes(hostile_pickles.pickle.dumps(content))
+  assert pickles.load_category_split(path)[1] == {'n01': [0, 2], 'n02': [1, 3]}
+  path.write_bytes(hostile_pickles.pickle.dumps(content | change))
+  with pytest.raises(UserError, match=f'val.pickle: {said}'):
+    pickles.load_category_split(path)
 
 
 def test_an_array_is_a_view_of_the_file():

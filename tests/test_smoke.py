@@ -59,6 +59,7 @@ SMALLEST = [
     ('layers',
      ['--only=step', '--rows=1', '--images=2', '--repeats=1'],
      'without norm'),
+    ('memory', ['run', sys.executable, '-c', 'pass'], ' -c pass` | '),
     ('method_steps',
      ['--methods=protonet', '--choices=loop', '--data=glyphs/tiny',
       '--width=4', '--repeats=1', '--out=steps.json'],

@@ -1,17 +1,21 @@
 """Data sources: the contract of every registered one, and a user's own."""
 
 import json
+import os
+import pathlib
 import re
+import tempfile
 import tracemalloc
 
 import numpy as np
 import own_source as own
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 from mtl_jax import fields, registry
 from mtl_jax.data import __main__ as data_main
-from mtl_jax.data import building, pixels, sources
+from mtl_jax.data import building, pictures, pixels, sources
 from mtl_jax.data import store as stores
 from mtl_jax.data.source import SPLITS, DataSource, Request
 from mtl_jax.errors import UserError
@@ -273,6 +277,140 @@ def test_large_images_become_squares_of_84(data):
           own.pixels(*which, (3, 4, 3)), np.ones((90, 90, 1), np.uint8)),
       '.jpg'))
   assert stores.load(name, 'test').images.shape[1:] == (84, 84, 3)
+
+
+@pytest.fixture
+def odd_names(data):
+  """Returns a folder with names that are no UTF-8 and names of two lines."""
+  path = own.write_folder(data / os.fsdecode(b'birds\xe9'))
+  for old, new in (('test/test_a/0.png', b'test/test_a/caf\xe9.png'),
+                   ('test/test_a', b'test/caf\xe9'),
+                   ('train/train_b', b'train/two\nlines')):
+    os.rename(path / old, os.fsencode(path) + b'/' + new)
+  return path
+
+
+def test_names_that_are_no_text_are_written_as_text(odd_names):
+  for _ in range(2):  # built, then read
+    assert data_main.main(['check', str(odd_names)]) == 0
+  store = stores.load(str(odd_names), 'test')
+  assert store.class_names[0] == r'caf\xe9'
+  names = stores.image_names(store)
+  assert names[5] == r'caf\xe9/caf\xe9.png'
+  assert r'two\nlines' in stores.load(str(odd_names), 'train').class_names
+  np.testing.assert_array_equal(store.images[5], own.pixels('test', 0, 0))
+
+
+def test_an_error_about_an_odd_name_is_one_line(odd_names, capsys):
+  (odd_names / 'test/test_b/two\nlines.png').write_bytes(b'')
+  assert data_main.main(['build', str(odd_names)]) == 2
+  assert r'test_b/two\nlines.png is no image' in line_of(capsys)
+
+
+def test_a_data_folder_that_is_no_text_is_refused(data, monkeypatch, capsys):
+  monkeypatch.setenv('MTL_JAX_DATA', str(data / os.fsdecode(b'caf\xe9')))
+  assert data_main.main(['build', 'glyphs/tiny']) == 2
+  assert r'/caf\xe9 cannot hold data sets' in line_of(capsys)
+  assert not list(data.iterdir())
+
+
+# Folders and files that this user may not read.
+
+
+@pytest.fixture
+def place(monkeypatch):
+  """A folder of a user who is not the administrator."""
+  with tempfile.TemporaryDirectory() as folder:
+    os.chmod(folder, 0o777)
+    administrator = os.geteuid() == 0
+    if administrator:
+      os.seteuid(65534)
+    try:
+      if not os.access(ROOT / 'mtl_jax', os.R_OK, effective_ids=True):
+        pytest.skip('no other user may read the package')
+      monkeypatch.setenv('MTL_JAX_DATA', f'{folder}/data')
+      monkeypatch.delenv('MTL_JAX_MANUAL', raising=False)
+      yield pathlib.Path(folder)
+    finally:
+      if administrator:
+        os.seteuid(0)
+
+
+def forbid(path):
+  path.mkdir(parents=True)
+  path.chmod(0)
+  return path
+
+
+@pytest.mark.parametrize('name', ['mini_imagenet', 'omniglot'])
+@pytest.mark.parametrize('below', ['', 'folder'])
+def test_a_folder_of_files_that_may_not_be_read_is_named(
+    name, below, place, capsys):
+  folder = forbid(place / 'files') / below
+  assert data_main.main(['build', name, f'--manual_dir={folder}']) == 2
+  assert f'manual_dir {folder} cannot be read (Permission' in line_of(capsys)
+
+
+@pytest.mark.parametrize('name', ['mini_imagenet', 'omniglot'])
+def test_files_in_the_home_folder_are_found(name, data, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', str(data))
+  (data / 'files').mkdir()
+  assert data_main.main(['build', name, '--manual_dir=~/files']) == 2
+  assert f'{data}/files holds no' in line_of(capsys)
+  assert not pathlib.Path('~').exists()
+
+
+@pytest.mark.parametrize('name', ['mini_imagenet', 'omniglot'])
+def test_a_folder_beside_the_files_that_may_not_be_read_is_left_out(
+    name, place, capsys):
+  forbid(place / 'files/lost+found')
+  assert data_main.main(['build', name, f'--manual_dir={place / "files"}']) == 2
+  assert 'holds no' in (line := line_of(capsys)) and 'lost+found' not in line
+
+
+@pytest.mark.parametrize('forbidden', [
+    'birds', 'birds/test', 'birds/test/lost+found', 'birds/test/test_a/0.png'])
+def test_a_part_of_a_folder_that_may_not_be_read_is_named(
+    forbidden, place, capsys):
+  path = own.write_folder(place / 'birds')
+  part = place / forbidden
+  part.chmod(0) if part.exists() else forbid(part)
+  assert data_main.main(['build', str(path)]) == 2
+  assert re.search(f'{re.escape(str(part))}.* cannot be read', line_of(capsys))
+
+
+def test_a_folder_of_data_that_may_not_be_used_is_named(
+    place, monkeypatch, capsys):
+  folder = forbid(place / 'data')
+  for command in ('build', 'check'):
+    assert data_main.main([command, 'glyphs/tiny']) == 2
+    assert f'{folder}/glyphs/tiny/1.0.0 cannot be' in line_of(capsys)
+  assert data_main.main(['list']) == 0
+
+
+# Ctrl-C.
+
+
+@pytest.mark.parametrize('moment', ['check', 'build'])
+def test_a_build_that_is_interrupted_ends_in_one_line_and_leaves_nothing(
+    moment, data, capsys, monkeypatch):
+  path = own.write_folder(data / 'birds')
+  read, count = pictures.in_threads, []
+
+  def interrupted(function, paths):
+    count.append(function)
+    if len(count) > (18 if moment == 'build' else 3):  # classes to check
+      raise KeyboardInterrupt
+    return read(function, paths)
+  monkeypatch.setattr(pictures, 'in_threads', interrupted)
+  assert data_main.main(['build', str(path)]) == 130
+  assert line_of(capsys) == (
+      'mtl_jax.data: stopped; the same command starts over')
+  assert not [p for p in (data / 'data').rglob('*')
+              if p.is_file() and p.name != '.lock']
+  monkeypatch.undo()
+  monkeypatch.setenv('MTL_JAX_DATA', str(data / 'data'))
+  assert data_main.main(['build', str(path)]) == 0
 
 
 def change_folder(path, case):

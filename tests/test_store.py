@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mtl_jax.data import building
+from mtl_jax.data import building, sources
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 
@@ -95,9 +95,41 @@ def test_a_folder_that_takes_no_file_is_decoded_into_memory(data, monkeypatch):
       store.images, stores.load(DATA, 'test', directory).images)
 
 
-def test_kept_pixels_of_other_records_are_refused(data):
+def rewrite(change):
+  """Returns what puts another array into a kept file."""
+  return lambda path: np.save(path, change(np.load(path)))
+
+
+@pytest.mark.parametrize('part', ['pixels', 'labels'])
+@pytest.mark.parametrize('damage', [
+    lambda path: path.unlink(), lambda path: path.write_bytes(b''),
+    lambda path: path.write_bytes(path.read_bytes()[:300]),
+    lambda path: path.write_bytes(b'\0' * 999),
+    rewrite(lambda kept: kept[:-3]), rewrite(lambda kept: kept.astype('f4')),
+    rewrite(lambda kept: kept[::-1].astype(object))],
+    ids=['deleted', 'empty', 'cut off', 'zeros', 'of other records',
+         'of another type', 'a pickle'])
+def test_kept_files_that_are_deleted_or_damaged_are_made_again(
+    damage, part, data):
+  """Fails if the data must be built again, from files a user may not have."""
   directory, folder = data
-  stores.load(DATA, 'test', directory)
-  np.save(folder / 'test.labels.npy', np.zeros(3, int))
-  with pytest.raises(UserError, match='delete this folder'):
-    stores.load(DATA, 'test', directory)
+  whole = stores.load(DATA, 'test', directory)
+  whole = whole._replace(images=np.array(whole.images))
+  damage(folder / f'test.{part}.npy')
+  again = stores.load(DATA, 'test', directory)
+  np.testing.assert_array_equal(again.images, whole.images)
+  np.testing.assert_array_equal(again.offsets, whole.offsets)
+  assert isinstance(again.images, np.memmap) and kept(folder) == KEPT
+
+
+@pytest.mark.parametrize('content', [
+    '', '{}', '[]', 'null', '{"mean": [0.1]}', '{"mean": [0.1], "std": null}',
+    '{"mean": [NaN], "std": [1]}', '{"mean": [1, 2], "std": [1, 2]}',
+    '[' * 10**5], ids=range(9))
+def test_constants_that_are_damaged_are_measured_again(content, data):
+  directory, folder = data
+  built = stores.builder(DATA, directory)
+  source = sources.find(DATA).source._replace(mean=None, std=None)
+  wanted = stores._normalisation(source, built)
+  (folder / stores.MEASURED).write_text(content)
+  np.testing.assert_array_equal(stores._normalisation(source, built), wanted)

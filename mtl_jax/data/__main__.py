@@ -16,7 +16,7 @@ import sys
 import numpy as np
 from absl import logging
 
-from mtl_jax.data import pixels, sources, store
+from mtl_jax.data import pictures, pixels, sources, store
 from mtl_jax.data.source import SPLITS
 from mtl_jax.errors import UserError, check_choice
 
@@ -40,8 +40,13 @@ def main(argv=None):
       raise UserError(f'usage: {USAGE}')
     run(*names, **dict(option[2:].split('=', 1) for option in options))
   except UserError as error:
-    print(f'mtl_jax.data: {error}', file=sys.stderr)
+    # One line, whatever the names of files in it are.
+    print(f'mtl_jax.data: {pictures.text(str(error))}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:  # what was half-written is removed by now
+    print('mtl_jax.data: stopped; the same command starts over',
+          file=sys.stderr)
+    return 130
   return 0
 
 
@@ -53,7 +58,7 @@ def _list():
 
 def _build(name, **options):
   built = store.prepare(name, **options)
-  print(f'{name} is in {built.data_dir}')
+  print(f'{pictures.text(name)} is in {built.data_dir}')
 
 
 def _check(name, **options):

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from mtl_jax import fields, files
-from mtl_jax.data import sources
+from mtl_jax.data import pictures, sources
 from mtl_jax.data.source import SPLITS, Request
 from mtl_jax.errors import UserError, first_line
 
@@ -25,9 +25,22 @@ MANUAL_VARIABLE = 'MTL_JAX_MANUAL'
 
 
 def data_dir(directory=None):
-  """Returns where data sets live: the argument, $MTL_JAX_DATA, TFDS's own."""
+  """Returns where data sets live: the argument, $MTL_JAX_DATA, TFDS's own.
+
+  Raises:
+    UserError: its name is not UTF-8, which array_record needs.
+  """
   directory = directory or os.environ.get(DIR_VARIABLE)
-  return str(files.at(directory)) if directory else None
+  if not directory:
+    return None
+  path = str(files.at(directory))
+  try:
+    path.encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f'{pictures.text(path)} cannot hold data sets: set '
+                    f'config.data.dir or ${DIR_VARIABLE} to a folder whose '
+                    'name is UTF-8') from error
+  return path
 
 
 def builder(name, directory=None):
@@ -71,12 +84,13 @@ def prepare(name, directory=None, manual_dir=None, **options):
                     options)
   checked = _check(chosen.source, request)
   for line in checked.lines:
-    print(line, flush=True)
+    print(pictures.text(line), flush=True)
   if chosen.source.image_shape is None:
     chosen = chosen._replace(source=chosen.source._replace(
         image_shape=checked.image_shape))
   built = _builder(chosen, directory, request, checked.files)
-  print(f'Building {name} in {built.data_path}, once.', flush=True)
+  print(f'Building {pictures.text(name)} in {built.data_path}, once.',
+        flush=True)
   tfds.display_progress_bar(sys.stderr.isatty())
   try:
     with alone(built.data_path), contextlib.redirect_stdout(io.StringIO()):
@@ -110,11 +124,15 @@ def _check_classes(name, chosen, built):
   """Raises UserError where a user's source has changed since it was built."""
   if sources.is_own(chosen.source) and built.info.splits:
     of_split = chosen.source.classes(chosen.variant)
-    if built.info.features['label'].names != [
-        name for split in SPLITS for name in of_split[split]]:
+    if built.info.features['label'].names != _labels(of_split):
       raise UserError(f'{name} has other classes than its built data in '
                       f'{built.data_path}: delete this folder, or raise '
                       'version in SOURCE')
+
+
+def _labels(of_split):
+  """Returns the names of all classes as TFDS keeps them: lines of UTF-8."""
+  return [pictures.text(name) for split in SPLITS for name in of_split[split]]
 
 
 def _folder(name, source, manual_dir):
@@ -128,9 +146,14 @@ def _folder(name, source, manual_dir):
         'and name it with config.data.manual_dir, --manual_dir or '
         f'${MANUAL_VARIABLE}')
   folder = pathlib.Path(given).expanduser()
-  if not folder.is_dir():
-    raise UserError(f'manual_dir {folder} is no folder: make it and put '
-                    f'{source.put} into it')
+  try:
+    if not folder.is_dir():
+      raise UserError(f'manual_dir {folder} is no folder: make it and put '
+                      f'{source.put} into it')
+    os.listdir(folder)
+  except OSError as error:
+    raise UserError(f'manual_dir {folder} cannot be read ({error.strerror}): '
+                    'make it readable, or name another folder') from error
   return folder
 
 
@@ -180,7 +203,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if (self.data_path / 'features.json').exists():
       return tfds.features.FeaturesDict.from_config(self.data_path)
     of_split = source.classes(variant)
-    names = [name for split in SPLITS for name in of_split[split]]
+    names = _labels(of_split)
     name, count = collections.Counter(names).most_common(1)[0]
     if count > 1:
       raise UserError(f'{source.name}: class {name} is listed twice: a class '
@@ -197,8 +220,8 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split):
     source, variant, request, checked_files = self.parts
     names = list(source.classes(variant)[split])
-    numbers = {name: self.info.features['label'].str2int(name)
-               for name in names}
+    number = self.info.features['label'].str2int
+    numbers = {name: number(pictures.text(name)) for name in names}
     for i, example in enumerate(
         source.build(request, checked_files, split)):
       if example.class_name not in numbers:

@@ -62,7 +62,7 @@ def read(path, store, protocols, directory=None):
     split = (content['data'], content['split'])
     tests = {(t['ways'], t['shots'], t['queries']): t['tasks']
              for t in content['tests']}
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise UserError(f'{_FIELD}: {path} cannot be read ({first_line(error)}): '
                     'it must be a test_episodes.json that '
                     'config.eval.write_episodes wrote') from error

@@ -31,8 +31,10 @@ _FORMATS = ('PNG', 'JPEG', 'BMP', 'GIF', 'TIFF', 'PPM', 'WEBP')
 LARGE = 32_000_000  # pixels; a larger picture is shrunk before all else
 _AT_ONCE = 64_000_000  # pixels that all threads decode at a time
 _DECODED = 1_200_000_000  # bytes that one picture may take
+_ENCODED = 2**26  # bytes of one in a zip, which may unpack to any number
 _FINER = 8  # how many times the wanted size a shrunk picture has, at least
 _ORIENTATION, _BITS = 0x0112, 0x0102  # tags of EXIF and TIFF
+_ON_ITS_SIDE = (5, 6, 7, 8)  # orientations
 
 
 class Unreadable(ValueError):
@@ -63,7 +65,7 @@ class Pictures(NamedTuple):
 
 
 def decode(source):
-  """Decodes a picture safely: every reader of pictures calls this.
+  """Decodes a picture of a data set safely, at most LARGE pixels.
 
   Args:
     source: encoded bytes, or an open file of them.
@@ -73,11 +75,13 @@ def decode(source):
 
   Raises:
     NoImage: it has none of the formats in _FORMATS.
-    Unreadable: it is truncated or damaged, or has more than 179 million pixels,
-      which Pillow takes for a decompression bomb.
+    Unreadable: it is truncated or damaged, or has too many pixels.
   """
   try:
     image = _open(source)
+    pixels = image.width * image.height
+    if pixels > LARGE:
+      raise Unreadable(f'it has {pixels} pixels, more than {LARGE}')
     image.load()
     return image
   except Image.UnidentifiedImageError as error:
@@ -86,8 +90,27 @@ def decode(source):
     raise Unreadable(first_line(error)) from error
 
 
+def encoded(open_file):
+  """Returns the bytes of a picture.
+
+  Args:
+    open_file: () -> the open file; that of a zip may unpack to any number.
+
+  Raises:
+    Unreadable: there are more than 64 MiB.
+  """
+  with open_file() as file:
+    content = file.read(_ENCODED + 1)
+  if len(content) > _ENCODED:
+    raise Unreadable(f'it has more than {_ENCODED >> 20} MiB')
+  return content
+
+
 def _open(source):
-  """Returns Pillow's image, of which only the head has been read."""
+  """Returns Pillow's image, of which only the head has been read.
+
+  All pictures of all data are opened here.
+  """
   return Image.open(io.BytesIO(source) if isinstance(source, bytes)
                     else source, formats=_FORMATS)
 
@@ -132,27 +155,39 @@ def read_query(query, classes, image_shape, *, invert=False):
 
 
 def load(files, classes, image_shape, *, invert=False):
-  """Reads what `list_support` or `list_query` found, in threads.
-
-  Large pictures are read one at a time, and others by so few threads that they
-  need no more memory than those.
-  """
+  """Reads what `list_support` or `list_query` found, in threads."""
   one = lambda path: _prepare(path, image_shape, invert)
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
-    pixels = {path: _pixels(path) for path in files.paths}
-    small = [path for path in pixels if pixels[path] <= LARGE]
-    most = max((pixels[path] for path in small), default=1)
-    workers = max(1, min(os.cpu_count(), _AT_ONCE // max(most, 1)))
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      read = dict(zip(small, pool.map(one, small), strict=True))
-    read |= {path: one(path) for path in pixels if path not in read}
-  images, bits = zip(*(read[path] for path in files.paths), strict=True)
+  images, bits = zip(*in_threads(one, files.paths), strict=True)
   number = {name: i for i, name in enumerate(classes)}
   return Pictures(
       [text(path) for path in files.paths], np.stack(images),
       np.array([number.get(name, -1) for name in files.labels], np.int32),
       tuple(classes), files.labels, _guesses(files.paths, bits))
+
+
+def in_threads(function, paths):
+  """Returns [function(path), ..] of files of pictures.
+
+  Large pictures are read one at a time, and others by so few threads that they
+  need no more memory than those.
+
+  Args:
+    function: that decodes a picture, such as `prepare`.
+    paths: of the files.
+
+  Raises:
+    UserError: as `prepare`.
+  """
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
+    pixels = {path: _pixels(path) for path in paths}
+    small = [path for path in pixels if pixels[path] <= LARGE]
+    most = max((pixels[path] for path in small), default=1)
+    workers = max(1, min(os.cpu_count(), _AT_ONCE // max(most, 1)))
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+      read = dict(zip(small, pool.map(function, small), strict=True))
+    read |= {path: function(path) for path in pixels if path not in read}
+  return [read[path] for path in paths]
 
 
 def _guesses(paths, bits):
@@ -345,16 +380,29 @@ def _coefficients(image):
   return 2 * image.width * image.height * sum(samples) / max(samples)
 
 
-def upright(path):
-  """Returns Pillow's image of a file, turned as its EXIF orientation says.
+def look(path, image_shape):
+  """Decodes a picture as `prepare` does; returns (h, w, whether it is grey).
+
+  Height and width are those of the file, turned as its EXIF orientation says.
+
+  Args:
+    path: the file.
+    image_shape: (h, w, c) that it may be brought to.
 
   Raises:
-    UserError: not readable, truncated, or pixels without a range.
+    UserError: as `prepare`.
   """
   with _readable(path) as file:
-    image = decode(file)
-    _bits(image)
-    return ImageOps.exif_transpose(image)
+    image = _open_any_size(file)
+    height, width, mode = image.height, image.width, image.mode
+    if width * height > LARGE:
+      _shrunk(image, 'L', image_shape[1::-1])
+    else:
+      image.load()
+      _bits(image)
+    if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
+      height, width = width, height
+  return height, width, mode in ('1', 'L', 'LA') or mode.startswith('I')
 
 
 @contextlib.contextmanager

@@ -44,22 +44,23 @@ def load(built, split):
   source = records(built, split)
   kept = [built.data_path / f'{split}.{part}.npy'
           for part in ('pixels', 'labels')]
-  if not _complete(kept):
+  shape = (len(source),) + built.info.features['image'].shape
+  found = _read(kept, shape)
+  if found is None:
     labels = np.array([record['label'] for record in each(source)])
     order = np.argsort(labels, kind='stable')
-    shape = (len(source),) + built.info.features['image'].shape
     try:
       with building.alone(built.data_path):
         _keep(source, order, labels[order], shape, kept)
+      found = _read(kept, shape)
     except OSError:
       # The data folder is full or remote, or this user may not write to it.
       images = np.empty(shape, np.uint8)
       _decode(source, order, images)
       return images, labels[order]
-  images, labels = np.load(kept[0], mmap_mode='r'), np.load(kept[1])
-  if not len(images) == len(labels) == len(source):
-    raise ValueError(f'{kept[0].name} does not belong to the records')
-  return images, labels
+  if found is None:
+    raise ValueError(f'{kept[0].name} changes while it is read')
+  return found
 
 
 def mean_and_std(images):
@@ -82,15 +83,26 @@ def mean_and_std(images):
   return mean, np.sqrt((weights * (values - mean[:, None]) ** 2).sum(1))
 
 
-def _complete(kept):
-  return all(path.exists() for path in kept)
+def _read(kept, shape):
+  """Returns what the files `kept` hold, or None if they must be made again.
+
+  They may be missing, damaged, or of other records.
+  """
+  try:
+    images, labels = np.load(kept[0], mmap_mode='r'), np.load(kept[1])
+  except (OSError, ValueError, EOFError, MemoryError):
+    return None
+  fits = (images.shape == shape and images.dtype == np.uint8
+          and labels.shape == shape[:1] and labels.dtype.kind == 'i'
+          and (np.diff(labels) >= 0).all())
+  return (images, labels) if fits else None
 
 
 def _keep(source, order, labels, shape, kept):
   """Decodes a split into the files `kept` (pixels, labels), or none."""
   for left in kept[0].parent.glob(f'{kept[0].name}.*.tmp'):
     left.unlink()  # of a start that was killed
-  if _complete(kept):
+  if _read(kept, shape) is not None:
     return  # another start was faster
   # A name of its own for each process, for file systems without locks.
   beside = [path.parent / f'{path.name}.{os.getpid()}.tmp' for path in kept]

@@ -115,8 +115,8 @@ def _pixels(built, split):
     return pixels.load(built, split)
   except (OSError, KeyError, ValueError, RuntimeError) as error:
     raise UserError(f'{built.data_path}: the {split} split cannot be read '
-                    f'({first_line(error)}): delete this folder, and it is '
-                    'built again at the next start') from error
+                    f'({first_line(error)}): delete this folder, and build '
+                    'the data set again') from error
 
 
 def _normalisation(source, built):
@@ -128,17 +128,22 @@ def _normalisation(source, built):
   Raises:
     UserError: the source has one of them alone, or not a number per channel.
   """
+  channels = built.info.features['image'].shape[-1]
   if source.mean is not None or source.std is not None:
-    channels = built.info.features['image'].shape[-1]
     for what, value in (('mean', source.mean), ('std', source.std)):
       if value is None or len(value) != channels:
         raise UserError(f'{what} of the data source {source.name} is {value}: '
                         f'must be {channels} numbers, one per channel')
     return source.mean, source.std
   file = built.data_path / MEASURED
-  with contextlib.suppress(OSError, ValueError, KeyError):  # measured again
+  # A file that is missing or damaged is measured again.
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError,
+                           RecursionError):
     kept = json.loads(file.read_text())
-    return kept['mean'], kept['std']
+    mean, std = (np.array(kept[name], float) for name in ('mean', 'std'))
+    if mean.shape == std.shape == (channels,) and np.isfinite(
+        [mean, std]).all():
+      return mean, std
   mean, std = pixels.mean_and_std(_pixels(built, 'train')[0])
   with contextlib.suppress(UserError):  # a folder that takes no file
     files.write(file, json.dumps({'mean': mean.tolist(), 'std': std.tolist()}))

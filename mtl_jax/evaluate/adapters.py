@@ -6,6 +6,7 @@
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from mtl_jax.data import augment, episodes
 from mtl_jax.evaluate import features, tune_all
 
 OWN = 'own'  # the method's own adaptation in place of a head
+_PIXELS = 2**27  # bytes of the raw pixels of the tasks in one call
 
 
 class Adapter(NamedTuple):
@@ -69,7 +71,8 @@ def new_heads(algorithm, store, protocol, scored):
   """Adapts by new heads on frozen features.
 
   The network sees every image of all tasks once; a task is then a gather of
-  features, and the heads of many tasks are fitted in one call.
+  features, and the heads of many tasks are fitted in one call. Raw pixels are
+  more numbers than features: those of a few tasks are held at a time.
 
   Args:
     algorithm, store: as in `make`.
@@ -81,6 +84,7 @@ def new_heads(algorithm, store, protocol, scored):
     Adapter.
   """
   batch_features = features.make(algorithm, store, protocol.normalise_features)
+  pixels = features.are_pixels(algorithm)
 
   @functools.partial(jax.jit, static_argnames='ways')
   def fit(ways, support, labels, seen, query_rows):
@@ -100,11 +104,12 @@ def new_heads(algorithm, store, protocol, scored):
         key, images, **protocol.augmentation))
 
   def logits(variables, tasks):
-    used = np.unique(np.concatenate(
-        [ids.ravel() for part in tasks for ids in (part.support, part.query)]))
-    seen = jnp.concatenate(features.in_batches(
-        batch_features, variables, store, used, protocol.batch_size))
+    of_tasks = lambda tasks: features.of_tasks(
+        batch_features, variables, store, tasks, protocol.batch_size)
+    used, seen = (None, None) if pixels else of_tasks(tasks)
     for part in tasks:
+      if pixels:
+        used, seen = of_tasks([part])
       labels = part.support_y
       if protocol.support_copies:
         labels = jnp.tile(labels, protocol.support_copies)
@@ -116,7 +121,14 @@ def new_heads(algorithm, store, protocol, scored):
       yield fit(part.ways, support, labels, seen,
                 np.searchsorted(used, part.query))
 
-  return Adapter(logits, protocol.tasks_at_once)
+  return Adapter(logits, min(protocol.tasks_at_once, _tasks_of_pixels(
+      store, protocol)) if pixels else protocol.tasks_at_once)
+
+
+def _tasks_of_pixels(store, protocol):
+  """Returns the number of tasks whose pixels in float32 take _PIXELS bytes."""
+  images = protocol.ways * (protocol.shots + protocol.queries)
+  return max(1, _PIXELS // (4 * images * math.prod(store.images.shape[1:])))
 
 
 def own(algorithm, store, label, at_most):

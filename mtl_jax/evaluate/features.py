@@ -5,6 +5,7 @@ training split.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax.data import augment
@@ -37,6 +38,22 @@ def in_batches(batch_features, variables, store, ids, batch_size):
           for rows, _ in protocol.chunks(len(ids), batch_size)]
 
 
+def of_tasks(batch_features, variables, store, tasks, batch_size):
+  """Returns the images that tasks use, int [I], sorted, and their features.
+
+  Args:
+    batch_features: of `make`.
+    variables: of the algorithm.
+    store: the split.
+    tasks: list of protocol.Tasks.
+    batch_size: images of a forward pass.
+  """
+  used = np.unique(np.concatenate(
+      [ids.ravel() for part in tasks for ids in (part.support, part.query)]))
+  return used, jnp.concatenate(
+      in_batches(batch_features, variables, store, used, batch_size))
+
+
 def of_store(algorithm, variables, store, normalise_features, batch_size):
   """Returns the features of all images of a store: float32 [I, D]."""
   batch_features = make(algorithm, store, normalise_features)
@@ -47,5 +64,14 @@ def of_store(algorithm, variables, store, normalise_features, batch_size):
 
 def pixels(algorithm):
   """Returns an algorithm whose features are the pixels themselves."""
-  return algorithm._replace(
-      features=lambda variables, images: images.reshape(len(images), -1))
+  return algorithm._replace(features=_pixels)
+
+
+def are_pixels(algorithm):
+  """Returns whether features cost nothing, and so need not be kept."""
+  return algorithm.features is _pixels
+
+
+def _pixels(variables, images):
+  del variables
+  return images.reshape(len(images), -1)

@@ -69,7 +69,7 @@ def _record(line):
   """Returns the record of a line, None if it is none; null is NaN."""
   try:
     record = json.loads(line)
-  except ValueError:  # also bytes that are no text
+  except (ValueError, RecursionError):  # also bytes that are no text
     return None
   if not isinstance(record, dict) or not isinstance(record.get('step'), int):
     return None

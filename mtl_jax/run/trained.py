@@ -85,10 +85,28 @@ def read_data(path):
   file = path / workdir.DATA
   try:
     data = json.loads(file.read_text())
-    if not isinstance(data, dict) or not data.keys() >= set(build.DATA_KEYS):
+    if not _describes_data(data):
       raise ValueError
     return data
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise UserError(f'{file} cannot be read ({type(error).__name__}): start '
                     'the run once more with its config, which writes it'
                     ) from error
+
+
+def _describes_data(data):
+  """Returns whether a value is of the form of `build.describe_data`."""
+  if not isinstance(data, dict) or not data.keys() >= set(build.DATA_KEYS):
+    return False
+  shape = data['image_shape']
+  return (_is_list(data['classes'], str) and _is_list(shape, int)
+          and len(shape) == 3 and min(shape) > 0
+          and all(_is_list(data[name], int, float)
+                  and len(data[name]) == shape[2]
+                  and np.isfinite(data[name]).all()
+                  for name in ('mean', 'std')))
+
+
+def _is_list(values, *types):
+  return isinstance(values, list) and values and all(
+      type(value) in types for value in values)

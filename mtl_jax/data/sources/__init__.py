@@ -6,6 +6,7 @@ of images. A new data set is one file or folder here and one line in SOURCES.
 """
 
 import hashlib
+import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -84,9 +85,10 @@ def own_name(path):
 
   No registered name begins so, and another path gives another name.
   """
-  path = str(files.at(path))
-  stem = re.sub(r'\W', '_', pathlib.PurePath(path).stem, flags=re.ASCII)
-  return f'{_OWN}{stem[:40]}_{hashlib.sha256(path.encode()).hexdigest()[:12]}'
+  path = os.fsencode(files.at(path))
+  stem = re.sub(r'\W', '_', pathlib.PurePath(os.fsdecode(path)).stem,
+                flags=re.ASCII)
+  return f'{_OWN}{stem[:40]}_{hashlib.sha256(path).hexdigest()[:12]}'
 
 
 def _divided(name):

@@ -12,11 +12,9 @@ the data are built again.
 """
 
 import collections
-import concurrent.futures
 import functools
 import hashlib
 import os
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +55,7 @@ def source(path, name):
       image_shape=None,
       check=lambda request: _check(path),
       version=f'1.0.{_digest(path)}',
-      description=f'The images of {path}.')
+      description=f'The images of {pictures.text(path)}.')
 
 
 def _digest(path):
@@ -79,6 +77,7 @@ def _split_folder(path, split):
   for name in NAMES[split]:
     if (path / name).is_dir():
       return path / name
+  pictures.subfolders_of(path)  # an error, if it cannot be read
   raise UserError(f'{path} has no folder {split}: {_WANTED}')
 
 
@@ -109,11 +108,11 @@ def _check(path):
       if not images:
         raise UserError(f'{folder} has no images directly in it: {_WANTED}')
       lines += pictures.left_out(folder, others)
-      looks += _in_threads(_look, images)
+      looks += pictures.in_threads(_look, images)
   height, width, channels = shape = _shape(looks)
   several = len({look[1:3] for look in looks}) > 1
   lines.append(
-      f'{path}: {len(looks)} images, {height}x{width}, '
+      f'{pictures.text(path)}: {len(looks)} images, {height}x{width}, '
       + ('grey' if channels == 1 else 'RGB')
       + ('; they differ in size: the largest centred square of each is resized'
          if several else '') + '.')
@@ -121,9 +120,7 @@ def _check(path):
 
 
 def _look(path):
-  image = pictures.upright(path)
-  return _Look(path, image.height, image.width,
-               image.mode in ('1', 'L', 'LA') or image.mode.startswith('I'))
+  return _Look(path, *pictures.look(path, (LARGEST, LARGEST, 1)))
 
 
 def _shape(looks):
@@ -154,16 +151,11 @@ def _build(path, request, shape, split):
   folder = _split_folder(path, split)
   rows = [(name, image) for name in _classes(path)[split]
           for image in pictures.images_of(folder / name)[0]]
-  encode = lambda row: pictures.png(pictures.prepare(row[1], shape))
+  encode = lambda image: pictures.png(pictures.prepare(image, shape))
   for start in range(0, len(rows), _CHUNK):
     chunk = rows[start:start + _CHUNK]
     for (name, image), encoded in zip(
-        chunk, _in_threads(encode, chunk), strict=True):
-      yield Example(name, encoded, f'{image.parent.name}/{image.name}')
-
-
-def _in_threads(function, items):
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      return list(pool.map(function, items))
+        chunk, pictures.in_threads(encode, [image for _, image in chunk]),
+        strict=True):
+      yield Example(name, encoded,
+                    pictures.text(f'{image.parent.name}/{image.name}'))

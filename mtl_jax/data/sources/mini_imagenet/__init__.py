@@ -12,6 +12,7 @@ import functools
 import json
 import pathlib
 
+from mtl_jax.data import pictures
 from mtl_jax.data.source import SPLITS, Checked, DataSource, Example
 from mtl_jax.data.sources.mini_imagenet import files, images, lists
 from mtl_jax.fields import Field
@@ -51,7 +52,7 @@ def _build(request, layout, split):
       lambda i: images.encode(opened.read(i), swap), len(opened.classes))
   for wnid, name, image in zip(
       opened.classes, opened.names, encoded, strict=True):
-    yield Example(wnid, image, name)
+    yield Example(wnid, image, pictures.text(name))
 
 
 SOURCE = DataSource(

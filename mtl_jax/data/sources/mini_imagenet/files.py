@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtl_jax.data import pictures
 from mtl_jax.data.source import SPLITS
 from mtl_jax.data.sources.mini_imagenet import lists, pickles
 from mtl_jax.errors import UserError, first_line
@@ -57,7 +58,8 @@ def find(top, wanted):
   """
   own = top / 'mini_imagenet'
   folders = [top, own] + sorted(
-      folder for folder in top.iterdir() if folder.is_dir() and folder != own)
+      folder for folder in top.iterdir()
+      if folder.is_dir() and folder != own and _may_be_read(folder))
   partial = []
   for folder in folders:
     for kind in KINDS:
@@ -78,6 +80,15 @@ def find(top, wanted):
                     f'{", ".join(present)}: put it there{source}')
   raise UserError(f'{top} holds nothing of mini_imagenet: put {WHAT_TO_PUT} '
                   'into it')
+
+
+def _may_be_read(folder):
+  """Returns False for a folder of the system's, such as lost+found."""
+  try:
+    os.listdir(folder)
+  except PermissionError:
+    return False
+  return True
 
 
 def _first(folder, names):
@@ -108,12 +119,17 @@ def _files(rows, places):
     try:
       return places[rows[i]].read()
     except (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error,
-            NotImplementedError) as error:
+            NotImplementedError, pictures.Unreadable) as error:
       raise UserError(f'{where(i)} cannot be read ({first_line(error)}): '
                       'fetch this file again') from error
 
   return Split([wnid for wnid, _ in rows], [name for _, name in rows],
                read, where)
+
+
+def _reads(*how):
+  """Returns () -> bytes of the picture that how[0](how[1], ..) opens."""
+  return functools.partial(pictures.encoded, functools.partial(*how))
 
 
 class _Place(NamedTuple):
@@ -141,7 +157,7 @@ def _image_places(folder):
       for entry in os.scandir(loose):
         if entry.name.lower().endswith(SUFFIXES):
           places.setdefault(entry.name, _Place(
-              loose, pathlib.Path(entry.path).read_bytes))
+              loose, _reads(open, entry.path, 'rb')))
   for path in sorted(folder.glob('*.zip')):
     opened = _open_zip(path)
     for member in opened.namelist():
@@ -149,7 +165,7 @@ def _image_places(folder):
       if (inside.parent.name in ('', 'images')
           and inside.suffix.lower() in SUFFIXES):
         places.setdefault(inside.name, _Place(
-            path, functools.partial(opened.read, member)))
+            path, _reads(opened.open, member)))
   return places
 
 
@@ -187,7 +203,7 @@ def _read_folders(folder, paths, wanted):
           if entry.name.lower().endswith(SUFFIXES):
             row = (of_class.name, entry.name)
             rows[split].append(row)
-            places[row] = _Place(of_class, pathlib.Path(entry.path).read_bytes)
+            places[row] = _Place(of_class, _reads(open, entry.path, 'rb'))
   # Other folders may give two classes the same file names.
   lists.check({split: [(wnid, '') for wnid, _ in of_split]
                for split, of_split in rows.items()}, folders, wanted)

@@ -84,21 +84,22 @@ def _open(path):
   """Returns the Source of a zip or folder."""
   if path.is_dir():
     names = [str(p.relative_to(path)) for p in path.rglob('*.png')]
-    load = lambda name: (path / name).read_bytes()
+    open_file = lambda name: open(path / name, 'rb')
   else:
     try:
       archive = zipfile.ZipFile(path)
     except (OSError, zipfile.BadZipFile) as error:
       raise UserError(f'{path} is {_what_else(path, error)}: download it again '
                       f'from {HOMEPAGE} (folder python)') from error
-    names, load = archive.namelist(), archive.read
+    names, open_file = archive.namelist(), archive.open
   drawings = collections.defaultdict(list)
   for name in sorted(names):
     parts = pathlib.PurePath(name).parts
     # An archiver's own files, such as __MACOSX/._0108_01.png, are no drawings.
     if name.endswith('.png') and len(parts) > 2 and parts[-1][0] != '.':
       drawings['/'.join(parts[-3:-1])].append(name)
-  return Source(path, dict(drawings), load)
+  return Source(path, dict(drawings), lambda name: pictures.encoded(
+      lambda: open_file(name)))
 
 
 def _what_else(path, error):
