@@ -13,17 +13,20 @@ OPTIONS = {
   'steps': Field(5, 'steps of gradient descent', COUNT),
   'rate': Field(0.1, 'rate of the steps, on the mean cross-entropy', POSITIVE),
   'bias': Field(True, 'whether there is an intercept'),
+  'balanced': options.BALANCED,
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 
 
 def fit(
   features, labels, num_ways, *, steps=_DEFAULTS['steps'],
-  rate=_DEFAULTS['rate'], bias=_DEFAULTS['bias'], initial=None,
+  rate=_DEFAULTS['rate'], bias=_DEFAULTS['bias'],
+  balanced=_DEFAULTS['balanced'], initial=None,
 ):
   """Fits one task: steps of w <- w - rate * gradient of the loss.
 
-  The loss is the mean cross-entropy of the whole support. Differentiable in
+  The loss is the mean cross-entropy of the whole support, in which classes
+  count alike or images do. Differentiable in
   features, rate and initial, through the steps (ANIL: Raghu et al., ICLR 2020;
   5 steps of 0.1 are learn2learn's).
 
@@ -34,6 +37,7 @@ def fit(
     steps: number of steps, 1 or more.
     rate: positive number, or an array [] or [steps], learnable.
     bias: whether there is an intercept.
+    balanced: whether classes count alike, see options.weights.
     initial: weights [D, N] and, if bias, bias [N]; None is zero.
 
   Returns:
@@ -44,10 +48,11 @@ def fit(
   """
   options.check('gradient', OPTIONS, steps=steps, rate=rate)
   features = at_least_float32(features)
+  weights = options.weights(labels, num_ways, features.dtype, balanced)
 
   def loss(params, _):
     kept = params['bias'] if bias else jax.lax.stop_gradient(params['bias'])
-    return _loss({**params, 'bias': kept}, features, labels), None
+    return _loss({**params, 'bias': kept}, features, labels, weights), None
 
   start = _start(features, num_ways, bias, initial)
   with jax.default_matmul_precision('highest'):
@@ -58,11 +63,13 @@ def fit(
 
 def logits(params, features):
   """Returns the logits [Q, N] of features [Q, D]."""
-  return features @ params['weights'] + params['bias']
+  with jax.default_matmul_precision('highest'):
+    return features @ params['weights'] + params['bias']
 
 
 def diagnostics(
-  params, features, labels, *, bias=_DEFAULTS['bias'], initial=None, **unused
+  params, features, labels, *, bias=_DEFAULTS['bias'],
+  balanced=_DEFAULTS['balanced'], initial=None, **unused
 ):
   """Returns whether the steps went down.
 
@@ -75,9 +82,12 @@ def diagnostics(
   """
   del unused
   features = at_least_float32(features)
-  start = _start(features, params['bias'].shape[0], bias, initial)
+  num_ways = params['bias'].shape[0]
+  start = _start(features, num_ways, bias, initial)
+  data = (features, labels, options.weights(
+    labels, num_ways, features.dtype, balanced))
   with jax.default_matmul_precision('highest'):
-    rise = (_loss(params, features, labels) - _loss(start, features, labels))
+    rise = _loss(params, *data) - _loss(start, *data)
   return {'rise': jnp.maximum(rise, 0)}
 
 
@@ -93,6 +103,7 @@ def _start(features, num_ways, bias, initial):
   return {**zero, **{k: at_least_float32(initial[k]) for k in given}}
 
 
-def _loss(params, features, labels):
+def _loss(params, features, labels, weights):
   logp = jax.nn.log_softmax(logits(params, features))
-  return -jnp.mean(jnp.take_along_axis(logp, labels[:, None], -1))
+  return -jnp.mean(
+    weights[:, None] * jnp.take_along_axis(logp, labels[:, None], -1))

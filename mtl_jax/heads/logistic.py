@@ -17,18 +17,25 @@ from mtl_jax.solvers import multinomial
 OPTIONS = {
   'C': Field(3., 'weight of the cross-entropy, the inverse of the penalty',
              POSITIVE),
+  'balanced': options.BALANCED,
 }
 _DEFAULTS = fields.defaults(OPTIONS)
+GAP = 1e-4  # relative; `diagnostics` reports more as not converged
+# A Gram matrix of so many examples, or of so many features, is computed fast.
+_MANY = 1000
+_TOO_MANY = 8000
 
 
 def fit(
-  features, labels, num_ways, *, C=_DEFAULTS['C'], tolerance=1e-4,
-  max_steps=200,
+  features, labels, num_ways, *, C=_DEFAULTS['C'],
+  balanced=_DEFAULTS['balanced'], tolerance=1e-4, max_steps=200,
 ):
-  """Fits one task: minimises 1/2 |W|^2 + C sum_i cross_entropy_i.
+  """Fits one task: minimises 1/2 |W|^2 + C sum_i v_i cross_entropy_i.
 
-  The intercepts are not penalised. For three and more classes this is what
-  scikit-learn's LogisticRegression(C=C) minimises, the head of Wang, Zhao & Li
+  The weights v of the examples are those of `options.weights`. The intercepts
+  are not penalised. For three and more classes this is what scikit-learn's
+  LogisticRegression(C=C, class_weight='balanced') minimises, or without
+  class_weight if balanced is False; the latter is the head of Wang, Zhao & Li
   (ICML 2021); for two it stays multinomial, where scikit-learn's is binary.
   Reverse-differentiable in features and C: through the optimality conditions
   (implicit function theorem), not through the iterations.
@@ -38,6 +45,7 @@ def fit(
     labels: int [S] in 0..num_ways - 1; every class at least once.
     num_ways: N >= 2.
     C: weight of the cross-entropy (inverse of the penalty), positive.
+    balanced: whether classes count alike, see options.weights.
     tolerance: of the support logits; see solvers.multinomial.fit.
     max_steps: bound on the solver's steps.
 
@@ -51,55 +59,85 @@ def fit(
     raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
   options.check('logistic', OPTIONS, C=C)
   features = at_least_float32(features)
-  onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
-
+  data = (features, *_targets(labels, num_ways, features.dtype, balanced))
   with jax.default_matmul_precision('highest'):
-    weights, bias = _optimum(features, onehot, C, tolerance, max_steps)
+    weights, bias = _optimum(*data, C, tolerance, max_steps)
     return {'weights': weights, 'bias': bias - features.mean(0) @ weights}
 
 
 def logits(params, features):
   """Returns the logits [Q, N] of features [Q, D]."""
-  return features @ params['weights'] + params['bias']
+  with jax.default_matmul_precision('highest'):
+    return features @ params['weights'] + params['bias']
 
 
-def diagnostics(params, features, labels, *, C=_DEFAULTS['C'], **unused):
+def diagnostics(
+  params, features, labels, *, C=_DEFAULTS['C'],
+  balanced=_DEFAULTS['balanced'], **unused,
+):
   """Returns how far params are from the optimum on the support.
 
   Features of norm 1,000 magnify the rounding of float32 to about 1e-2 in
   `weights`, with probabilities still right to 1e-5.
 
   Returns:
-    weights: largest |W - C sum_i (y_i - p_i) x_i|, relative to the largest |W|.
-    bias: largest |mean_i (y_i - p_i)|, a probability.
+    weights: largest |W - C sum_i v_i (y_i - p_i) x_i|, relative to the largest
+      |W|.
+    bias: largest |mean_i v_i (y_i - p_i)|, a probability.
+    gap: bound of J / J* - 1, of the objective J and its minimum J*.
+    not_converged: whether `gap` exceeds GAP or is not a number.
   """
   del unused
   features = at_least_float32(features)
-  mean = features.mean(0)
   weights = params['weights']
-  num_ways = weights.shape[-1]
-  onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
+  data = features, *_targets(
+    labels, weights.shape[-1], features.dtype, balanced)
   with jax.default_matmul_precision('highest'):
-    bias = params['bias'] + mean @ weights
-    by_weights, by_bias = _gradient(
-      (weights, bias - bias.mean()), features, onehot, C
-    )
+    bias = params['bias'] + features.mean(0) @ weights
+    at = weights, bias - bias.mean()
+    by_weights, by_bias = _gradient(at, *data, C)
+    gap = _gap(at, by_weights, by_bias, *data, C)
   scale = jnp.max(jnp.abs(weights))
   residual = jnp.max(jnp.abs(by_weights))
   return {
     'weights': jnp.where(scale > 0, residual / scale, residual),
     'bias': jnp.max(jnp.abs(by_bias)) / (C * features.shape[0]),
+    'gap': gap,
+    'not_converged': ~(gap <= GAP),
   }
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _optimum(features, onehot, C, tolerance, max_steps):
+def _targets(labels, num_ways, dtype, balanced):
+  """Returns labels one-hot [N, S], and the weights [S] of the examples."""
+  return (jax.nn.one_hot(labels, num_ways, axis=0, dtype=dtype),
+          options.weights(labels, num_ways, dtype, balanced))
+
+
+def _gap(params, by_weights, by_bias, features, onehot, each, C):
+  """Returns the duality gap relative to the objective J.
+
+  The probabilities P at (W, b) give a point of the dual problem. Its value and
+  J differ by |dJ/dW|^2 / 2 + b dJ/db; the optimum lies between them.
+  """
+  weights, bias = params
+  logp = jax.nn.log_softmax((features - features.mean(0)) @ weights + bias)
+  loss = -jnp.sum(each * jnp.sum(onehot.T * logp, -1))
+  gap = jnp.sum(by_weights**2) / 2 + jnp.sum(jnp.abs(bias * by_bias))
+  return gap / (jnp.sum(weights**2) / 2 + C * loss)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _optimum(features, onehot, each, C, tolerance, max_steps):
   """Returns weights [D, N], and the bias [N] for features less their mean."""
+  size, dim = features.shape
+  ends = {'tolerance': tolerance, 'max_steps': max_steps}
+  if size > max(dim, _MANY):
+    weights, bias = multinomial.fit_weights(
+      features - features.mean(0), onehot, each, C, **ends)
+    return weights.T, bias
   gram = _gram(features)
   gram = gram - gram.mean(0)  # centred again, because of rounding
-  dual, bias = multinomial.fit(
-    gram, onehot, C, tolerance=tolerance, max_steps=max_steps
-  )
+  dual, bias = multinomial.fit(gram, onehot, each, C, **ends)
   # Rows of dual sum to zero, so the features need not be centred here. Without
   # the barrier the CPU's compiler transposes the features instead.
   return jax.lax.optimization_barrier(dual @ features).T, bias
@@ -121,9 +159,9 @@ def _gram(features):
   )
 
 
-def _optimum_forward(features, onehot, C, tolerance, max_steps):
-  params = _optimum(features, onehot, C, tolerance, max_steps)
-  return params, (params, features, onehot, C)
+def _optimum_forward(features, onehot, each, C, tolerance, max_steps):
+  params = _optimum(features, onehot, each, C, tolerance, max_steps)
+  return params, (params, features, onehot, each, C)
 
 
 def _optimum_backward(tolerance, max_steps, saved, cotangent):
@@ -145,7 +183,7 @@ def _optimum_backward(tolerance, max_steps, saved, cotangent):
 _optimum.defvjp(_optimum_forward, _optimum_backward)
 
 
-def _gradient(params, features, onehot, C):
+def _gradient(params, features, onehot, each, C):
   """Returns the objective's gradient; zero only where the bias sums to zero.
 
   Adding one number to all intercepts changes no probability; the mean makes
@@ -153,5 +191,6 @@ def _gradient(params, features, onehot, C):
   """
   weights, bias = params
   centred = features - features.mean(0)
-  wrong = C * (jax.nn.softmax(centred @ weights + bias) - onehot.T)
+  wrong = jax.nn.softmax(centred @ weights + bias) - onehot.T
+  wrong = C * (each[:, None] * wrong)
   return weights + centred.T @ wrong, wrong.sum(0) + bias.mean()

@@ -12,20 +12,25 @@ OPTIONS = {  # the defaults are MetaOptNet's
   'target': Field(2., 'height of the one-hot labels'),
   'bias': Field(False, 'whether there is an intercept, which is penalised'),
   'average': Field(False, 'whether squares are averaged, not summed'),
+  'balanced': options.BALANCED,
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 _REFINEMENTS = 3
+NORMAL = 1e-3  # relative; `diagnostics` reports more as not converged
 
 
 def fit(
   features, labels, num_ways, *, regulariser=_DEFAULTS['regulariser'],
   target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
-  average=_DEFAULTS['average'],
+  average=_DEFAULTS['average'], balanced=_DEFAULTS['balanced'],
 ):
   """Fits one task: minimises a sum of squares and a penalty,
 
-    sum_i |W^T x_i + b - target one_hot(y_i)|^2 + regulariser (|W|^2 + |b|^2).
+    sum_i v_i |W^T x_i + b - target one_hot(y_i)|^2
+    + regulariser (|W|^2 + |b|^2).
 
+  The weights v of the examples are those of `options.weights`. They apply to
+  the intercept as to every feature: it is the weight of a feature that is one.
   The defaults are the ridge head of MetaOptNet's code (Lee et al., CVPR 2019);
   its R2D2 head is target=1. R2D2 itself (Bertinetto et al., ICLR 2019, section
   3) is target=1, bias=True, average=True. The labels' height changes no
@@ -44,6 +49,7 @@ def fit(
     bias: whether there is an intercept b; it is penalised, as published.
     average: whether the squares are averaged instead of summed; the
       regulariser then counts S times.
+    balanced: whether classes count alike, see options.weights.
 
   Returns:
     weights [D, N] and bias [N], zero if there is none.
@@ -54,12 +60,15 @@ def fit(
   options.check('ridge', OPTIONS, regulariser=regulariser)
   x, y, penalty = _problem(
     features, labels, num_ways, regulariser, target, bias, average)
+  each = options.weights(labels, num_ways, x.dtype, balanced)[:, None]
   size, dim = x.shape
   with jax.default_matmul_precision('highest'):
     if size <= dim:
-      weights = x.T @ _solve(x @ x.T, penalty, y)
+      root = jnp.sqrt(each)
+      gram = root * (x @ x.T) * root.T
+      weights = x.T @ (root * _solve(gram, penalty, root * y))
     else:
-      weights = _solve(x.T @ x, penalty, x.T @ y)
+      weights = _solve(x.T @ (each * x), penalty, x.T @ (each * y))
   if bias:
     return {'weights': weights[:-1], 'bias': weights[-1]}
   return {'weights': weights, 'bias': jnp.zeros_like(weights[0])}
@@ -67,30 +76,34 @@ def fit(
 
 def logits(params, features):
   """Returns the outputs [Q, N] of features [Q, D]."""
-  return features @ params['weights'] + params['bias']
+  with jax.default_matmul_precision('highest'):
+    return features @ params['weights'] + params['bias']
 
 
 def diagnostics(
   params, features, labels, *, regulariser=_DEFAULTS['regulariser'],
   target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
-  average=_DEFAULTS['average'],
+  average=_DEFAULTS['average'], balanced=_DEFAULTS['balanced'],
 ):
   """Returns how far params are from the optimum on the support.
 
   Returns:
-    normal: largest |X^T (X W - Y) + regulariser W|, relative to the largest
-      |X^T Y|.
+    normal: largest |X^T V (X W - Y) + regulariser W|, relative to the largest
+      |X^T V Y|, with V the diagonal of the examples' weights.
+    not_converged: whether `normal` exceeds NORMAL or is not a number.
   """
   weights = params['weights']
   x, y, penalty = _problem(
     features, labels, weights.shape[-1], regulariser, target, bias, average)
   if bias:
     weights = jnp.concatenate([weights, params['bias'][None]])
+  each = options.weights(labels, y.shape[-1], x.dtype, balanced)[:, None]
   with jax.default_matmul_precision('highest'):
-    residual = x.T @ (x @ weights - y) + penalty * weights
-    scale = jnp.max(jnp.abs(x.T @ y))
+    residual = x.T @ (each * (x @ weights - y)) + penalty * weights
+    scale = jnp.max(jnp.abs(x.T @ (each * y)))
   residual = jnp.max(jnp.abs(residual))
-  return {'normal': jnp.where(scale > 0, residual / scale, residual)}
+  normal = jnp.where(scale > 0, residual / scale, residual)
+  return {'normal': normal, 'not_converged': ~(normal <= NORMAL)}
 
 
 def _problem(features, labels, num_ways, regulariser, target, bias, average):
