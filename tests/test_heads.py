@@ -195,7 +195,9 @@ def test_solver_steps_always_descend():
     slope = -jax.grad(objective)(0.0)
     newton = slope / jax.grad(jax.grad(objective))(0.0)
     p = jax.nn.softmax(point @ gram, 0)
-    length = multinomial._length(p, step, step @ gram, slope, 3.0, 0.0)
+    problem = multinomial._Problem(onehot, None, 3.0)
+    square = jnp.sum(step * (step @ gram))
+    length = multinomial._length(p, square, step @ gram, slope, problem, 0.0)
     uphill = slope <= 0
     return objective(0.0), objective(length), objective(newton), uphill
 

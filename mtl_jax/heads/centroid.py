@@ -18,7 +18,7 @@ _DEFAULTS = fields.defaults(OPTIONS)
 
 def fit(
   features, labels, num_ways, *, distance=_DEFAULTS['distance'],
-  scale=_DEFAULTS['scale'],
+  scale=_DEFAULTS['scale'], example_weights=None,
 ):
   """Fits one task: the mean of each class's features.
 
@@ -34,6 +34,8 @@ def fit(
       'mean_squared' -|q - c|^2 / D (the ProtoNet of MetaOptNet's code);
       'cosine' q.c / (|q| |c|), zero where a norm is.
     scale: factor of the logits, positive.
+    example_weights: [S], of the examples in the mean of their class; None: all
+      are one. Classes count alike in any case.
 
   Returns:
     centroids [N, D], and the factor [] under the kind of logit, `squared` or
@@ -45,7 +47,8 @@ def fit(
   """
   options.check('centroid', OPTIONS, distance=distance, scale=scale)
   features = at_least_float32(features)
-  onehot, count = _classes(labels, num_ways, features.dtype)
+  onehot, count = _classes(
+    labels, num_ways, features.dtype, example_weights)
   with jax.default_matmul_precision('highest'):
     centroids = onehot.T @ features / count
   kind = 'cosine' if distance == 'cosine' else 'squared'
@@ -71,7 +74,7 @@ def logits(params, features):
   return -params['squared'] * jnp.maximum(distances, 0)
 
 
-def diagnostics(params, features, labels, **unused):
+def diagnostics(params, features, labels, *, example_weights=None, **unused):
   """Returns how far params are from the optimum on the support.
 
   Returns:
@@ -81,7 +84,8 @@ def diagnostics(params, features, labels, **unused):
   del unused
   features = at_least_float32(features)
   centroids = params['centroids']
-  onehot, count = _classes(labels, len(centroids), features.dtype)
+  onehot, count = _classes(
+    labels, len(centroids), features.dtype, example_weights)
   with jax.default_matmul_precision('highest'):
     left = onehot.T @ (features - centroids[labels]) / count
   scale = jnp.max(jnp.abs(features))
@@ -89,10 +93,12 @@ def diagnostics(params, features, labels, **unused):
   return {'centroids': jnp.where(scale > 0, left / scale, left)}
 
 
-def _classes(labels, num_ways, dtype):
-  """Returns labels one-hot [S, N] and examples per class [N, 1], at least 1."""
-  onehot = jax.nn.one_hot(labels, num_ways, dtype=dtype)
-  return onehot, jnp.maximum(onehot.sum(0), 1)[:, None]
+def _classes(labels, num_ways, dtype, example_weights):
+  """Returns weighted labels one-hot [S, N], and their sums [N, 1] or 1."""
+  onehot = options.weighted(
+    example_weights, jax.nn.one_hot(labels, num_ways, dtype=dtype))
+  count = onehot.sum(0)
+  return onehot, jnp.where(count > 0, count, 1)[:, None]
 
 
 def _unit(x):

@@ -13,20 +13,18 @@ OPTIONS = {
   'steps': Field(5, 'steps of gradient descent', COUNT),
   'rate': Field(0.1, 'rate of the steps, on the mean cross-entropy', POSITIVE),
   'bias': Field(True, 'whether there is an intercept'),
-  'balanced': options.BALANCED,
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 
 
 def fit(
   features, labels, num_ways, *, steps=_DEFAULTS['steps'],
-  rate=_DEFAULTS['rate'], bias=_DEFAULTS['bias'],
-  balanced=_DEFAULTS['balanced'], initial=None,
+  rate=_DEFAULTS['rate'], bias=_DEFAULTS['bias'], initial=None,
+  example_weights=None,
 ):
   """Fits one task: steps of w <- w - rate * gradient of the loss.
 
-  The loss is the mean cross-entropy of the whole support, in which classes
-  count alike or images do. Differentiable in
+  The loss is the mean cross-entropy of the whole support. Differentiable in
   features, rate and initial, through the steps (ANIL: Raghu et al., ICLR 2020;
   5 steps of 0.1 are learn2learn's).
 
@@ -37,8 +35,8 @@ def fit(
     steps: number of steps, 1 or more.
     rate: positive number, or an array [] or [steps], learnable.
     bias: whether there is an intercept.
-    balanced: whether classes count alike, see options.weights.
     initial: weights [D, N] and, if bias, bias [N]; None is zero.
+    example_weights: [S], factors of the examples' losses; None: all are one.
 
   Returns:
     weights [D, N] and bias [N], zero if there is none.
@@ -48,11 +46,11 @@ def fit(
   """
   options.check('gradient', OPTIONS, steps=steps, rate=rate)
   features = at_least_float32(features)
-  weights = options.weights(labels, num_ways, features.dtype, balanced)
 
   def loss(params, _):
     kept = params['bias'] if bias else jax.lax.stop_gradient(params['bias'])
-    return _loss({**params, 'bias': kept}, features, labels, weights), None
+    return _loss({**params, 'bias': kept}, features, labels,
+                 example_weights), None
 
   start = _start(features, num_ways, bias, initial)
   with jax.default_matmul_precision('highest'):
@@ -68,8 +66,8 @@ def logits(params, features):
 
 
 def diagnostics(
-  params, features, labels, *, bias=_DEFAULTS['bias'],
-  balanced=_DEFAULTS['balanced'], initial=None, **unused
+  params, features, labels, *, bias=_DEFAULTS['bias'], initial=None,
+  example_weights=None, **unused
 ):
   """Returns whether the steps went down.
 
@@ -82,10 +80,8 @@ def diagnostics(
   """
   del unused
   features = at_least_float32(features)
-  num_ways = params['bias'].shape[0]
-  start = _start(features, num_ways, bias, initial)
-  data = (features, labels, options.weights(
-    labels, num_ways, features.dtype, balanced))
+  start = _start(features, params['bias'].shape[0], bias, initial)
+  data = features, labels, example_weights
   with jax.default_matmul_precision('highest'):
     rise = _loss(params, *data) - _loss(start, *data)
   return {'rise': jnp.maximum(rise, 0)}
@@ -103,7 +99,7 @@ def _start(features, num_ways, bias, initial):
   return {**zero, **{k: at_least_float32(initial[k]) for k in given}}
 
 
-def _loss(params, features, labels, weights):
+def _loss(params, features, labels, example_weights):
   logp = jax.nn.log_softmax(logits(params, features))
-  return -jnp.mean(
-    weights[:, None] * jnp.take_along_axis(logp, labels[:, None], -1))
+  return -jnp.mean(options.weighted(
+    example_weights, jnp.take_along_axis(logp, labels[:, None], -1)))

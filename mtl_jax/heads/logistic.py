@@ -17,25 +17,25 @@ from mtl_jax.solvers import multinomial
 OPTIONS = {
   'C': Field(3., 'weight of the cross-entropy, the inverse of the penalty',
              POSITIVE),
-  'balanced': options.BALANCED,
 }
 _DEFAULTS = fields.defaults(OPTIONS)
-GAP = 1e-4  # relative; `diagnostics` reports more as not converged
-# A Gram matrix of so many examples, or of so many features, is computed fast.
-_MANY = 1000
-_TOO_MANY = 8000
+# Up to _FEW examples are fitted by their Gram matrix, and up to _MANY where
+# they are fewer than the features. More of them take too long or too much
+# memory.
+_FEW, _MANY = 1000, 4000
+_TOLERANCE = {'float32': 1e-4, 'float64': 1e-10}
+_PULL_BACK = {'float32': {'tol': 1e-6, 'maxiter': 300},
+              'float64': {'tol': 1e-12, 'maxiter': 1000}}
 
 
 def fit(
-  features, labels, num_ways, *, C=_DEFAULTS['C'],
-  balanced=_DEFAULTS['balanced'], tolerance=1e-4, max_steps=200,
+  features, labels, num_ways, *, C=_DEFAULTS['C'], example_weights=None,
+  tolerance=None, max_steps=200,
 ):
   """Fits one task: minimises 1/2 |W|^2 + C sum_i v_i cross_entropy_i.
 
-  The weights v of the examples are those of `options.weights`. The intercepts
-  are not penalised. For three and more classes this is what scikit-learn's
-  LogisticRegression(C=C, class_weight='balanced') minimises, or without
-  class_weight if balanced is False; the latter is the head of Wang, Zhao & Li
+  The intercepts are not penalised. For three and more classes this is what
+  scikit-learn's LogisticRegression(C=C) minimises, the head of Wang, Zhao & Li
   (ICML 2021); for two it stays multinomial, where scikit-learn's is binary.
   Reverse-differentiable in features and C: through the optimality conditions
   (implicit function theorem), not through the iterations.
@@ -45,8 +45,9 @@ def fit(
     labels: int [S] in 0..num_ways - 1; every class at least once.
     num_ways: N >= 2.
     C: weight of the cross-entropy (inverse of the penalty), positive.
-    balanced: whether classes count alike, see options.weights.
-    tolerance: of the support logits; see solvers.multinomial.fit.
+    example_weights: v [S], positive; None: all are one.
+    tolerance: of the support logits, see solvers.multinomial.fit; None: 1e-4,
+      and 1e-10 in float64.
     max_steps: bound on the solver's steps.
 
   Returns:
@@ -59,9 +60,13 @@ def fit(
     raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
   options.check('logistic', OPTIONS, C=C)
   features = at_least_float32(features)
-  data = (features, *_targets(labels, num_ways, features.dtype, balanced))
+  onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
+  if tolerance is None:
+    tolerance = _TOLERANCE[features.dtype.name]
+
   with jax.default_matmul_precision('highest'):
-    weights, bias = _optimum(*data, C, tolerance, max_steps)
+    weights, bias = _optimum(
+      features, onehot, example_weights, C, tolerance, max_steps)
     return {'weights': weights, 'bias': bias - features.mean(0) @ weights}
 
 
@@ -72,8 +77,8 @@ def logits(params, features):
 
 
 def diagnostics(
-  params, features, labels, *, C=_DEFAULTS['C'],
-  balanced=_DEFAULTS['balanced'], **unused,
+  params, features, labels, *, C=_DEFAULTS['C'], example_weights=None,
+  **unused,
 ):
   """Returns how far params are from the optimum on the support.
 
@@ -84,60 +89,53 @@ def diagnostics(
     weights: largest |W - C sum_i v_i (y_i - p_i) x_i|, relative to the largest
       |W|.
     bias: largest |mean_i v_i (y_i - p_i)|, a probability.
-    gap: bound of J / J* - 1, of the objective J and its minimum J*.
-    not_converged: whether `gap` exceeds GAP or is not a number.
   """
   del unused
   features = at_least_float32(features)
+  mean = features.mean(0)
   weights = params['weights']
-  data = features, *_targets(
-    labels, weights.shape[-1], features.dtype, balanced)
+  num_ways = weights.shape[-1]
+  onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
   with jax.default_matmul_precision('highest'):
-    bias = params['bias'] + features.mean(0) @ weights
-    at = weights, bias - bias.mean()
-    by_weights, by_bias = _gradient(at, *data, C)
-    gap = _gap(at, by_weights, by_bias, *data, C)
+    bias = params['bias'] + mean @ weights
+    by_weights, by_bias = _gradient(
+      (weights, bias - bias.mean()), features, onehot, example_weights, C
+    )
   scale = jnp.max(jnp.abs(weights))
   residual = jnp.max(jnp.abs(by_weights))
   return {
     'weights': jnp.where(scale > 0, residual / scale, residual),
     'bias': jnp.max(jnp.abs(by_bias)) / (C * features.shape[0]),
-    'gap': gap,
-    'not_converged': ~(gap <= GAP),
   }
 
 
-def _targets(labels, num_ways, dtype, balanced):
-  """Returns labels one-hot [N, S], and the weights [S] of the examples."""
-  return (jax.nn.one_hot(labels, num_ways, axis=0, dtype=dtype),
-          options.weights(labels, num_ways, dtype, balanced))
+def _highest(function):
+  """Returns a function whose products have the highest precision.
 
-
-def _gap(params, by_weights, by_bias, features, onehot, each, C):
-  """Returns the duality gap relative to the objective J.
-
-  The probabilities P at (W, b) give a point of the dual problem. Its value and
-  J differ by |dJ/dW|^2 / 2 + b dJ/db; the optimum lies between them.
+  A setting around `fit` does not reach the rules of its derivative, which are
+  traced later.
   """
-  weights, bias = params
-  logp = jax.nn.log_softmax((features - features.mean(0)) @ weights + bias)
-  loss = -jnp.sum(each * jnp.sum(onehot.T * logp, -1))
-  gap = jnp.sum(by_weights**2) / 2 + jnp.sum(jnp.abs(bias * by_bias))
-  return gap / (jnp.sum(weights**2) / 2 + C * loss)
+  @functools.wraps(function)
+  def at_highest(*args):
+    with jax.default_matmul_precision('highest'):
+      return function(*args)
+
+  return at_highest
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _optimum(features, onehot, each, C, tolerance, max_steps):
+def _optimum(features, onehot, example_weights, C, tolerance, max_steps):
   """Returns weights [D, N], and the bias [N] for features less their mean."""
   size, dim = features.shape
-  ends = {'tolerance': tolerance, 'max_steps': max_steps}
-  if size > max(dim, _MANY):
+  how = {'example_weights': example_weights, 'tolerance': tolerance,
+         'max_steps': max_steps}
+  if size > max(_FEW, min(dim, _MANY)):
     weights, bias = multinomial.fit_weights(
-      features - features.mean(0), onehot, each, C, **ends)
+      features - features.mean(0), onehot, C, **how)
     return weights.T, bias
   gram = _gram(features)
   gram = gram - gram.mean(0)  # centred again, because of rounding
-  dual, bias = multinomial.fit(gram, onehot, each, C, **ends)
+  dual, bias = multinomial.fit(gram, onehot, C, **how)
   # Rows of dual sum to zero, so the features need not be centred here. Without
   # the barrier the CPU's compiler transposes the features instead.
   return jax.lax.optimization_barrier(dual @ features).T, bias
@@ -159,11 +157,16 @@ def _gram(features):
   )
 
 
-def _optimum_forward(features, onehot, each, C, tolerance, max_steps):
-  params = _optimum(features, onehot, each, C, tolerance, max_steps)
-  return params, (params, features, onehot, each, C)
+@_highest
+def _optimum_forward(
+  features, onehot, example_weights, C, tolerance, max_steps
+):
+  params = _optimum(
+    features, onehot, example_weights, C, tolerance, max_steps)
+  return params, (params, features, onehot, example_weights, C)
 
 
+@_highest
 def _optimum_backward(tolerance, max_steps, saved, cotangent):
   """Pulls back through g(params, data) = 0: -cotangent H^-1 dg/ddata."""
   del tolerance, max_steps
@@ -174,16 +177,15 @@ def _optimum_backward(tolerance, max_steps, saved, cotangent):
     of_params = lambda params: _gradient(params, *data)
     return ravel_pytree(jax.jvp(of_params, (params,), (unravel(v),))[1])[0]
 
-  with jax.default_matmul_precision('highest'):
-    solution = cg(hessian_product, -flat, tol=1e-6, maxiter=300)[0]
-    pull = jax.vjp(lambda *data: _gradient(params, *data), *data)[1]
-    return pull(unravel(solution))
+  solution = cg(hessian_product, -flat, **_PULL_BACK[flat.dtype.name])[0]
+  pull = jax.vjp(lambda *data: _gradient(params, *data), *data)[1]
+  return pull(unravel(solution))
 
 
 _optimum.defvjp(_optimum_forward, _optimum_backward)
 
 
-def _gradient(params, features, onehot, each, C):
+def _gradient(params, features, onehot, example_weights, C):
   """Returns the objective's gradient; zero only where the bias sums to zero.
 
   Adding one number to all intercepts changes no probability; the mean makes
@@ -192,5 +194,5 @@ def _gradient(params, features, onehot, each, C):
   weights, bias = params
   centred = features - features.mean(0)
   wrong = jax.nn.softmax(centred @ weights + bias) - onehot.T
-  wrong = C * (each[:, None] * wrong)
+  wrong = C * options.weighted(example_weights, wrong)
   return weights + centred.T @ wrong, wrong.sum(0) + bias.mean()

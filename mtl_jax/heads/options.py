@@ -4,10 +4,6 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax import fields
-from mtl_jax.fields import Field
-
-BALANCED = Field(True, 'whether every class counts alike, however many of the '
-                 'support images it has; else every image does')
 
 
 def check(head, options, **values):
@@ -23,22 +19,31 @@ def check(head, options, **values):
       fields.check_value(f'config.heads.{head}.{name}', options[name], value)
 
 
-def weights(labels, num_ways, dtype, balanced):
-  """Returns the weights [S] of the examples in the sum of their losses.
+def balance(labels, num_ways, dtype=jnp.float32):
+  """Returns example weights [S] by which all classes count alike.
 
-  S / (N n) for an example of a class with n of them: class_weight='balanced' of
-  scikit-learn. Exactly 1 where all classes have the same size.
+  S / (N n) for an example of a class with n of them, which is scikit-learn's
+  class_weight='balanced'. They sum to S, so they change nothing about how much
+  the support counts against a penalty.
 
   Args:
-    labels: int [S].
+    labels: int [S] in 0..num_ways - 1.
     num_ways: N.
     dtype: of the weights.
-    balanced: False: all are 1.
   """
-  if not balanced:
-    return jnp.ones(len(labels), dtype)
   counts = jax.nn.one_hot(labels, num_ways, dtype=dtype).sum(0)
   return len(labels) / (num_ways * counts[labels])
+
+
+def weighted(example_weights, values):
+  """Returns values, [S, ..] or a number, times weights [S], which may be None.
+
+  None, for weights of one, costs nothing and leaves the values as they are.
+  """
+  if example_weights is None:
+    return values
+  shape = (-1,) + (1,) * (jnp.ndim(values) - 1)
+  return jnp.reshape(example_weights, shape) * values
 
 
 def at_least_float32(features):

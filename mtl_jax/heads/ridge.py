@@ -12,25 +12,20 @@ OPTIONS = {  # the defaults are MetaOptNet's
   'target': Field(2., 'height of the one-hot labels'),
   'bias': Field(False, 'whether there is an intercept, which is penalised'),
   'average': Field(False, 'whether squares are averaged, not summed'),
-  'balanced': options.BALANCED,
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 _REFINEMENTS = 3
-NORMAL = 1e-3  # relative; `diagnostics` reports more as not converged
 
 
 def fit(
   features, labels, num_ways, *, regulariser=_DEFAULTS['regulariser'],
   target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
-  average=_DEFAULTS['average'], balanced=_DEFAULTS['balanced'],
+  average=_DEFAULTS['average'], example_weights=None,
 ):
   """Fits one task: minimises a sum of squares and a penalty,
 
-    sum_i v_i |W^T x_i + b - target one_hot(y_i)|^2
-    + regulariser (|W|^2 + |b|^2).
+    sum_i |W^T x_i + b - target one_hot(y_i)|^2 + regulariser (|W|^2 + |b|^2).
 
-  The weights v of the examples are those of `options.weights`. They apply to
-  the intercept as to every feature: it is the weight of a feature that is one.
   The defaults are the ridge head of MetaOptNet's code (Lee et al., CVPR 2019);
   its R2D2 head is target=1. R2D2 itself (Bertinetto et al., ICLR 2019, section
   3) is target=1, bias=True, average=True. The labels' height changes no
@@ -49,7 +44,7 @@ def fit(
     bias: whether there is an intercept b; it is penalised, as published.
     average: whether the squares are averaged instead of summed; the
       regulariser then counts S times.
-    balanced: whether classes count alike, see options.weights.
+    example_weights: [S], factors of the examples' squares; None: all are one.
 
   Returns:
     weights [D, N] and bias [N], zero if there is none.
@@ -59,16 +54,14 @@ def fit(
   """
   options.check('ridge', OPTIONS, regulariser=regulariser)
   x, y, penalty = _problem(
-    features, labels, num_ways, regulariser, target, bias, average)
-  each = options.weights(labels, num_ways, x.dtype, balanced)[:, None]
+    features, labels, num_ways, regulariser, target, bias, average,
+    example_weights)
   size, dim = x.shape
   with jax.default_matmul_precision('highest'):
     if size <= dim:
-      root = jnp.sqrt(each)
-      gram = root * (x @ x.T) * root.T
-      weights = x.T @ (root * _solve(gram, penalty, root * y))
+      weights = x.T @ _solve(x @ x.T, penalty, y)
     else:
-      weights = _solve(x.T @ (each * x), penalty, x.T @ (each * y))
+      weights = _solve(x.T @ x, penalty, x.T @ y)
   if bias:
     return {'weights': weights[:-1], 'bias': weights[-1]}
   return {'weights': weights, 'bias': jnp.zeros_like(weights[0])}
@@ -83,37 +76,42 @@ def logits(params, features):
 def diagnostics(
   params, features, labels, *, regulariser=_DEFAULTS['regulariser'],
   target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
-  average=_DEFAULTS['average'], balanced=_DEFAULTS['balanced'],
+  average=_DEFAULTS['average'], example_weights=None,
 ):
   """Returns how far params are from the optimum on the support.
 
   Returns:
-    normal: largest |X^T V (X W - Y) + regulariser W|, relative to the largest
-      |X^T V Y|, with V the diagonal of the examples' weights.
-    not_converged: whether `normal` exceeds NORMAL or is not a number.
+    normal: largest |X^T (X W - Y) + regulariser W|, relative to the largest
+      |X^T Y|; rows of X and Y times the root of their example's weight.
   """
   weights = params['weights']
   x, y, penalty = _problem(
-    features, labels, weights.shape[-1], regulariser, target, bias, average)
+    features, labels, weights.shape[-1], regulariser, target, bias, average,
+    example_weights)
   if bias:
     weights = jnp.concatenate([weights, params['bias'][None]])
-  each = options.weights(labels, y.shape[-1], x.dtype, balanced)[:, None]
   with jax.default_matmul_precision('highest'):
-    residual = x.T @ (each * (x @ weights - y)) + penalty * weights
-    scale = jnp.max(jnp.abs(x.T @ (each * y)))
+    residual = x.T @ (x @ weights - y) + penalty * weights
+    scale = jnp.max(jnp.abs(x.T @ y))
   residual = jnp.max(jnp.abs(residual))
-  normal = jnp.where(scale > 0, residual / scale, residual)
-  return {'normal': normal, 'not_converged': ~(normal <= NORMAL)}
+  return {'normal': jnp.where(scale > 0, residual / scale, residual)}
 
 
-def _problem(features, labels, num_ways, regulariser, target, bias, average):
+def _problem(
+  features, labels, num_ways, regulariser, target, bias, average,
+  example_weights,
+):
   """Returns X, Y and the penalty of min |X W - Y|^2 + penalty |W|^2."""
   dtype = jnp.promote_types(features.dtype, jnp.float32)
   x = features.astype(dtype)
   if bias:
     x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], -1)
   y = target * jax.nn.one_hot(labels, num_ways, dtype=dtype)
-  return x, y, regulariser * (len(x) if average else 1)
+  penalty = regulariser * (len(x) if average else 1)
+  if example_weights is None:
+    return x, y, penalty
+  root = jnp.sqrt(example_weights)
+  return options.weighted(root, x), options.weighted(root, y), penalty
 
 
 def _solve(gram, penalty, right):

@@ -21,7 +21,7 @@ GAP = 1e-5  # relative; `diagnostics` reports more as not converged
 
 def fit(
   features, labels, num_ways, *, C=_DEFAULTS['C'], ridge=_DEFAULTS['ridge'],
-  tolerance=1e-6, max_rounds=100,
+  example_weights=None, tolerance=1e-6, max_rounds=100,
 ):
   """Fits one task: Crammer and Singer's machine, without intercepts.
 
@@ -44,6 +44,8 @@ def fit(
     num_ways: N >= 2.
     C: bound of the dual, positive.
     ridge: non-negative.
+    example_weights: [S], positive factors of the examples' C; None: all are
+      one. They weight the examples' losses, as scikit-learn's do.
     tolerance: relative duality gap to stop at.
     max_rounds: bound on the solver's rounds.
 
@@ -59,37 +61,42 @@ def fit(
   features, onehot = _inputs(features, labels, num_ways)
   with jax.default_matmul_precision('highest'):
     dual = crammer_singer.fit(
-      crammer_singer.parts(features), onehot, C, ridge, tolerance, max_rounds)
+      crammer_singer.parts(features), onehot,
+      options.weighted(example_weights, C), ridge, tolerance, max_rounds)
     return {'weights': features.T @ dual, 'dual': dual}
 
 
 def logits(params, features):
   """Returns the outputs [Q, N] of features [Q, D], margins of about one."""
-  return features @ params['weights']
+  with jax.default_matmul_precision('highest'):
+    return features @ params['weights']
 
 
 def diagnostics(
   params, features, labels, *, C=_DEFAULTS['C'], ridge=_DEFAULTS['ridge'],
-  **unused,
+  example_weights=None, **unused,
 ):
   """Returns how far params are from the optimum on the support.
 
   Returns:
     gap: relative duality gap (primal - dual) / primal.
-    bound: largest excess of the dual over its bound, relative to C.
+    bound: largest excess of the dual over its bound, relative to the largest
+      bound.
     sum: largest |row sum| of the dual, relative to its largest entry.
     not_converged: whether the gap exceeds 1e-5 or is not a number.
   """
   del unused
   dual = params['dual']
   features, onehot = _inputs(features, labels, dual.shape[-1])
+  C = options.weighted(example_weights, C)
   with jax.default_matmul_precision('highest'):
     gap = crammer_singer.gap(
       dual, crammer_singer.parts(features), onehot, C, ridge)
   largest = jnp.maximum(jnp.max(jnp.abs(dual)), jnp.finfo(dual.dtype).tiny)
   return {
     'gap': gap,
-    'bound': jnp.maximum(jnp.max(dual - C * onehot), 0) / C,
+    'bound': jnp.maximum(
+      jnp.max(dual - jnp.reshape(C, (-1, 1)) * onehot), 0) / jnp.max(C),
     'sum': jnp.max(jnp.abs(dual.sum(-1))) / largest,
     'not_converged': ~(gap <= GAP),
   }

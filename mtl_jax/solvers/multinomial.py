@@ -32,9 +32,12 @@ Z 1 = 0, hence, with G = (I + K H)^-1,
 Weights. Where there are many more examples than features (`fit_weights`), the
 unknowns are W and b themselves. Nothing else changes. With the negative
 gradient g = C (Y - P) V X - W and c = C (Y - P) v, the mean m = X^T h / 1^T h
-and X' = X - 1 m^T, the same step is, by one factorisation of size D,
+and X' = X - 1 m^T, the same step is
 
-  Z = (g - c m^T) (I + X'^T H X')^-1,   beta = c / 1^T h - Z m.
+  Z = (g - c m^T) (I + X'^T H X')^-1,   beta = c / 1^T h - Z m,
+
+by one factorisation of size D or, where D is large, by a few dozen products
+with X' in linear conjugate gradients.
 
 Conjugate gradients make up for what the average leaves out: this step is the
 preconditioned gradient in the nonlinear method of Polak and Ribiere. H is
@@ -64,18 +67,26 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
 
 _STEPS_PER_ROUND = 10
 _MARGIN = 0.5  # of the tolerance, at which a round with stale H ends
 _SMALLEST_CURVATURE = 1e-12  # relative to C; keeps 1 / h finite
+_FACTORED = 4000  # features; a factorisation of more takes too long
+# Of the linear conjugate gradients: a direction only has to be nearly right.
+_INNER = {'tol': 1e-2, 'maxiter': 50}
 
 
 class _Problem(NamedTuple):
   """The loss, see the module."""
 
   onehot: jax.Array  # [N, S]
-  weights: jax.Array  # [S]
+  weights: Any  # v [S]; None: all are one
   C: Any
+
+  def weighted(self, values):
+    """Returns values [.., S] times v."""
+    return values if self.weights is None else self.weights * values
 
 
 class _Form(NamedTuple):
@@ -113,14 +124,16 @@ class _Search(NamedTuple):
   size: jax.Array
 
 
-def fit(gram, onehot, weights, C, *, tolerance=1e-4, max_steps=200):
+def fit(
+  gram, onehot, C, *, example_weights=None, tolerance=1e-4, max_steps=200
+):
   """Minimises the objective above in the span; returns (dual, intercepts).
 
   Args:
     gram: [S, S], inner products of features whose mean over S is zero.
     onehot: [N, S], N >= 2; a class without an example has no optimum.
-    weights: [S], of the examples, positive.
     C: weight of the summed cross-entropy against |W|^2 / 2.
+    example_weights: v [S], positive; None: all are one.
     tolerance: largest last change of a logit; about 1e-5 is the floor in
       float32, and about a quarter of it reaches the probabilities.
     max_steps: bound on the number of steps, up to whole rounds; 6 to 10 are
@@ -135,26 +148,29 @@ def fit(gram, onehot, weights, C, *, tolerance=1e-4, max_steps=200):
   """
   start = jnp.zeros_like(onehot)
   dual, intercepts = _minimise(
-    _in_span(gram), _Problem(onehot, weights, C), (start, start[:, 0]),
-    tolerance, max_steps)
+    _in_span(gram), _Problem(onehot, example_weights, C),
+    (start, start[:, 0]), tolerance, max_steps)
   return dual, intercepts - intercepts.mean()
 
 
-def fit_weights(features, onehot, weights, C, *, tolerance=1e-4, max_steps=200):
+def fit_weights(
+  features, onehot, C, *, example_weights=None, tolerance=1e-4, max_steps=200
+):
   """Minimises the same objective over the weights; returns (W, intercepts).
 
-  Needs memory for S (D + N) and D^2 numbers, where `fit` needs S^2.
+  Needs memory for a few times S (D + N) numbers, where `fit` needs S^2.
 
   Args:
     features: [S, D], whose mean over S is zero.
-    onehot, weights, C, tolerance, max_steps: as in `fit`.
+    onehot, C, example_weights, tolerance, max_steps: as in `fit`.
 
   Returns:
     weights [N, D], and intercepts [N], which sum to zero.
   """
   start = jnp.zeros((len(onehot), features.shape[1] + 1), features.dtype)
-  both = _minimise(_in_weights(features), _Problem(onehot, weights, C), start,
-                   tolerance, max_steps)
+  both = _minimise(
+    _in_weights(features), _Problem(onehot, example_weights, C), start,
+    tolerance, max_steps)
   return both[:, :-1], both[:, -1] - both[:, -1].mean()
 
 
@@ -189,16 +205,14 @@ def _in_weights(features):
     return jnp.concatenate(
       [wrong @ features - both[:, :-1], wrong.sum(1, keepdims=True)], 1)
 
+  solver = (_factored if features.shape[1] <= _FACTORED else _by_products)
+
   def direction(h):
     mean = h @ features / h.sum()
-    rows = jnp.sqrt(h)[:, None] * (features - mean)
-    matrix = rows.T @ rows
-    jitter = jnp.finfo(h.dtype).eps * jnp.trace(matrix)
-    factor = jax.scipy.linalg.cho_factor(
-      matrix + (1 + jitter) * jnp.eye(len(matrix), dtype=h.dtype))
+    solve = solver(features, mean, h)
     def of(residual):
       g, c = residual[:, :-1], residual[:, -1:]
-      z = jax.scipy.linalg.cho_solve(factor, (g - c * mean).T).T
+      z = solve(g - c * mean)
       step = jnp.concatenate([z, c / h.sum() - (z @ mean)[:, None]], 1)
       return step, logits(step)
     return of
@@ -208,6 +222,25 @@ def _in_weights(features):
     gradient=gradient, direction=direction,
     slope=lambda residual, step, logits_step: jnp.sum(residual * step),
     square=lambda step, logits_step: jnp.sum(step[:, :-1] ** 2))
+
+
+def _factored(features, mean, h):
+  """Returns right [N, D] -> right (I + X'^T H X')^-1, by a Cholesky factor."""
+  rows = jnp.sqrt(h)[:, None] * (features - mean)
+  matrix = rows.T @ rows
+  jitter = jnp.finfo(h.dtype).eps * jnp.trace(matrix)
+  factor = jax.scipy.linalg.cho_factor(
+    matrix + (1 + jitter) * jnp.eye(len(matrix), dtype=h.dtype))
+  return lambda right: jax.scipy.linalg.cho_solve(factor, right.T).T
+
+
+def _by_products(features, mean, h):
+  """Returns nearly the same as `_factored`, by products with X' alone."""
+  def product(z):
+    moved = h * (z @ features.T - (z @ mean)[:, None])
+    return z + moved @ features - moved.sum(1, keepdims=True) * mean
+
+  return lambda right: cg(product, right, **_INNER)[0]
 
 
 def _minimise(form, problem, start, tolerance, max_steps):
@@ -237,7 +270,7 @@ def _round(form, problem, moves, logits, tolerance):
 
   def gradient(moves, logits):
     wrong = _probabilities(logits, problem.onehot)[1]
-    return form.gradient(problem.C * (problem.weights * wrong), moves)
+    return form.gradient(problem.C * problem.weighted(wrong), moves)
 
   def step(s):
     z, z_logits = direction(s.residual)
@@ -299,8 +332,8 @@ def _curvatures(logits, problem):
   others = jax.nn.softmax(logits, 0) * (1 - problem.onehot)
   missing = others.sum(0)
   spread = missing * (2 - missing) - jnp.sum(others**2, 0)  # 1 - |p|^2
-  return problem.C * problem.weights * jnp.maximum(
-    spread / (len(logits) - 1), _SMALLEST_CURVATURE)
+  return problem.C * problem.weighted(jnp.maximum(
+    spread / (len(logits) - 1), _SMALLEST_CURVATURE))
 
 
 def _preconditioner(h, gram):
@@ -323,8 +356,8 @@ def _preconditioner(h, gram):
 def _length(p, square, logits_step, slope, problem, tiny):
   """Returns the step length t of the module's docstring."""
   moved = p * logits_step
-  variance = (jnp.sum(problem.weights * moved * logits_step)
-              - jnp.sum(problem.weights * moved.sum(0) ** 2))
+  variance = (jnp.sum(problem.weighted(moved * logits_step))
+              - jnp.sum(problem.weighted(moved.sum(0) ** 2)))
   curvature = square + problem.C * jnp.maximum(variance, 0)
   newton = slope / (curvature + tiny)
   rho = jnp.max(logits_step.max(0) - logits_step.min(0))
