@@ -1,6 +1,7 @@
 """Classify pictures by a run's backbone and a head fitted to examples."""
 
 import hashlib
+import inspect
 import io
 import json
 import os
@@ -25,7 +26,8 @@ _TABLES = ('predictions.json', 'predictions.csv', 'predictions.png')
 _CONFUSION = 'confusion.png'
 
 
-def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
+def adapt(checkpoint, support, query, *, head=None, out=None, invert=False,
+          balanced=True):
   """Learns the classes of `support` and classifies the images of `query`.
 
   Args:
@@ -37,6 +39,8 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
     out: folder for predictions.csv, predictions.json, predictions.png and,
       where the query is labelled, confusion.png; None: nothing is written.
     invert: exchange black and white in all images.
+    balanced: whether all classes count alike, however many support images they
+      have; otherwise all images do.
 
   Returns:
     The contents of predictions.json.
@@ -59,13 +63,15 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
       pictures.load(files, classes, image_shape, invert=invert)
       for files in (support_files, query_files))
   model = trained.load(checkpoint, config)
-  probabilities, residuals = predict(model, head, options, support, query)
+  probabilities, residuals = predict(
+      model, head, options, support, query, balanced=balanced)
   result = {
       'checkpoint': str(checkpoint), 'checkpoint_step': model.step,
       'trained_on': model.data['name'], 'method': config.method.name,
       'model': config.model.name, 'head': head, 'options': options,
       'normalise_features': config.eval.normalise_features,
-      'inverted': invert, 'residuals': residuals,
+      'inverted': invert, 'count_alike': count_alike(head, balanced),
+      'residuals': residuals,
       'converged': converged(residuals),
       'classes': {name: support_files.labels.count(name) for name in classes},
       'score': score(query, probabilities.argmax(1)),
@@ -108,8 +114,21 @@ def choose_head(config, head=None):
   return head, fields.defaults(heads.find(head, '--head').OPTIONS) | dict(saved)
 
 
-def predict(model, head, options, support, query):
+def count_alike(head, balanced=True):
+  """Returns what counts alike for a head: classes, images, or unknown.
+
+  Unknown: the head is a user's, and its `fit` takes no weights.
+  """
+  if 'example_weights' not in inspect.signature(
+      heads.find(head, '--head').fit).parameters:
+    return 'unknown'
+  return 'classes' if balanced else 'images'
+
+
+def predict(model, head, options, support, query, *, balanced=True):
   """Returns softmax of the head's logits [Q, N], and its residuals by name.
+
+  Classes of unequal size count alike if `balanced` and if the head can.
 
   Raises:
     UserError: the head gives numbers that are not finite.
@@ -117,6 +136,10 @@ def predict(model, head, options, support, query):
   module = heads.find(head)
   num_ways = len(support.classes)
   fitted, rest = (_features(model, part.images) for part in (support, query))
+  unequal = len(set(np.bincount(support.labels))) > 1
+  if unequal and count_alike(head, balanced) == 'classes':
+    options = options | {'example_weights': np.asarray(
+        heads.balance(support.labels, num_ways))}
 
   @jax.jit
   def run(fitted, labels, rest):
