@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from mtl_jax.errors import UserError
-from mtl_jax.heads import HEADS, linear, logistic
+from mtl_jax.heads import HEADS, balance, linear, logistic
 from mtl_jax.solvers import multinomial
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
@@ -116,6 +116,12 @@ def test_logistic_penalty_and_intercept_on_unequal_classes():
   x, y = (part[np.r_[0:15, 24:26]] for part in (x, y))
   got = probabilities(fit(logistic, x, y, 3), query)
   assert np.abs(got - reference(x, y, query)).max() < 1e-4
+  balanced = fit(logistic, x, y, 3, example_weights=balance(y, 3))
+  wanted = reference(x, y, query, class_weight='balanced')
+  assert np.abs(probabilities(balanced, query) - wanted).max() < 1e-4
+  residuals = logistic.diagnostics(
+    balanced, x, y, example_weights=balance(y, 3))
+  assert max(residuals.values()) < 1e-3
   # The data can tell: each of these mistakes moves a probability by 0.02.
   assert np.abs(got - reference(x, y, query, C=2.0)).max() > 0.02
   assert np.abs(got - reference(x, y, query, C=3 / len(y))).max() > 0.02

@@ -10,9 +10,12 @@ from head_tasks import draw_task
 
 from mtl_jax import config, fields
 from mtl_jax.errors import UserError
-from mtl_jax.heads import HEADS, find
+from mtl_jax.heads import HEADS, balance, find
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
+# Without svm, whose solver cannot weight examples yet.
+weighted = pytest.mark.parametrize('head', [
+    HEADS[name] for name in HEADS if name != 'svm'])
 
 
 def test_all_names_are_there():
@@ -109,3 +112,37 @@ def test_one_compilation_serves_all_tasks(head):
   for seed in range(3):
     one(*draw_task(3, 2, dim=8, seed=seed)[:2])
   assert count == 1
+
+
+def test_weights_of_equal_classes_are_exactly_one():
+  for ways, shots in [(5, 1), (1623, 19)]:
+    labels = np.repeat(np.arange(ways), shots)
+    assert (balance(labels, ways) == 1).all()
+
+
+def products(jaxpr):
+  """Yields the precision of every matrix product of a jaxpr, also inner ones."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation.params['precision']
+    for value in jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda v: hasattr(v, 'eqns')):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from products(inner)
+
+
+@weighted
+def test_all_products_have_the_highest_precision(head):
+  """Fails if units with short products make a head or its gradient wrong."""
+  x, y, query = draw_task(3, 2, dim=8)
+  params = jax.eval_shape(lambda: head.fit(x, y, 3))
+  fit = jax.jit(lambda x: sum(map(jnp.sum, jax.tree.leaves(
+    head.fit(x, y, 3, example_weights=balance(y, 3))))))
+  found = [p for function, at in (
+    (jax.grad(fit), x), (jax.grad(jax.checkpoint(fit)), x),
+    (lambda p: head.logits(p, query), params),
+    (lambda p: head.diagnostics(p, x, y), params),
+  ) for p in products(jax.make_jaxpr(function)(at).jaxpr)]
+  assert len(found) > 4
+  assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}
