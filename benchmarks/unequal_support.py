@@ -67,15 +67,14 @@ def accuracies(head, features, drawn, sizes, weights):
 
 
 def rows(head, features, drawn, growths, grown):
-  """Yields (growth, weighting, base [T], changed [T]) of a head."""
+  """Yields (growth, base [T], changed [T]), balanced before unweighted."""
   ones = (1,) * WAYS
   base = np.asarray(accuracies(head, features, drawn, ones, None))
   for growth in growths:
     sizes = (growth,) * grown + ones[grown:]
     labels = np.repeat(np.arange(WAYS, dtype=np.int32), sizes)
-    for name, weights in (('balanced', heads.balance(labels, WAYS)),
-                          ('unweighted', None)):
-      yield growth, name, base, np.asarray(
+    for weights in (heads.balance(labels, WAYS), None):
+      yield growth, base, np.asarray(
           accuracies(head, features, drawn, sizes, weights))
 
 
@@ -92,6 +91,7 @@ def features_of(flags):
 
 
 def main():
+  """Prints the table."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--checkpoint', required=True, help='workdir of a run')
   parser.add_argument('--pixels', action='store_true')
@@ -106,13 +106,13 @@ def main():
   most = max(flags.growths)
   numbers = draw(split, flags.tasks, most + flags.queries, flags.seed)
   drawn = numbers[..., :most], numbers[..., most:]
-  print(f'{flags.tasks} tasks of {split.name}, {flags.grown} of {WAYS} classes '
+  print(f'{flags.tasks} tasks of {split.name}: {flags.grown} of {WAYS} classes '
         f'grow, {features.shape[1]} features')
   print('| head | one of each | images of a grown class | balanced | unweighted '
         '|\n|---|---|---|---|---|')
   for head in flags.heads:
     found = {}
-    for growth, name, base, changed in rows(
+    for growth, base, changed in rows(
         head, jnp.asarray(features), drawn, flags.growths, flags.grown):
       mean, half = interval.difference(100 * changed, 100 * base).values()
       fell = ' fell' if mean + half < 0 else ''

@@ -435,6 +435,17 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
   assert (command.snapshot(folder), command.snapshot(run)) == before
 
 
+def test_a_support_too_large_for_its_head_is_refused_before_all_work(
+    run, folder, monkeypatch, capsys):
+  monkeypatch.setattr(heads.HEADS['svm'], 'MOST', 9)
+  monkeypatch.setattr(trained, 'load', None)
+  assert main(flags(run, folder, head='svm')) == 2
+  assert capsys.readouterr().err == (
+      'mtl_jax.adapt: the head svm can fit at most 9 support images, and there '
+      'are 10: choose another head (logistic and ridge have no limit), or give '
+      'fewer images\n')
+
+
 def test_a_run_without_a_head_asks_for_one():
   config = ml_collections.ConfigDict({'eval': {'heads': ('own',)},
                                       'heads': {'logistic': {'C': 2.}}})

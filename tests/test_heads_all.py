@@ -121,7 +121,7 @@ def test_weights_of_equal_classes_are_exactly_one():
 
 
 def products(jaxpr):
-  """Yields the precision of every matrix product of a jaxpr, also inner ones."""
+  """Yields the precision of every matrix product, inner jaxprs included."""
   for equation in jaxpr.eqns:
     if equation.primitive.name == 'dot_general':
       yield equation.params['precision']

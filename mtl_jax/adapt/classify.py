@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import io
 import json
+import math
 import os
 import pathlib
 
@@ -16,6 +17,7 @@ from mtl_jax.adapt import sheet
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError, check_choice, first_line
 from mtl_jax.evaluate import adapters
+from mtl_jax.heads.options import check_size
 from mtl_jax.run import trained, workdir
 
 # Images of every forward pass, so that no prediction depends on how many
@@ -53,6 +55,8 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False,
   head, options = choose_head(config, head)
   support_files = pictures.list_support(support)
   query_files = pictures.list_query(query)
+  check_size(head, len(support_files.labels),
+             getattr(heads.find(head), 'MOST', math.inf))
   classes = sorted(set(support_files.labels))
   if out is not None:
     out = _check_out(out, [support, *_as_list(query)])

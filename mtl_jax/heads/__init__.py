@@ -13,6 +13,8 @@ for one task (vmap maps them over tasks):
   diagnostics(params, features, labels, **options) -> dict of residuals, about
     zero for a good fit; `options` are those that `fit` was given.
 
+It may have MOST, the largest S that it can fit; `options.check_size` tells.
+
 `linear` holds the class rows of MTL. It is trained together with the features
 and so is not among HEADS. A new head is one file and one line here.
 """

@@ -22,7 +22,7 @@ _DEFAULTS = fields.defaults(OPTIONS)
 # Up to _FEW examples are fitted by their Gram matrix, and up to _MANY where
 # they are fewer than the features. More of them take too long or too much
 # memory.
-_FEW, _MANY = 1000, 4000
+_FEW, _MANY = 1000, 2000
 _TOLERANCE = {'float32': 1e-4, 'float64': 1e-10}
 _PULL_BACK = {'float32': {'tol': 1e-6, 'maxiter': 300},
               'float64': {'tol': 1e-12, 'maxiter': 1000}}

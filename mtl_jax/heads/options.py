@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mtl_jax import fields
+from mtl_jax.errors import UserError
 
 
 def check(head, options, **values):
@@ -17,6 +18,21 @@ def check(head, options, **values):
   for name, value in values.items():
     if isinstance(value, (int, float, str)):
       fields.check_value(f'config.heads.{head}.{name}', options[name], value)
+
+
+def check_size(head, size, most):
+  """Raises UserError where a support is too large for a head.
+
+  Args:
+    head: its name.
+    size: S.
+    most: the largest S that it can fit.
+  """
+  if size > most:
+    raise UserError(
+      f'the head {head} can fit at most {most:,} support images, and there are '
+      f'{size:,}: choose another head (logistic and ridge have no limit), or '
+      'give fewer images')
 
 
 def balance(labels, num_ways, dtype=jnp.float32):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
 
 from mtl_jax import fields
 from mtl_jax.fields import POSITIVE, Field
@@ -15,6 +16,7 @@ OPTIONS = {  # the defaults are MetaOptNet's
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 _REFINEMENTS = 3
+_FACTORED = 4000  # rows of a matrix; a factor of more takes too long
 
 
 def fit(
@@ -31,7 +33,8 @@ def fit(
   3) is target=1, bias=True, average=True. The labels' height changes no
   prediction, only the confidence.
 
-  Solved by a Cholesky factor of size S (dual) or D (primal), the smaller.
+  Solved by a Cholesky factor of size S (dual) or D (primal), the smaller, or
+  by conjugate gradients where both are large.
   Differentiable in features, regulariser and target, through the solution.
 
   Args:
@@ -58,7 +61,10 @@ def fit(
     example_weights)
   size, dim = x.shape
   with jax.default_matmul_precision('highest'):
-    if size <= dim:
+    if min(size, dim) > _FACTORED:
+      weights = cg(lambda w: x.T @ (x @ w) + penalty * w, x.T @ y,
+                   tol=1e-6, maxiter=1000)[0]
+    elif size <= dim:
       weights = x.T @ _solve(x @ x.T, penalty, y)
     else:
       weights = _solve(x.T @ x, penalty, x.T @ y)

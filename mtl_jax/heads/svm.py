@@ -17,6 +17,7 @@ OPTIONS = {
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 GAP = 1e-5  # relative; `diagnostics` reports more as not converged
+MOST = 5000  # support images: the solver keeps matrices of their square
 
 
 def fit(
@@ -53,8 +54,9 @@ def fit(
     weights [D, N] and dual [S, N].
 
   Raises:
-    UserError: num_ways < 2, C not positive, ridge negative.
+    UserError: num_ways < 2, C not positive, ridge negative, or S > MOST.
   """
+  options.check_size('svm', len(labels), MOST)
   if num_ways < 2:
     raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
   options.check('svm', OPTIONS, C=C, ridge=ridge)
