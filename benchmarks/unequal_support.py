@@ -108,7 +108,7 @@ def main():
   drawn = numbers[..., :most], numbers[..., most:]
   print(f'{flags.tasks} tasks of {split.name}: {flags.grown} of {WAYS} classes '
         f'grow, {features.shape[1]} features')
-  print('| head | one of each | images of a grown class | balanced | unweighted '
+  print('| head | one of each | images of each grown | balanced | unweighted '
         '|\n|---|---|---|---|---|')
   for head in flags.heads:
     found = {}

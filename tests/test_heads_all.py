@@ -114,6 +114,27 @@ def test_one_compilation_serves_all_tasks(head):
   assert count == 1
 
 
+@weighted
+def test_more_images_of_some_classes_do_not_lower_the_accuracy(head):
+  """Fails if a class is never predicted because others have more images."""
+  tasks, queries, grown = 40, 5, np.array([8, 8, 1, 1, 1])
+  x, y, query = (np.stack(part) for part in zip(*(
+    draw_task(5, 8, dim=64, queries=queries, seed=seed)
+    for seed in range(tasks)), strict=True))
+  labels = y[0]
+
+  def accuracy(sizes):
+    rows = np.concatenate([8 * i + np.arange(n) for i, n in enumerate(sizes)])
+    y = labels[rows]
+    one = lambda x, query: head.logits(
+      head.fit(x, y, 5, example_weights=balance(y, 5)), query)
+    predicted = jax.jit(jax.vmap(one))(x[:, rows], query).argmax(-1)
+    return np.mean(predicted == np.repeat(np.arange(5), queries), 1)
+
+  change = accuracy(grown) - accuracy(np.ones(5, int))
+  assert change.mean() > -1.96 * change.std(ddof=1) / tasks**0.5
+
+
 def test_weights_of_equal_classes_are_exactly_one():
   for ways, shots in [(5, 1), (1623, 19)]:
     labels = np.repeat(np.arange(ways), shots)

@@ -62,6 +62,18 @@ def test_centroid_is_scikit_learns(distance):
   np.testing.assert_allclose(out, want, rtol=2e-3)
 
 
+def test_centroid_of_unequal_classes_loses_the_scatter_of_few_images():
+  """Fails if a class seems farther away because it has fewer images."""
+  x, y, query = draw_task(3, 8, dim=16)
+  x, y = x[5:22], y[5:22]  # 3, 8 and 6 images
+  params = centroid.fit(x, y, 3, example_weights=balance(y, 3))
+  groups = [x[y == i].astype(float) for i in range(3)]
+  scatter = sum(len(g) * g.var(0).sum() for g in groups) / (len(y) - 3)
+  wanted = np.stack([scatter / len(g) - ((query - g.mean(0))**2).sum(1)
+                     for g in groups], 1)
+  np.testing.assert_allclose(centroid.logits(params, query), wanted, atol=1e-5)
+
+
 def test_centroid_by_cosine():
   """Fails if the angle depends on a norm."""
   x, y, query = draw_task(5, 4, dim=64)

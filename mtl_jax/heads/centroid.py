@@ -35,11 +35,12 @@ def fit(
       'cosine' q.c / (|q| |c|), zero where a norm is.
     scale: factor of the logits, positive.
     example_weights: [S], of the examples in the mean of their class; None: all
-      are one. Classes count alike in any case.
+      are one. With them the squared distances count alike for classes of
+      unequal size: each loses its `_excess`.
 
   Returns:
-    centroids [N, D], and the factor [] under the kind of logit, `squared` or
-    `cosine`.
+    centroids [N, D], the factor [] under the kind of logit, `squared` or
+    `cosine`, and with example_weights also excess [N].
 
   Raises:
     UserError: distance is none of these, or scale is a number that is not
@@ -54,7 +55,10 @@ def fit(
   kind = 'cosine' if distance == 'cosine' else 'squared'
   if distance == 'mean_squared':
     scale = scale / features.shape[-1]
-  return {'centroids': centroids, kind: jnp.asarray(scale, features.dtype)}
+  params = {'centroids': centroids, kind: jnp.asarray(scale, features.dtype)}
+  if example_weights is None or kind == 'cosine':
+    return params
+  return params | {'excess': _excess(features, labels, centroids, onehot)}
 
 
 def logits(params, features):
@@ -71,7 +75,8 @@ def logits(params, features):
     distances = (
       squares - 2 * features @ centroids.T + jnp.sum(centroids**2, -1)
     )
-  return -params['squared'] * jnp.maximum(distances, 0)
+  distances = jnp.maximum(distances, 0) - params.get('excess', 0)
+  return -params['squared'] * distances
 
 
 def diagnostics(params, features, labels, *, example_weights=None, **unused):
@@ -91,6 +96,25 @@ def diagnostics(params, features, labels, *, example_weights=None, **unused):
   scale = jnp.max(jnp.abs(features))
   left = jnp.max(jnp.abs(left))
   return {'centroids': jnp.where(scale > 0, left / scale, left)}
+
+
+def _excess(features, labels, centroids, weights):
+  """Returns by how much squared distances to a mean of few are too large, [N].
+
+  With examples that scatter by s around their class's true mean m, the mean c
+  of n of them has E |q - c|^2 = |q - m|^2 + s / n: a class with few images
+  seems farther away. All classes together tell s, without bias; where each has
+  one image, it stays unknown, and is the same for all. Of a weighted mean, n is
+  (sum of weights)^2 / (sum of their squares).
+
+  Args:
+    weights: [S, N], of the examples in their class.
+  """
+  present = weights > 0
+  freedom = jnp.sum(present) - jnp.sum(present.any(0))
+  scatter = jnp.sum((features - centroids[labels]) ** 2)
+  share = jnp.sum(weights**2, 0) / jnp.maximum(jnp.sum(weights, 0) ** 2, 1e-12)
+  return share * scatter / jnp.maximum(freedom, 1)
 
 
 def _classes(labels, num_ways, dtype, example_weights):
