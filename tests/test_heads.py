@@ -116,18 +116,26 @@ def test_logistic_penalty_and_intercept_on_unequal_classes():
   x, y = (part[np.r_[0:15, 24:26]] for part in (x, y))
   got = probabilities(fit(logistic, x, y, 3), query)
   assert np.abs(got - reference(x, y, query)).max() < 1e-4
-  balanced = fit(logistic, x, y, 3, example_weights=balance(y, 3))
-  wanted = reference(x, y, query, class_weight='balanced')
-  assert np.abs(probabilities(balanced, query) - wanted).max() < 1e-4
-  residuals = logistic.diagnostics(
-    balanced, x, y, example_weights=balance(y, 3))
-  assert max(residuals.values()) < 1e-3
   # The data can tell: each of these mistakes moves a probability by 0.02.
   assert np.abs(got - reference(x, y, query, C=2.0)).max() > 0.02
   assert np.abs(got - reference(x, y, query, C=3 / len(y))).max() > 0.02
   x, query = (np.c_[part, np.ones(len(part))] for part in (x, query))
   penalised = reference(x, y, query, fit_intercept=False)
   assert np.abs(got - penalised).max() > 0.02
+
+
+@pytest.mark.parametrize('intercept', [True, None])
+def test_logistic_of_classes_that_count_alike_is_scikit_learns(intercept):
+  """Fails if a weight is forgotten, or intercepts tell of the class sizes."""
+  x, y, query = draw_task(3, 12)
+  x, y = (part[np.r_[0:15, 24:26]] for part in (x, y))
+  options = {'example_weights': balance(y, 3), 'intercept': intercept}
+  params = fit(logistic, x, y, 3, **options)
+  wanted = reference(x, y, query, class_weight='balanced',
+                     fit_intercept=bool(intercept))
+  assert np.abs(probabilities(params, query) - wanted).max() < 1e-4
+  residuals = logistic.diagnostics(params, x, y, **options)
+  assert max(residuals.values()) < 1e-3
 
 
 @pytest.mark.parametrize('ways,shots,scale', [(5, 5, 100.0), (20, 1, 1000.0)])
@@ -170,8 +178,9 @@ def test_logistic_computes_in(given, computed, residual):
     assert max(logistic.diagnostics(params, x, y).values()) < residual
 
 
-@pytest.mark.parametrize('factored', [4000, 0])
-def test_logistic_of_many_examples_is_scikit_learns(factored, monkeypatch):
+@pytest.mark.parametrize('factored,intercept', [(4000, True), (0, False)])
+def test_logistic_of_many_examples_is_scikit_learns(
+    factored, intercept, monkeypatch):
   """Fails if the solver of thousands of examples finds another optimum."""
   monkeypatch.setattr(logistic, '_FEW', 10)
   monkeypatch.setattr(multinomial, '_FACTORED', factored)
@@ -179,12 +188,14 @@ def test_logistic_of_many_examples_is_scikit_learns(factored, monkeypatch):
   x, y = x[10:] + 3, y[10:]  # unequal classes, and a mean that all share
   with jax.enable_x64(True):
     x64 = jnp.asarray(x, 'float64')
-    weights = balance(y, 3, 'float64')
-    params = fit(logistic, x64, y, 3, example_weights=weights)
+    options = {'example_weights': balance(y, 3, 'float64'),
+               'intercept': intercept}
+    params = fit(logistic, x64, y, 3, **options)
     got = np.asarray(jax.nn.softmax(logistic.logits(params, query + 3.0)))
-    residuals = logistic.diagnostics(params, x64, y, example_weights=weights)
-    assert max(residuals.values()) < 1e-9
-  wanted = reference(x, y, query + 3.0, class_weight='balanced')
+    residuals = logistic.diagnostics(params, x64, y, **options)
+    assert max(residuals.values()) < 1e-8
+  wanted = reference(x, y, query + 3.0, class_weight='balanced',
+                     fit_intercept=intercept)
   assert np.abs(got - wanted).max() < 1e-6
 
 

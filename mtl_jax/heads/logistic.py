@@ -30,7 +30,7 @@ _PULL_BACK = {'float32': {'tol': 1e-6, 'maxiter': 300},
 
 def fit(
   features, labels, num_ways, *, C=_DEFAULTS['C'], example_weights=None,
-  tolerance=None, max_steps=200,
+  intercept=None, tolerance=None, max_steps=200,
 ):
   """Fits one task: minimises 1/2 |W|^2 + C sum_i v_i cross_entropy_i.
 
@@ -46,6 +46,10 @@ def fit(
     num_ways: N >= 2.
     C: weight of the cross-entropy (inverse of the penalty), positive.
     example_weights: v [S], positive; None: all are one.
+    intercept: whether there are intercepts; None: unless there are
+      example_weights. An intercept says how frequent a class is, and weights
+      have said it. Besides, W fits few images so closely that the intercept of
+      their class becomes too small for new ones.
     tolerance: of the support logits, see solvers.multinomial.fit; None: 1e-4,
       and 1e-10 in float64.
     max_steps: bound on the solver's steps.
@@ -61,13 +65,17 @@ def fit(
   options.check('logistic', OPTIONS, C=C)
   features = at_least_float32(features)
   onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
+  if intercept is None:
+    intercept = example_weights is None
   if tolerance is None:
     tolerance = _TOLERANCE[features.dtype.name]
 
   with jax.default_matmul_precision('highest'):
     weights, bias = _optimum(
-      features, onehot, example_weights, C, tolerance, max_steps)
-    return {'weights': weights, 'bias': bias - features.mean(0) @ weights}
+      features, onehot, example_weights, C, intercept, tolerance, max_steps)
+    if intercept:
+      bias = bias - features.mean(0) @ weights
+    return {'weights': weights, 'bias': bias}
 
 
 def logits(params, features):
@@ -78,7 +86,7 @@ def logits(params, features):
 
 def diagnostics(
   params, features, labels, *, C=_DEFAULTS['C'], example_weights=None,
-  **unused,
+  intercept=None, **unused,
 ):
   """Returns how far params are from the optimum on the support.
 
@@ -88,18 +96,22 @@ def diagnostics(
   Returns:
     weights: largest |W - C sum_i v_i (y_i - p_i) x_i|, relative to the largest
       |W|.
-    bias: largest |mean_i v_i (y_i - p_i)|, a probability.
+    bias: largest |mean_i v_i (y_i - p_i)|, a probability; without intercepts
+      the largest |b|.
   """
   del unused
   features = at_least_float32(features)
-  mean = features.mean(0)
+  if intercept is None:
+    intercept = example_weights is None
+  mean = features.mean(0) if intercept else jnp.zeros_like(features[0])
   weights = params['weights']
   num_ways = weights.shape[-1]
   onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
   with jax.default_matmul_precision('highest'):
     bias = params['bias'] + mean @ weights
     by_weights, by_bias = _gradient(
-      (weights, bias - bias.mean()), features, onehot, example_weights, C
+      (weights, bias - bias.mean()), features, onehot, example_weights, C,
+      intercept
     )
   scale = jnp.max(jnp.abs(weights))
   residual = jnp.max(jnp.abs(by_weights))
@@ -123,32 +135,40 @@ def _highest(function):
   return at_highest
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _optimum(features, onehot, example_weights, C, tolerance, max_steps):
-  """Returns weights [D, N], and the bias [N] for features less their mean."""
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _optimum(
+  features, onehot, example_weights, C, intercept, tolerance, max_steps
+):
+  """Returns weights [D, N], and the bias [N] for `_centred` features."""
   size, dim = features.shape
-  how = {'example_weights': example_weights, 'tolerance': tolerance,
-         'max_steps': max_steps}
+  how = {'example_weights': example_weights, 'intercept': intercept,
+         'tolerance': tolerance, 'max_steps': max_steps}
   if size > max(_FEW, min(dim, _MANY)):
     weights, bias = multinomial.fit_weights(
-      features - features.mean(0), onehot, C, **how)
+      _centred(features, intercept), onehot, C, **how)
     return weights.T, bias
-  gram = _gram(features)
-  gram = gram - gram.mean(0)  # centred again, because of rounding
+  gram = _gram(features, intercept)
+  if intercept:
+    gram = gram - gram.mean(0)  # centred again, because of rounding
   dual, bias = multinomial.fit(gram, onehot, C, **how)
   # Rows of dual sum to zero, so the features need not be centred here. Without
   # the barrier the CPU's compiler transposes the features instead.
   return jax.lax.optimization_barrier(dual @ features).T, bias
 
 
-def _gram(features):
-  """Returns the Gram matrix of centred features, one task at a time on a CPU.
+def _centred(features, intercept):
+  """Returns features less their mean, which an intercept makes no loss."""
+  return features - features.mean(0) if intercept else features
+
+
+def _gram(features, intercept):
+  """Returns the Gram matrix of `_centred`, one task at a time on a CPU.
 
   A CPU's batched product first writes out all transposed tasks. They do not
   fit into the cache, and the product takes twice as long.
   """
   def product(features):
-    centred = features - features.mean(0)
+    centred = _centred(features, intercept)
     return centred @ centred.T
 
   return jax.lax.platform_dependent(
@@ -159,40 +179,43 @@ def _gram(features):
 
 @_highest
 def _optimum_forward(
-  features, onehot, example_weights, C, tolerance, max_steps
+  features, onehot, example_weights, C, intercept, tolerance, max_steps
 ):
   params = _optimum(
-    features, onehot, example_weights, C, tolerance, max_steps)
+    features, onehot, example_weights, C, intercept, tolerance, max_steps)
   return params, (params, features, onehot, example_weights, C)
 
 
 @_highest
-def _optimum_backward(tolerance, max_steps, saved, cotangent):
+def _optimum_backward(intercept, tolerance, max_steps, saved, cotangent):
   """Pulls back through g(params, data) = 0: -cotangent H^-1 dg/ddata."""
   del tolerance, max_steps
   params, *data = saved
   flat, unravel = ravel_pytree(cotangent)  # cg on a tree failed under vmap
 
   def hessian_product(v):
-    of_params = lambda params: _gradient(params, *data)
+    of_params = lambda params: _gradient(params, *data, intercept)
     return ravel_pytree(jax.jvp(of_params, (params,), (unravel(v),))[1])[0]
 
   solution = cg(hessian_product, -flat, **_PULL_BACK[flat.dtype.name])[0]
-  pull = jax.vjp(lambda *data: _gradient(params, *data), *data)[1]
+  pull = jax.vjp(
+    lambda *data: _gradient(params, *data, intercept), *data)[1]
   return pull(unravel(solution))
 
 
 _optimum.defvjp(_optimum_forward, _optimum_backward)
 
 
-def _gradient(params, features, onehot, example_weights, C):
+def _gradient(params, features, onehot, example_weights, C, intercept):
   """Returns the objective's gradient; zero only where the bias sums to zero.
 
   Adding one number to all intercepts changes no probability; the mean makes
-  the optimum unique and the Hessian positive definite.
+  the optimum unique and the Hessian positive definite. Without intercepts all
+  of the bias is to be zero.
   """
   weights, bias = params
-  centred = features - features.mean(0)
+  centred = _centred(features, intercept)
   wrong = jax.nn.softmax(centred @ weights + bias) - onehot.T
   wrong = C * options.weighted(example_weights, wrong)
-  return weights + centred.T @ wrong, wrong.sum(0) + bias.mean()
+  return (weights + centred.T @ wrong,
+          wrong.sum(0) + bias.mean() if intercept else bias)

@@ -39,6 +39,8 @@ and X' = X - 1 m^T, the same step is
 by one factorisation of size D or, where D is large, by a few dozen products
 with X' in linear conjugate gradients.
 
+Without intercepts X is taken as it is, beta, c and m are zero, and Z = R G.
+
 Conjugate gradients make up for what the average leaves out: this step is the
 preconditioned gradient in the nonlinear method of Polak and Ribiere. H is
 renewed every few steps, because confident examples have a curvature that is
@@ -125,15 +127,18 @@ class _Search(NamedTuple):
 
 
 def fit(
-  gram, onehot, C, *, example_weights=None, tolerance=1e-4, max_steps=200
+  gram, onehot, C, *, example_weights=None, intercept=True, tolerance=1e-4,
+  max_steps=200,
 ):
   """Minimises the objective above in the span; returns (dual, intercepts).
 
   Args:
-    gram: [S, S], inner products of features whose mean over S is zero.
+    gram: [S, S], inner products of features; their mean over S is zero, unless
+      there is no intercept.
     onehot: [N, S], N >= 2; a class without an example has no optimum.
     C: weight of the summed cross-entropy against |W|^2 / 2.
     example_weights: v [S], positive; None: all are one.
+    intercept: whether there are intercepts; else they are zero.
     tolerance: largest last change of a logit; about 1e-5 is the floor in
       float32, and about a quarter of it reaches the probabilities.
     max_steps: bound on the number of steps, up to whole rounds; 6 to 10 are
@@ -142,42 +147,43 @@ def fit(
       the bound may come first.
 
   Returns:
-    dual [N, S], rows and columns of which sum to zero, and intercepts [N],
-    which sum to zero: the logits of a centred feature vector x are
-    dual @ (features @ x) + intercepts.
+    dual [N, S], columns of which sum to zero, and with an intercept rows too,
+    and intercepts [N], which sum to zero: the logits of a (centred) feature
+    vector x are dual @ (features @ x) + intercepts.
   """
   start = jnp.zeros_like(onehot)
   dual, intercepts = _minimise(
-    _in_span(gram), _Problem(onehot, example_weights, C),
+    _in_span(gram, intercept), _Problem(onehot, example_weights, C),
     (start, start[:, 0]), tolerance, max_steps)
   return dual, intercepts - intercepts.mean()
 
 
 def fit_weights(
-  features, onehot, C, *, example_weights=None, tolerance=1e-4, max_steps=200
+  features, onehot, C, *, example_weights=None, intercept=True, tolerance=1e-4,
+  max_steps=200,
 ):
   """Minimises the same objective over the weights; returns (W, intercepts).
 
   Needs memory for a few times S (D + N) numbers, where `fit` needs S^2.
 
   Args:
-    features: [S, D], whose mean over S is zero.
-    onehot, C, example_weights, tolerance, max_steps: as in `fit`.
+    features: [S, D]; their mean over S is zero, unless there is no intercept.
+    onehot, C, example_weights, intercept, tolerance, max_steps: as in `fit`.
 
   Returns:
     weights [N, D], and intercepts [N], which sum to zero.
   """
   start = jnp.zeros((len(onehot), features.shape[1] + 1), features.dtype)
   both = _minimise(
-    _in_weights(features), _Problem(onehot, example_weights, C), start,
-    tolerance, max_steps)
+    _in_weights(features, intercept), _Problem(onehot, example_weights, C),
+    start, tolerance, max_steps)
   return both[:, :-1], both[:, -1] - both[:, -1].mean()
 
 
-def _in_span(gram):
+def _in_span(gram, intercept):
   """Returns the form whose unknowns are (dual [N, S], intercepts [N])."""
   def direction(h):
-    matrix, shift = _preconditioner(h, gram)
+    matrix, shift = _preconditioner(h, gram, intercept)
     def of(residual):
       z = residual @ matrix
       return z, z @ gram + (residual @ shift)[:, None]
@@ -189,26 +195,28 @@ def _in_span(gram):
     logits=lambda unknowns: unknowns[0] @ gram + unknowns[1][:, None],
     # Steps keep A 1 = 0 up to rounding, so they never undo rounding errors.
     join=lambda dual, logits: (
-      dual - dual.mean(1, keepdims=True), logits.mean(1)),
+      (dual - dual.mean(1, keepdims=True), logits.mean(1)) if intercept
+      else (dual, jnp.zeros_like(dual[:, 0]))),
     gradient=lambda wrong, dual: wrong - dual,
     direction=direction,
     slope=lambda residual, step, logits_step: jnp.sum(residual * logits_step),
     square=lambda step, logits_step: jnp.sum(step * logits_step))
 
 
-def _in_weights(features):
+def _in_weights(features, intercept):
   """Returns the form whose unknowns are the weights and intercepts [N, D+1]."""
   def logits(both):
     return both[:, :-1] @ features.T + both[:, -1:]
 
   def gradient(wrong, both):
     return jnp.concatenate(
-      [wrong @ features - both[:, :-1], wrong.sum(1, keepdims=True)], 1)
+      [wrong @ features - both[:, :-1],
+       intercept * wrong.sum(1, keepdims=True)], 1)
 
   solver = (_factored if features.shape[1] <= _FACTORED else _by_products)
 
   def direction(h):
-    mean = h @ features / h.sum()
+    mean = intercept * (h @ features / h.sum())
     solve = solver(features, mean, h)
     def of(residual):
       g, c = residual[:, :-1], residual[:, -1:]
@@ -336,7 +344,7 @@ def _curvatures(logits, problem):
     spread / (len(logits) - 1), _SMALLEST_CURVATURE))
 
 
-def _preconditioner(h, gram):
+def _preconditioner(h, gram, intercept):
   """Returns M [S, S] and m [S]: Z = R M and beta = R m (see the module)."""
   root = jnp.sqrt(h)
   eye = jnp.eye(len(h), dtype=gram.dtype)
@@ -347,6 +355,8 @@ def _preconditioner(h, gram):
   factor = jnp.linalg.cholesky((1 + jitter) * eye + scaled)
   inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
   g = (inverse.T @ inverse) * (root / root[:, None])
+  if not intercept:
+    return g, jnp.zeros_like(h)
   g_one = g.sum(1)
   h_g = h @ g
   shift = g_one / jnp.sum(h_g)
