@@ -60,11 +60,11 @@ def fit(
   if num_ways < 2:
     raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
   options.check('svm', OPTIONS, C=C, ridge=ridge)
+  C = options.weighted(example_weights, C)
   features, onehot = _inputs(features, labels, num_ways)
   with jax.default_matmul_precision('highest'):
     dual = crammer_singer.fit(
-      crammer_singer.parts(features), onehot,
-      options.weighted(example_weights, C), ridge, tolerance, max_rounds)
+      crammer_singer.parts(features), onehot, C, ridge, tolerance, max_rounds)
     return {'weights': features.T @ dual, 'dual': dual}
 
 
