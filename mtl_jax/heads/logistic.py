@@ -49,7 +49,8 @@ def fit(
     intercept: whether there are intercepts; None: unless there are
       example_weights. An intercept says how frequent a class is, and weights
       have said it. Besides, W fits few images so closely that the intercept of
-      their class becomes too small for new ones.
+      their class becomes too small for new ones. Without intercepts all classes
+      are equally probable at the weighted mean of the features.
     tolerance: of the support logits, see solvers.multinomial.fit; None: 1e-4,
       and 1e-10 in float64.
     max_steps: bound on the solver's steps.
@@ -73,9 +74,8 @@ def fit(
   with jax.default_matmul_precision('highest'):
     weights, bias = _optimum(
       features, onehot, example_weights, C, intercept, tolerance, max_steps)
-    if intercept:
-      bias = bias - features.mean(0) @ weights
-    return {'weights': weights, 'bias': bias}
+    mean = _mean(features, example_weights, intercept)
+    return {'weights': weights, 'bias': bias - mean @ weights}
 
 
 def logits(params, features):
@@ -97,13 +97,13 @@ def diagnostics(
     weights: largest |W - C sum_i v_i (y_i - p_i) x_i|, relative to the largest
       |W|.
     bias: largest |mean_i v_i (y_i - p_i)|, a probability; without intercepts
-      the largest |b|.
+      the largest |logit| at the weighted mean.
   """
   del unused
   features = at_least_float32(features)
   if intercept is None:
     intercept = example_weights is None
-  mean = features.mean(0) if intercept else jnp.zeros_like(features[0])
+  mean = _mean(features, example_weights, intercept)
   weights = params['weights']
   num_ways = weights.shape[-1]
   onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
@@ -139,36 +139,41 @@ def _highest(function):
 def _optimum(
   features, onehot, example_weights, C, intercept, tolerance, max_steps
 ):
-  """Returns weights [D, N], and the bias [N] for `_centred` features."""
+  """Returns weights [D, N], and the bias [N] for features less `_mean`."""
   size, dim = features.shape
   how = {'example_weights': example_weights, 'intercept': intercept,
          'tolerance': tolerance, 'max_steps': max_steps}
   if size > max(_FEW, min(dim, _MANY)):
     weights, bias = multinomial.fit_weights(
-      _centred(features, intercept), onehot, C, **how)
+      features - _mean(features, example_weights, intercept), onehot, C, **how)
     return weights.T, bias
-  gram = _gram(features, intercept)
-  if intercept:
-    gram = gram - gram.mean(0)  # centred again, because of rounding
+  if not intercept:
+    centred = features - _mean(features, example_weights, intercept)
+    dual, bias = multinomial.fit(centred @ centred.T, onehot, C, **how)
+    return (dual @ centred).T, bias
+  gram = _gram(features)
+  gram = gram - gram.mean(0)  # centred again, because of rounding
   dual, bias = multinomial.fit(gram, onehot, C, **how)
   # Rows of dual sum to zero, so the features need not be centred here. Without
   # the barrier the CPU's compiler transposes the features instead.
   return jax.lax.optimization_barrier(dual @ features).T, bias
 
 
-def _centred(features, intercept):
-  """Returns features less their mean, which an intercept makes no loss."""
-  return features - features.mean(0) if intercept else features
+def _mean(features, example_weights, intercept):
+  """Returns the mean [D] at which logits are the bias; see `fit`."""
+  if intercept or example_weights is None:
+    return features.mean(0)
+  return example_weights @ features / jnp.sum(example_weights)
 
 
-def _gram(features, intercept):
-  """Returns the Gram matrix of `_centred`, one task at a time on a CPU.
+def _gram(features):
+  """Returns the Gram matrix of centred features, one task at a time on a CPU.
 
   A CPU's batched product first writes out all transposed tasks. They do not
   fit into the cache, and the product takes twice as long.
   """
   def product(features):
-    centred = _centred(features, intercept)
+    centred = features - features.mean(0)
     return centred @ centred.T
 
   return jax.lax.platform_dependent(
@@ -214,7 +219,7 @@ def _gradient(params, features, onehot, example_weights, C, intercept):
   of the bias is to be zero.
   """
   weights, bias = params
-  centred = _centred(features, intercept)
+  centred = features - _mean(features, example_weights, intercept)
   wrong = jax.nn.softmax(centred @ weights + bias) - onehot.T
   wrong = C * options.weighted(example_weights, wrong)
   return (weights + centred.T @ wrong,

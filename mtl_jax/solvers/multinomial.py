@@ -39,7 +39,7 @@ and X' = X - 1 m^T, the same step is
 by one factorisation of size D or, where D is large, by a few dozen products
 with X' in linear conjugate gradients.
 
-Without intercepts X is taken as it is, beta, c and m are zero, and Z = R G.
+Without intercepts beta, c and m are zero, and Z = R G.
 
 Conjugate gradients make up for what the average leaves out: this step is the
 preconditioned gradient in the nonlinear method of Polak and Ribiere. H is
@@ -133,8 +133,8 @@ def fit(
   """Minimises the objective above in the span; returns (dual, intercepts).
 
   Args:
-    gram: [S, S], inner products of features; their mean over S is zero, unless
-      there is no intercept.
+    gram: [S, S], inner products of features; with an intercept their mean over
+      S is zero.
     onehot: [N, S], N >= 2; a class without an example has no optimum.
     C: weight of the summed cross-entropy against |W|^2 / 2.
     example_weights: v [S], positive; None: all are one.
@@ -167,7 +167,7 @@ def fit_weights(
   Needs memory for a few times S (D + N) numbers, where `fit` needs S^2.
 
   Args:
-    features: [S, D]; their mean over S is zero, unless there is no intercept.
+    features: [S, D]; with an intercept their mean over S is zero.
     onehot, C, example_weights, intercept, tolerance, max_steps: as in `fit`.
 
   Returns:
