@@ -162,12 +162,13 @@ def test_all_products_have_the_highest_precision(head):
   """Fails if units with short products make a head or its gradient wrong."""
   x, y, query = draw_task(3, 2, dim=8)
   params = jax.eval_shape(lambda: head.fit(x, y, 3))
+  alike = {'example_weights': balance(y, 3)}
   fit = jax.jit(lambda x: sum(map(jnp.sum, jax.tree.leaves(
-    head.fit(x, y, 3, example_weights=balance(y, 3))))))
+    head.fit(x, y, 3, **alike)))))
   found = [p for function, at in (
     (jax.grad(fit), x), (jax.grad(jax.checkpoint(fit)), x),
     (lambda p: head.logits(p, query), params),
-    (lambda p: head.diagnostics(p, x, y), params),
+    (lambda p: head.diagnostics(p, x, y, **alike), params),
   ) for p in products(jax.make_jaxpr(function)(at).jaxpr)]
   assert len(found) > 4
   assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}

@@ -103,11 +103,11 @@ def diagnostics(
   features = at_least_float32(features)
   if intercept is None:
     intercept = example_weights is None
-  mean = _mean(features, example_weights, intercept)
   weights = params['weights']
   num_ways = weights.shape[-1]
   onehot = jax.nn.one_hot(labels, num_ways, axis=0, dtype=features.dtype)
   with jax.default_matmul_precision('highest'):
+    mean = _mean(features, example_weights, intercept)
     bias = params['bias'] + mean @ weights
     by_weights, by_bias = _gradient(
       (weights, bias - bias.mean()), features, onehot, example_weights, C,
