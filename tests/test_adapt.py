@@ -83,19 +83,25 @@ def by_command(run, letters, tmp_path_factory):
   return folder, done, *read(run / 'adapt')  # the default
 
 
-@pytest.fixture(scope='module')
-def by_hand(run, letters):
-  """Returns probabilities [Q, N] of a logistic head, and true classes [Q]."""
+def made_by_hand(run, letters, head, **options):
+  """Returns probabilities [Q, N] of a head, and true classes [Q]."""
   model = trained.load(run)
   known, new = (np.concatenate([letters[f'{part}/{k}'] for k in SIZES])
                 for part in ('known', 'new'))
   labels = np.repeat([0, 1, 2], list(SIZES.values()))
-  params = heads.HEADS['logistic'].fit(
-      model.features(known), labels, 3, C=3.0)
-  logits = np.asarray(heads.HEADS['logistic'].logits(
+  params = heads.HEADS[head].fit(model.features(known), labels, 3, **options)
+  logits = np.asarray(heads.HEADS[head].logits(
       params, model.features(new)), np.float64)
   return (np.exp(logits) / np.exp(logits).sum(1, keepdims=True),
           np.repeat(list(SIZES), QUERIES))
+
+
+@pytest.fixture(scope='module')
+def by_hand(run, letters):
+  # 10 images of 3 classes: 10 / (3 * 2) for each of the 2 of the first, ..
+  return made_by_hand(
+      run, letters, 'logistic', C=3., example_weights=np.repeat(
+          [10 / 6, 10 / 9, 10 / 15], list(SIZES.values())))
 
 
 def test_four_files_are_written_and_nothing_is_strange(run, by_command):
@@ -107,6 +113,8 @@ def test_four_files_are_written_and_nothing_is_strange(run, by_command):
   assert contents['classes'] == SIZES
   assert contents['head'] == 'logistic'
   assert contents['options'] == {'C': 3.0}
+  assert contents['count_alike'] == 'classes'
+  assert 'every class counts alike' in done.stdout
 
 
 def test_the_probabilities_are_those_made_by_hand(by_command, by_hand):
@@ -140,6 +148,28 @@ def test_the_score_counts_what_was_predicted(by_command, by_hand):
     assert score['by_class'][name] == {
         'accuracy': own / QUERIES, 'correct': own, 'images': QUERIES}
     assert re.search(rf'{name} +{own / QUERIES:.1%}, {own} of', done.stdout)
+
+
+def test_images_can_count_alike(run, letters, folder, capsys):
+  expected, _ = made_by_hand(run, letters, 'ridge')
+  assert main([*flags(run, folder, head='ridge'), '--unweighted']) == 0
+  contents, _ = read(folder / 'out')
+  np.testing.assert_allclose(
+      [list(row['probabilities'].values()) for row in contents['predictions']],
+      expected, atol=2e-5)
+  assert contents['count_alike'] == 'images'
+  assert 'every image counts alike' in capsys.readouterr().out
+
+
+def test_a_head_without_weights_is_told_of(run, folder, capsys):
+  (folder / 'own.py').write_text(
+      'from mtl_jax.heads import ridge\n'
+      'from mtl_jax.heads.ridge import OPTIONS, logits, diagnostics\n'
+      'def fit(features, labels, num_ways, **options):\n'
+      '  return ridge.fit(features, labels, num_ways, **options)\n')
+  assert main(flags(run, folder, head=folder / 'own.py')) == 0
+  assert read(folder / 'out')[0]['count_alike'] == 'unknown'
+  assert 'this head takes no weights' in capsys.readouterr().out
 
 
 @pytest.fixture(scope='module')
@@ -403,6 +433,17 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
   for text in ('mtl_jax.adapt: ', *named):
     assert text in lines[0]
   assert (command.snapshot(folder), command.snapshot(run)) == before
+
+
+def test_a_support_too_large_for_its_head_is_refused_before_all_work(
+    run, folder, monkeypatch, capsys):
+  monkeypatch.setattr(heads.HEADS['svm'], 'MOST', 9)
+  monkeypatch.setattr(trained, 'load', None)
+  assert main(flags(run, folder, head='svm')) == 2
+  assert capsys.readouterr().err == (
+      'mtl_jax.adapt: the head svm can fit at most 9 support images, and there '
+      'are 10: choose another head (logistic and ridge have no limit), or give '
+      'fewer images\n')
 
 
 def test_a_run_without_a_head_asks_for_one():

@@ -10,9 +10,12 @@ from head_tasks import draw_task
 
 from mtl_jax import config, fields
 from mtl_jax.errors import UserError
-from mtl_jax.heads import HEADS, find
+from mtl_jax.heads import HEADS, balance, find
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
+# Without svm, whose solver cannot weight examples yet.
+weighted = pytest.mark.parametrize('head', [
+    HEADS[name] for name in HEADS if name != 'svm'])
 
 
 def test_all_names_are_there():
@@ -109,3 +112,63 @@ def test_one_compilation_serves_all_tasks(head):
   for seed in range(3):
     one(*draw_task(3, 2, dim=8, seed=seed)[:2])
   assert count == 1
+
+
+@weighted
+def test_more_images_of_some_classes_do_not_lower_the_accuracy(head):
+  """Fails if a class is never predicted because others have more images."""
+  tasks, queries = 40, 5
+  x, y, query = (np.stack(part) for part in zip(*(
+    draw_task(5, 8, dim=64, queries=queries, seed=seed)
+    for seed in range(tasks)), strict=True))
+  rows = np.r_[:16, 16, 24, 32]  # 8, 8, 1, 1 and 1 images
+  y = y[0, rows]
+
+  @jax.jit
+  @jax.vmap
+  def logits(x, query):
+    params = head.fit(x, y, 5, example_weights=balance(y, 5))
+    return head.logits(params, query)
+
+  def accuracy(rows):
+    right = logits(x[:, rows], query).argmax(-1) == np.repeat(range(5), queries)
+    return np.mean(right, 1)
+
+  # One image that is repeated tells no more than one: no second compilation.
+  change = accuracy(rows) - accuracy(8 * y)
+  assert change.mean() > -1.96 * change.std(ddof=1) / tasks**0.5
+
+
+def test_weights_of_equal_classes_are_exactly_one():
+  for ways, shots in [(5, 1), (1623, 19)]:
+    labels = np.repeat(np.arange(ways), shots)
+    assert (balance(labels, ways) == 1).all()
+
+
+def products(jaxpr):
+  """Yields the precision of every matrix product, inner jaxprs included."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation.params['precision']
+    for value in jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda v: hasattr(v, 'eqns')):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from products(inner)
+
+
+@weighted
+def test_all_products_have_the_highest_precision(head):
+  """Fails if units with short products make a head or its gradient wrong."""
+  x, y, query = draw_task(3, 2, dim=8)
+  params = jax.eval_shape(lambda: head.fit(x, y, 3))
+  alike = {'example_weights': balance(y, 3)}
+  fit = jax.jit(lambda x: sum(map(jnp.sum, jax.tree.leaves(
+    head.fit(x, y, 3, **alike)))))
+  found = [p for function, at in (
+    (jax.grad(fit), x), (jax.grad(jax.checkpoint(fit)), x),
+    (lambda p: head.logits(p, query), params),
+    (lambda p: head.diagnostics(p, x, y, **alike), params),
+  ) for p in products(jax.make_jaxpr(function)(at).jaxpr)]
+  assert len(found) > 4
+  assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}

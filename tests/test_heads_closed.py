@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from head_tasks import draw_task, fit
 from scipy.special import log_softmax, softmax
+from sklearn.linear_model import Ridge
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 
 from mtl_jax.errors import UserError
-from mtl_jax.heads import centroid, gradient, ridge
+from mtl_jax.heads import balance, centroid, gradient, ridge
 
 
 def difference(score, at, change, step=1e-6):
@@ -59,6 +60,18 @@ def test_centroid_is_scikit_learns(distance):
   gaps = query[:, None].astype(float) - model.centroids_
   want = -2 * np.sum(gaps**2, -1) / {'squared': 1, 'mean_squared': 64}[distance]
   np.testing.assert_allclose(out, want, rtol=2e-3)
+
+
+def test_centroid_of_unequal_classes_loses_the_scatter_of_few_images():
+  """Fails if a class seems farther away because it has fewer images."""
+  x, y, query = draw_task(3, 8, dim=16)
+  x, y = x[5:22], y[5:22]  # 3, 8 and 6 images
+  params = centroid.fit(x, y, 3, example_weights=balance(y, 3))
+  groups = [x[y == i].astype(float) for i in range(3)]
+  scatter = sum(len(g) * g.var(0).sum() for g in groups) / (len(y) - 3)
+  wanted = np.stack([scatter / len(g) - ((query - g.mean(0))**2).sum(1)
+                     for g in groups], 1)
+  np.testing.assert_allclose(centroid.logits(params, query), wanted, atol=1e-5)
 
 
 def test_centroid_by_cosine():
@@ -110,6 +123,34 @@ def test_ridge_is_as_published(name, dim):
   np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
 
 
+@pytest.mark.parametrize('name', CONVENTIONS)
+def test_ridge_of_many_examples_is_the_same(name, monkeypatch):
+  """Fails if a support too large for a factor gets another answer."""
+  x, y, query = draw_task(5, 3, dim=9, scale=20.0)
+  options = CONVENTIONS[name] | {'example_weights': balance(y[2:], 5)}
+  once = fit(ridge, x[2:], y[2:], 5, **options)
+  monkeypatch.setattr(ridge, '_FACTORED', 5)
+  again = fit(ridge, x[2:], y[2:], 5, **options)
+  for key, value in once.items():
+    np.testing.assert_allclose(again[key], value, atol=1e-5)
+  assert ridge.diagnostics(again, x[2:], y[2:], **options)['normal'] < 1e-4
+
+
+@pytest.mark.parametrize('dim', [6, 30])
+def test_ridge_by_weights_is_scikit_learns(dim):
+  """Fails if a weight is squared, or forgotten in one of the two problems."""
+  x, y, query = draw_task(3, 4, dim=dim, scale=20.0)
+  x, y = x[3:], y[3:]
+  weights = np.asarray(balance(y, 3))
+  params = fit(ridge, x, y, 3, regulariser=7.0, example_weights=weights)
+  wanted = Ridge(alpha=7.0, fit_intercept=False).fit(
+    x, 2 * np.eye(3)[y], sample_weight=weights).predict(query)
+  np.testing.assert_allclose(ridge.logits(params, query), wanted, atol=1e-4)
+  residual = ridge.diagnostics(
+    params, x, y, regulariser=7.0, example_weights=weights)['normal']
+  assert residual < 1e-5
+
+
 def test_ridge_where_rounding_outweighs_the_penalty():
   """Fails if duplicates of norm 3,000 give NaN, without a Cholesky factor."""
   x, y, query = draw_task(5, 3, dim=64, scale=3e3)
@@ -152,11 +193,12 @@ def test_centroid_gradient(distance):
   check_gradient(centroid, {'scale': 1.3}, {'distance': distance})
 
 
-def descent(x, y, query, rates, bias, weights, intercepts):
+def descent(x, y, query, rates, bias, weights, intercepts, each=1.0):
   """Steps by the textbook gradient, in float64 numpy."""
   onehot = np.eye(weights.shape[1])[y]
   for rate in rates:
-    wrong = (softmax(x @ weights + intercepts, 1) - onehot) / len(x)
+    wrong = softmax(x @ weights + intercepts, 1) - onehot
+    wrong = wrong * np.reshape(each, (-1, 1)) / len(x)
     weights = weights - rate * x.T @ wrong
     intercepts = intercepts - bias * rate * wrong.sum(0)
   return query @ weights + intercepts, weights, intercepts
@@ -180,6 +222,11 @@ def test_gradient_head_takes_the_textbook_steps(bias):
     np.testing.assert_allclose(gradient.logits(params, query), want, rtol=1e-4)
     np.testing.assert_allclose(params['weights'], weights, rtol=1e-3, atol=1e-5)
     assert bias or not params['bias'].any()
+  every = {'example_weights': np.asarray(balance(y, 3))}
+  want, *_ = descent(x, y, query, rates, bias, zero['weights'], zero['bias'],
+                     *every.values())
+  params = gradient.fit(x, y, 3, steps=3, rate=rates, bias=bias, **every)
+  np.testing.assert_allclose(gradient.logits(params, query), want, rtol=1e-4)
   once = gradient.fit(x, y, 3, steps=3, rate=0.5)
   each = gradient.fit(x, y, 3, steps=3, rate=np.full(3, 0.5))
   np.testing.assert_allclose(once['weights'], each['weights'], rtol=1e-6)

@@ -28,7 +28,7 @@ def main(argv=None):
     out = flags.out or os.path.join(flags.checkpoint, 'adapt')
     result = classify.adapt(
         flags.checkpoint, flags.support, flags.query, head=flags.head, out=out,
-        invert=flags.invert)
+        invert=flags.invert, balanced=not flags.unweighted)
   except UserError as error:
     _say(f'mtl_jax.adapt: {error}', sys.stderr)
     return 2
@@ -67,6 +67,9 @@ def parse(argv=None):
                       'CHECKPOINT/adapt')
   parser.add_argument('--invert', action='store_true',
                       help='exchange black and white in all images')
+  parser.add_argument('--unweighted', action='store_true',
+                      help='let every support image count alike; default: '
+                      'every class, however many images it has')
   return parser.parse_args(argv)
 
 

@@ -1,8 +1,10 @@
 """Classify pictures by a run's backbone and a head fitted to examples."""
 
 import hashlib
+import inspect
 import io
 import json
+import math
 import os
 import pathlib
 
@@ -15,6 +17,7 @@ from mtl_jax.adapt import sheet
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError, check_choice, first_line
 from mtl_jax.evaluate import adapters
+from mtl_jax.heads.options import check_size
 from mtl_jax.run import trained, workdir
 
 # Images of every forward pass, so that no prediction depends on how many
@@ -25,7 +28,8 @@ _TABLES = ('predictions.json', 'predictions.csv', 'predictions.png')
 _CONFUSION = 'confusion.png'
 
 
-def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
+def adapt(checkpoint, support, query, *, head=None, out=None, invert=False,
+          balanced=True):
   """Learns the classes of `support` and classifies the images of `query`.
 
   Args:
@@ -37,6 +41,8 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
     out: folder for predictions.csv, predictions.json, predictions.png and,
       where the query is labelled, confusion.png; None: nothing is written.
     invert: exchange black and white in all images.
+    balanced: whether all classes count alike, however many support images they
+      have; otherwise all images do.
 
   Returns:
     The contents of predictions.json.
@@ -49,6 +55,8 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
   head, options = choose_head(config, head)
   support_files = pictures.list_support(support)
   query_files = pictures.list_query(query)
+  check_size(head, len(support_files.labels),
+             getattr(heads.find(head), 'MOST', math.inf))
   classes = sorted(set(support_files.labels))
   if out is not None:
     out = _check_out(out, [support, *_as_list(query)])
@@ -59,13 +67,15 @@ def adapt(checkpoint, support, query, *, head=None, out=None, invert=False):
       pictures.load(files, classes, image_shape, invert=invert)
       for files in (support_files, query_files))
   model = trained.load(checkpoint, config)
-  probabilities, residuals = predict(model, head, options, support, query)
+  probabilities, residuals = predict(
+      model, head, options, support, query, balanced=balanced)
   result = {
       'checkpoint': str(checkpoint), 'checkpoint_step': model.step,
       'trained_on': model.data['name'], 'method': config.method.name,
       'model': config.model.name, 'head': head, 'options': options,
       'normalise_features': config.eval.normalise_features,
-      'inverted': invert, 'residuals': residuals,
+      'inverted': invert, 'count_alike': count_alike(head, balanced),
+      'residuals': residuals,
       'converged': converged(residuals),
       'classes': {name: support_files.labels.count(name) for name in classes},
       'score': score(query, probabilities.argmax(1)),
@@ -108,8 +118,21 @@ def choose_head(config, head=None):
   return head, fields.defaults(heads.find(head, '--head').OPTIONS) | dict(saved)
 
 
-def predict(model, head, options, support, query):
+def count_alike(head, balanced=True):
+  """Returns what counts alike for a head: classes, images, or unknown.
+
+  Unknown: the head is a user's, and its `fit` takes no weights.
+  """
+  if 'example_weights' not in inspect.signature(
+      heads.find(head, '--head').fit).parameters:
+    return 'unknown'
+  return 'classes' if balanced else 'images'
+
+
+def predict(model, head, options, support, query, *, balanced=True):
   """Returns softmax of the head's logits [Q, N], and its residuals by name.
+
+  Classes of unequal size count alike if `balanced` and if the head can.
 
   Raises:
     UserError: the head gives numbers that are not finite.
@@ -117,6 +140,10 @@ def predict(model, head, options, support, query):
   module = heads.find(head)
   num_ways = len(support.classes)
   fitted, rest = (_features(model, part.images) for part in (support, query))
+  unequal = len(set(np.bincount(support.labels))) > 1
+  if unequal and count_alike(head, balanced) == 'classes':
+    options = options | {'example_weights': np.asarray(
+        heads.balance(support.labels, num_ways))}
 
   @jax.jit
   def run(fitted, labels, rest):

@@ -38,6 +38,7 @@ def lines(result):
                     for name, count in result['classes'].items())
   start = [f'{_network(result)}, {_head(result)}',
            f'{len(result["classes"])} classes: {sizes} images',
+           *_weighting(result),
            f'the head has {"" if result["converged"] else "NOT "}converged: '
            f'{numbers(result["residuals"])}']
   score = result['score']
@@ -52,6 +53,19 @@ def lines(result):
       f'{1 / len(result["classes"]):.1%}',
       *(f'  {name:<24} {_of(of_class)}'
         for name, of_class in score['by_class'].items())]
+
+
+def _weighting(result):
+  """Returns [a line on how classes of unequal size count], or []."""
+  if len(set(result['classes'].values())) == 1:
+    return []
+  return [{
+      'classes': 'every class counts alike, however many images it has '
+                 '(--unweighted: every image does)',
+      'images': 'every image counts alike, so a class with more images counts '
+                'more',
+      'unknown': 'this head takes no weights: a class with more images may '
+                 'count more'}[result['count_alike']]]
 
 
 def numbers(residuals):

@@ -6,9 +6,14 @@ for one task (vmap maps them over tasks):
   OPTIONS: name -> mtl_jax.fields.Field, what a config may set.
   fit(features [S, D], labels int32 [S], num_ways, **options) -> params, a
     dict of arrays. Each option is a keyword with the default of its Field.
+    It may take a keyword example_weights [S] too: factors of the examples'
+    losses, None for one. `mtl_jax.adapt` gives it those of `balance`, by which
+    all classes count alike; without the keyword it cannot.
   logits(params, features [Q, D]) -> [Q, N].
   diagnostics(params, features, labels, **options) -> dict of residuals, about
     zero for a good fit; `options` are those that `fit` was given.
+
+It may have MOST, the largest S that it can fit; `options.check_size` tells.
 
 `linear` holds the class rows of MTL. It is trained together with the features
 and so is not among HEADS. A new head is one file and one line here.
@@ -16,6 +21,7 @@ and so is not among HEADS. A new head is one file and one line here.
 
 from mtl_jax import registry
 from mtl_jax.heads import centroid, gradient, logistic, ridge, svm
+from mtl_jax.heads.options import balance as balance
 
 HEADS = {
     'centroid': centroid,

@@ -20,6 +20,7 @@ _DEFAULTS = fields.defaults(OPTIONS)
 def fit(
   features, labels, num_ways, *, steps=_DEFAULTS['steps'],
   rate=_DEFAULTS['rate'], bias=_DEFAULTS['bias'], initial=None,
+  example_weights=None,
 ):
   """Fits one task: steps of w <- w - rate * gradient of the loss.
 
@@ -35,6 +36,7 @@ def fit(
     rate: positive number, or an array [] or [steps], learnable.
     bias: whether there is an intercept.
     initial: weights [D, N] and, if bias, bias [N]; None is zero.
+    example_weights: [S], factors of the examples' losses; None: all are one.
 
   Returns:
     weights [D, N] and bias [N], zero if there is none.
@@ -47,7 +49,8 @@ def fit(
 
   def loss(params, _):
     kept = params['bias'] if bias else jax.lax.stop_gradient(params['bias'])
-    return _loss({**params, 'bias': kept}, features, labels), None
+    return _loss({**params, 'bias': kept}, features, labels,
+                 example_weights), None
 
   start = _start(features, num_ways, bias, initial)
   with jax.default_matmul_precision('highest'):
@@ -58,11 +61,13 @@ def fit(
 
 def logits(params, features):
   """Returns the logits [Q, N] of features [Q, D]."""
-  return features @ params['weights'] + params['bias']
+  with jax.default_matmul_precision('highest'):
+    return features @ params['weights'] + params['bias']
 
 
 def diagnostics(
-  params, features, labels, *, bias=_DEFAULTS['bias'], initial=None, **unused
+  params, features, labels, *, bias=_DEFAULTS['bias'], initial=None,
+  example_weights=None, **unused
 ):
   """Returns whether the steps went down.
 
@@ -76,8 +81,9 @@ def diagnostics(
   del unused
   features = at_least_float32(features)
   start = _start(features, params['bias'].shape[0], bias, initial)
+  data = features, labels, example_weights
   with jax.default_matmul_precision('highest'):
-    rise = (_loss(params, features, labels) - _loss(start, features, labels))
+    rise = _loss(params, *data) - _loss(start, *data)
   return {'rise': jnp.maximum(rise, 0)}
 
 
@@ -93,6 +99,7 @@ def _start(features, num_ways, bias, initial):
   return {**zero, **{k: at_least_float32(initial[k]) for k in given}}
 
 
-def _loss(params, features, labels):
+def _loss(params, features, labels, example_weights):
   logp = jax.nn.log_softmax(logits(params, features))
-  return -jnp.mean(jnp.take_along_axis(logp, labels[:, None], -1))
+  return -jnp.mean(options.weighted(
+    example_weights, jnp.take_along_axis(logp, labels[:, None], -1)))

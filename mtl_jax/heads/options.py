@@ -1,8 +1,10 @@
 """What the heads share: how they read their options and their features."""
 
+import jax
 import jax.numpy as jnp
 
 from mtl_jax import fields
+from mtl_jax.errors import UserError
 
 
 def check(head, options, **values):
@@ -16,6 +18,48 @@ def check(head, options, **values):
   for name, value in values.items():
     if isinstance(value, (int, float, str)):
       fields.check_value(f'config.heads.{head}.{name}', options[name], value)
+
+
+def check_size(head, size, most):
+  """Raises UserError where a support is too large for a head.
+
+  Args:
+    head: its name.
+    size: S.
+    most: the largest S that it can fit.
+  """
+  if size > most:
+    raise UserError(
+      f'the head {head} can fit at most {most:,} support images, and there are '
+      f'{size:,}: choose another head (logistic and ridge have no limit), or '
+      'give fewer images')
+
+
+def balance(labels, num_ways, dtype=jnp.float32):
+  """Returns example weights [S] by which all classes count alike.
+
+  S / (N n) for an example of a class with n of them, which is scikit-learn's
+  class_weight='balanced'. They sum to S, so they change nothing about how much
+  the support counts against a penalty.
+
+  Args:
+    labels: int [S] in 0..num_ways - 1.
+    num_ways: N.
+    dtype: of the weights.
+  """
+  counts = jax.nn.one_hot(labels, num_ways, dtype=dtype).sum(0)
+  return len(labels) / (num_ways * counts[labels])
+
+
+def weighted(example_weights, values):
+  """Returns values, [S, ..] or a number, times weights [S], which may be None.
+
+  None, for weights of one, costs nothing and leaves the values as they are.
+  """
+  if example_weights is None:
+    return values
+  shape = (-1,) + (1,) * (jnp.ndim(values) - 1)
+  return jnp.reshape(example_weights, shape) * values
 
 
 def at_least_float32(features):

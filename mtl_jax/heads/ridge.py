@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.sparse.linalg import cg
 
 from mtl_jax import fields
 from mtl_jax.fields import POSITIVE, Field
@@ -15,12 +16,13 @@ OPTIONS = {  # the defaults are MetaOptNet's
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 _REFINEMENTS = 3
+_FACTORED = 4000  # rows of a matrix; a factor of more takes too long
 
 
 def fit(
   features, labels, num_ways, *, regulariser=_DEFAULTS['regulariser'],
   target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
-  average=_DEFAULTS['average'],
+  average=_DEFAULTS['average'], example_weights=None,
 ):
   """Fits one task: minimises a sum of squares and a penalty,
 
@@ -31,7 +33,8 @@ def fit(
   3) is target=1, bias=True, average=True. The labels' height changes no
   prediction, only the confidence.
 
-  Solved by a Cholesky factor of size S (dual) or D (primal), the smaller.
+  Solved by a Cholesky factor of size S (dual) or D (primal), the smaller, or
+  by conjugate gradients where both are large.
   Differentiable in features, regulariser and target, through the solution.
 
   Args:
@@ -44,6 +47,7 @@ def fit(
     bias: whether there is an intercept b; it is penalised, as published.
     average: whether the squares are averaged instead of summed; the
       regulariser then counts S times.
+    example_weights: [S], factors of the examples' squares; None: all are one.
 
   Returns:
     weights [D, N] and bias [N], zero if there is none.
@@ -53,10 +57,14 @@ def fit(
   """
   options.check('ridge', OPTIONS, regulariser=regulariser)
   x, y, penalty = _problem(
-    features, labels, num_ways, regulariser, target, bias, average)
+    features, labels, num_ways, regulariser, target, bias, average,
+    example_weights)
   size, dim = x.shape
   with jax.default_matmul_precision('highest'):
-    if size <= dim:
+    if min(size, dim) > _FACTORED:
+      weights = cg(lambda w: x.T @ (x @ w) + penalty * w, x.T @ y,
+                   tol=1e-6, maxiter=1000)[0]
+    elif size <= dim:
       weights = x.T @ _solve(x @ x.T, penalty, y)
     else:
       weights = _solve(x.T @ x, penalty, x.T @ y)
@@ -67,23 +75,25 @@ def fit(
 
 def logits(params, features):
   """Returns the outputs [Q, N] of features [Q, D]."""
-  return features @ params['weights'] + params['bias']
+  with jax.default_matmul_precision('highest'):
+    return features @ params['weights'] + params['bias']
 
 
 def diagnostics(
   params, features, labels, *, regulariser=_DEFAULTS['regulariser'],
   target=_DEFAULTS['target'], bias=_DEFAULTS['bias'],
-  average=_DEFAULTS['average'],
+  average=_DEFAULTS['average'], example_weights=None,
 ):
   """Returns how far params are from the optimum on the support.
 
   Returns:
     normal: largest |X^T (X W - Y) + regulariser W|, relative to the largest
-      |X^T Y|.
+      |X^T Y|; rows of X and Y times the root of their example's weight.
   """
   weights = params['weights']
   x, y, penalty = _problem(
-    features, labels, weights.shape[-1], regulariser, target, bias, average)
+    features, labels, weights.shape[-1], regulariser, target, bias, average,
+    example_weights)
   if bias:
     weights = jnp.concatenate([weights, params['bias'][None]])
   with jax.default_matmul_precision('highest'):
@@ -93,14 +103,21 @@ def diagnostics(
   return {'normal': jnp.where(scale > 0, residual / scale, residual)}
 
 
-def _problem(features, labels, num_ways, regulariser, target, bias, average):
+def _problem(
+  features, labels, num_ways, regulariser, target, bias, average,
+  example_weights,
+):
   """Returns X, Y and the penalty of min |X W - Y|^2 + penalty |W|^2."""
   dtype = jnp.promote_types(features.dtype, jnp.float32)
   x = features.astype(dtype)
   if bias:
     x = jnp.concatenate([x, jnp.ones_like(x[:, :1])], -1)
   y = target * jax.nn.one_hot(labels, num_ways, dtype=dtype)
-  return x, y, regulariser * (len(x) if average else 1)
+  penalty = regulariser * (len(x) if average else 1)
+  if example_weights is None:
+    return x, y, penalty
+  root = jnp.sqrt(example_weights)
+  return options.weighted(root, x), options.weighted(root, y), penalty
 
 
 def _solve(gram, penalty, right):

@@ -17,11 +17,12 @@ OPTIONS = {
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 GAP = 1e-5  # relative; `diagnostics` reports more as not converged
+MOST = 5000  # support images: the solver keeps matrices of their square
 
 
 def fit(
   features, labels, num_ways, *, C=_DEFAULTS['C'], ridge=_DEFAULTS['ridge'],
-  tolerance=None, max_rounds=100,
+  example_weights=None, tolerance=None, max_rounds=100,
 ):
   """Fits one task: Crammer and Singer's machine, without intercepts.
 
@@ -44,6 +45,8 @@ def fit(
     num_ways: N >= 2.
     C: bound of the dual, positive.
     ridge: non-negative.
+    example_weights: [S], positive factors of the examples' C; None: all are
+      one. They weight the examples' losses, as scikit-learn's do.
     tolerance: relative duality gap to stop at; None: 1e-6, and 1e-10 in
       float64.
     max_rounds: bound on the solver's rounds.
@@ -53,11 +56,13 @@ def fit(
     the dual, where classes overlap and features are long.
 
   Raises:
-    UserError: num_ways < 2, C not positive, ridge negative.
+    UserError: num_ways < 2, C not positive, ridge negative, or S > MOST.
   """
+  options.check_size('svm', len(labels), MOST)
   if num_ways < 2:
     raise UserError(f'num_ways: {num_ways} is too few; use 2 or more')
   options.check('svm', OPTIONS, C=C, ridge=ridge)
+  C = options.weighted(example_weights, C)
   features, onehot = _inputs(features, labels, num_ways)
   with jax.default_matmul_precision('highest'):
     dual, rest = crammer_singer.fit(
@@ -67,31 +72,35 @@ def fit(
 
 def logits(params, features):
   """Returns the outputs [Q, N] of features [Q, D], margins of about one."""
-  return features @ params['weights']
+  with jax.default_matmul_precision('highest'):
+    return features @ params['weights']
 
 
 def diagnostics(
   params, features, labels, *, C=_DEFAULTS['C'], ridge=_DEFAULTS['ridge'],
-  **unused,
+  example_weights=None, **unused,
 ):
   """Returns how far params are from the optimum on the support.
 
   Returns:
     gap: relative duality gap (primal - dual) / primal.
-    bound: largest excess of the dual over its bound, relative to C.
+    bound: largest excess of the dual over its bound, relative to the largest
+      bound.
     sum: largest |row sum| of the dual, relative to its largest entry.
     not_converged: whether the gap exceeds 1e-5 or is not a number.
   """
   del unused
   dual = params['dual']
   features, onehot = _inputs(features, labels, dual.shape[-1])
+  C = options.weighted(example_weights, C)
   with jax.default_matmul_precision('highest'):
     gap = crammer_singer.gap(
       (dual, params['rest']), crammer_singer.parts(features), onehot, C, ridge)
   largest = jnp.maximum(jnp.max(jnp.abs(dual)), jnp.finfo(dual.dtype).tiny)
   return {
     'gap': gap,
-    'bound': jnp.maximum(jnp.max(dual - C * onehot), 0) / C,
+    'bound': jnp.maximum(
+      jnp.max(dual - jnp.reshape(C, (-1, 1)) * onehot), 0) / jnp.max(C),
     'sum': jnp.max(jnp.abs(dual.sum(-1))) / largest,
     'not_converged': ~(gap <= GAP),
   }
