@@ -360,7 +360,7 @@ def test_a_test_of_one_task_has_no_interval(run, tmp_path):
 
 def test_what_is_not_finite_is_not_scored(run, tmp_path):
   """Fails if NaN logits are scored as the first class: chance."""
-  with pytest.raises(UserError, match="'broken.*' are not finite in 2 of 2"):
+  with pytest.raises(UserError, match="broken.py' are not finite in 2 of 2"):
     head = tmp_path / 'broken.py'
     head.write_text(BROKEN_HEAD)
     evaluated(run, tmp_path, eval__heads=(str(head),), eval__tasks=2,
