@@ -120,10 +120,53 @@ def config_with(**changes):
      'rising epochs'),
     ({'parallel.tasks_per_device': 0}, 'tasks_per_device is 0'),
     ({'parallel.tasks_per_device': 2}, 'config.parallel.devices is 0'),
+    ({'train.max_epochs': 7, 'optimizer.schedule': 'cosine',
+      'optimizer.decay_epochs': 6}, 'of the cosine schedule is zero after'),
+    ({'train.max_epochs': 7, 'optimizer.schedule': 'linear',
+      'optimizer.decay_epochs': 6}, 'of the linear schedule is zero after'),
+    ({'eval.choose_C': (1., 1e300)}, 'choose_C has 1e.300: must be finite'),
+    ({'heads.logistic.C': 1e-300}, 'C has 1e-300: must be finite'),
+    ({'heads.ridge.target': float('inf')}, 'target has inf: must be finite'),
+    ({'eval.tasks': 2**31}, 'eval.tasks has 2147483648: must be at most'),
+    ({'method.test_C': 5.}, "5.0, but only the head 'own' reads it"),
+    ({'optimizer.step_epochs': (1, 2), 'optimizer.step_scales': (0., .1)},
+     'step_scales has 0.0: must be above 0'),
+    ({'optimizer.step_epochs': (1, 'a'), 'optimizer.step_scales': (1., .1)},
+     "step_epochs has 'a': must be at least 0"),
 ])
 def test_an_invalid_value_is_named(change, line):
   with pytest.raises(UserError, match=line):
     validate(config_with(**change))
+
+
+def test_a_C_is_taken_where_a_head_reads_it():
+  validate(config_with(**{'method.test_C': 5., 'eval.heads': ('own',)}))
+
+
+def test_a_finished_run_is_tested_whatever_its_schedule():
+  """Fails if the runs of earlier versions cannot be tested any more."""
+  validate(config_with(**{
+      'train.max_epochs': 7, 'optimizer.schedule': 'cosine',
+      'optimizer.decay_epochs': 6, 'method.test_C': 5.}), trains=False)
+
+
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_a_method_whose_loss_is_that_of_the_query_needs_one(method):
+  config = load(ROOT / 'configs/glyphs_5shot.py', method)
+  config.train.queries = 0
+  if method in ('mtl', 'whole_class', 'minibatch_prox'):
+    validate(config)
+  else:
+    with pytest.raises(UserError, match='train.queries is 0|max_shots'):
+      validate(config)
+
+
+def test_an_implicit_gradient_needs_a_step():
+  """Fails if iMAML trains on a meta-gradient of zero."""
+  config = load(ROOT / 'configs/glyphs_5shot.py', 'imaml')
+  config.method.cg_steps = 0
+  with pytest.raises(UserError, match='cg_steps is 0: must be at least 1'):
+    validate(config)
 
 
 @pytest.mark.parametrize('field, value, line', [
