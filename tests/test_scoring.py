@@ -21,7 +21,6 @@ from mtl_jax.report import compare
 from mtl_jax.run import (
   evaluate_mode,
   loop,
-  metrics,
   protocols,
   report,
   tested_split,
@@ -424,16 +423,6 @@ def test_a_damaged_file_of_a_run_gets_one_line(
   (tmp_path / 'run' / name).write_text(contents)
   with pytest.raises(UserError, match=f'{name} cannot be read'):
     trained.load(tmp_path / 'run')
-
-
-def test_records_end_where_a_line_is_damaged(run, tmp_path):
-  shutil.copytree(run, tmp_path / 'run')
-  file = tmp_path / 'run/metrics.jsonl'
-  lines = file.read_bytes().splitlines(keepends=True)
-  for bad in (b'caf\xe9\n', b'[]\n', b'{}\n', b'{"step": "x"}\n'):
-    file.write_bytes(b''.join([lines[0], bad, *lines[1:]]))
-    assert metrics.read(files.at(tmp_path / 'run'), upto=9) == [
-        json.loads(lines[0])]
 
 
 def test_the_command(run, tmp_path):
