@@ -76,10 +76,13 @@ def check_platform():
   """Raises UserError where JAX finds no device, such as no GPU."""
   try:
     jax.local_devices()
-  except RuntimeError as error:
+  except (RuntimeError, AssertionError) as error:
+    # JAX asserts that a platform it was told to take has started.
+    platforms = jax.config.jax_platforms
     raise UserError(
-        f'JAX finds no device ({first_line(error)}): set JAX_PLATFORMS to a '
-        'platform of this machine, such as cpu') from error
+        f'JAX finds no device of {platforms or "this machine"} '
+        f'({first_line(error)}): set JAX_PLATFORMS to a platform of this '
+        'machine, such as cpu') from error
 
 
 @contextlib.contextmanager
