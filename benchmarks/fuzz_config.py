@@ -44,14 +44,15 @@ CONFIG = ROOT / 'configs/glyphs_5shot.py'
 # Every case has them, so that a run is over in seconds.
 TINY = {
     'data.name': 'glyphs/tiny', 'model.width': 8, 'train.meta_batch': 2,
-    'train.shots': 2, 'train.queries': 2, 'train.epoch_tasks': 4,
+    'train.ways': 5, 'train.shots': 2, 'train.queries': 2,
+    'train.epoch_tasks': 4,
     'train.max_epochs': 1, 'validation.tasks': 4, 'validation.shots': 2,
     'validation.queries': 2, 'eval.tasks': 4, 'eval.shots': 2,
     'eval.queries': 2,
     'eval.baselines': False, 'log.tensorboard': False, 'log.every_steps': 1,
     'parallel.cpu_devices': 0,
 }
-METHODS = (*['mtl'] * 9, 'anil', 'imaml', 'maml', 'meta_sgd', 'metaoptnet',
+METHODS = (*['mtl'] * 27, 'anil', 'imaml', 'maml', 'meta_sgd', 'metaoptnet',
            'minibatch_prox', 'protonet', 'r2d2', 'whole_class')
 # Texts that most fields of a type take; of tuples, items.
 PLAUSIBLE = {

@@ -103,9 +103,10 @@ def test_a_run_records_where_it_started_and_resumes_without_it(
   assert loop.train_and_evaluate(config, path)['checkpoint_step'] in (4, 8)
 
 
-def test_the_flag_takes_the_whole_path(monkeypatch, tmp_path):
+@pytest.mark.parametrize('flag', ['--init_from', '--config.init_from'])
+def test_the_flag_takes_the_whole_path(flag, monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
-  config = flags.parse([f'--config={command.CONFIG}', '--init_from=~/a'],
+  config = flags.parse([f'--config={command.CONFIG}', f'{flag}=~/a'],
                        None).config
   assert config.init_from == str(tmp_path / 'a')
 

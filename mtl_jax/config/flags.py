@@ -63,11 +63,12 @@ def parse(argv, saved_config):
     if mode != 'train':
       raise UserError('--init_from is for training: a run is tested with '
                       '--checkpoint')
-    # Whole, so that the run can be resumed from any folder.
-    given_path = given['init_from']
-    config.init_from = str(files.at(given_path)) if given_path else ''
+    config.init_from = given['init_from']
   for name, text in changes:
     override(config, name, text)
+  if mode == 'train' and config.get('init_from'):
+    # Whole, so that the run can be resumed from any folder.
+    config.init_from = str(files.at(config.init_from))
   _note_command_line(config, [name for name, _ in changes])
   # An empty --workdir, such as an unset variable's, is not this folder.
   workdir = given.get('workdir') or (
