@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from mtl_jax import files
+from mtl_jax import files, main
 from mtl_jax.data import augment, episode_files, episodes
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
@@ -19,6 +20,7 @@ from mtl_jax.heads import logistic
 from mtl_jax.models import layers
 from mtl_jax.report import compare
 from mtl_jax.run import (
+  checkpoint,
   evaluate_mode,
   loop,
   protocols,
@@ -448,10 +450,21 @@ def test_the_command(run, tmp_path):
     (['--mode=evaluate', '--checkpoint={run}',
       '--config.eval.support_copies=5'], 'augment.operations is empty'),
 ])
-def test_wrong_commands_get_one_line(run, flags, line):
-  result = command.run([flag.format(run=run) for flag in flags])
-  assert result.returncode == 2 and line in result.stderr, result.stderr
-  assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+def test_wrong_commands_get_one_line(run, flags, line, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert main.main(['', *(flag.format(run=run) for flag in flags)]) == 2
+  said = capsys.readouterr().err
+  assert line in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_a_folder_of_a_run_without_rights_gets_one_line(
+    run, capsys, monkeypatch):
+  """Fails if the user's own folders end in a traceback."""
+  def denied(path, like):
+    raise PermissionError(13, 'Permission denied', str(path / 'best'))
+  monkeypatch.setattr(checkpoint, 'restore_best', denied)
+  assert main.main(['', '--mode=evaluate', f'--checkpoint={run}']) == 2
+  assert f'{run}/best: cannot be read' in capsys.readouterr().err
 
 
 def test_tune_all_keeps_the_tasks_of_a_call_apart(run):
