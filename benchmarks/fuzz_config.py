@@ -20,6 +20,7 @@ process of their own instead.
 
 import argparse
 import collections
+import contextlib
 import json
 import multiprocessing
 import os
@@ -34,8 +35,12 @@ import tempfile
 import threading
 import traceback
 import warnings
+from unittest import mock
+
+import jax
 
 from mtl_jax import fields
+from mtl_jax import main as command
 from mtl_jax.config import flags
 from mtl_jax.config.fields import FIELDS
 
@@ -140,12 +145,23 @@ def limit_memory(gigabytes):
   resource.setrlimit(resource.RLIMIT_DATA, (int(gigabytes * 2**30),) * 2)
 
 
+def call_here(given, folder):
+  """Calls main in this process; returns the exit code."""
+  with (open(folder / 'out', 'a') as out,
+        open(folder / 'err', 'a', errors='backslashreplace') as err,
+        contextlib.redirect_stdout(out), contextlib.redirect_stderr(err),
+        contextlib.chdir(folder / 'home'),
+        mock.patch.dict(os.environ, {'HOME': str(folder / 'home')})):
+    try:
+      return command.main(['main', *given])
+    except BaseException:  # what would end a process of its own
+      traceback.print_exc()
+      return 1
+
+
 def serve(pipe, gigabytes):
   """Calls main with the flags that come through the pipe, until it closes."""
   limit_memory(gigabytes)
-  import jax
-
-  from mtl_jax import main
   # A process of its own has the number of devices that its flags ask for.
   warnings.filterwarnings('ignore', message='config.parallel.cpu_devices')
   while True:
@@ -153,18 +169,10 @@ def serve(pipe, gigabytes):
       given, folder = pipe.recv()
     except EOFError:
       return
-    os.chdir(folder / 'home')
-    for stream, name in ((1, 'out'), (2, 'err')):
-      with open(folder / name, 'wb') as file:
+    for stream, name in ((1, 'out'), (2, 'err')):  # of libraries in C++
+      with open(folder / name, 'ab') as file:
         os.dup2(file.fileno(), stream)
-    try:
-      code = main.main(['main', *given])
-    except BaseException:  # what would end a process of its own
-      traceback.print_exc()
-      code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pipe.send(code)
+    pipe.send(call_here(given, folder))
     jax.clear_caches()
 
 
@@ -216,6 +224,7 @@ def call_alone(given, folder, args):
       return subprocess.run(
           [sys.executable, '-m', 'mtl_jax.main', *given], stdout=out,
           stderr=err, cwd=folder / 'home', timeout=args.limit + 60,
+          env={**os.environ, 'HOME': str(folder / 'home')},
           preexec_fn=lambda: limit_memory(args.memory)).returncode
     except subprocess.TimeoutExpired:
       return None
@@ -259,7 +268,7 @@ def ran(folder, err):
 
 
 def run_case(number, args, call):
-  """Runs a case; returns (kind, text, command)."""
+  """Runs a case; returns (kind, text, its command)."""
   folder = pathlib.Path(tempfile.mkdtemp(dir=args.out))
   (folder / 'home').mkdir()
   config, changes = case(args.seed, number)
@@ -268,57 +277,76 @@ def run_case(number, args, call):
     kind, text = outcome(call(given, folder), folder)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
-  return kind, text, ascii_command(flags_of(config, changes, 'RUN'))
+  return kind, text, in_ascii(flags_of(config, changes, 'RUN'))
 
 
-def ascii_command(given):
+def in_ascii(given):
   """Returns the flags as one line that every terminal can show."""
   return shlex.join(given).encode('ascii', 'backslashreplace').decode(
       ).replace('\n', '\\n')
 
 
-def report(number, kind, text, command, counts, show):
+def report(number, kind, text, shown, counts, show):
   """Counts a case; prints it, unless it ended well and `show` is False."""
   counts[kind] += 1
   if show or kind not in ('run', 'refused'):
-    print(f'{kind} {number}: {command}\n    {text}', flush=True)
+    print(f'{kind} {number}: {shown}\n    {text}', flush=True)
   elif sum(counts.values()) % 50 == 0:
     print(dict(counts), flush=True)
 
 
-def work(numbers, args, counts):
-  """Runs the cases whose numbers are left, one after another."""
+def work(numbers, args, counts, call=None):
+  """Runs the cases whose numbers are left, one after another.
+
+  Args:
+    numbers: deque of numbers of cases.
+    args: of the command line.
+    counts: Counter of the kinds of outcomes.
+    call: (flags, folder) -> exit code; None: in a Worker, and the first
+      args.processes cases in processes of their own.
+  """
   worker = Worker(args)
-  alone = lambda given, folder: call_alone(given, folder, args)
-  while True:
+  while numbers:
     try:
       number = numbers.popleft()
-    except IndexError:
+    except IndexError:  # another thread has taken the last one
       break
-    call = alone if number < args.processes else worker.call
-    report(number, *run_case(number, args, call), counts, args.show)
+    if call is not None:
+      chosen = call
+    elif number < args.processes:
+      chosen = lambda given, folder: call_alone(given, folder, args)
+    else:
+      chosen = worker.call
+    report(number, *run_case(number, args, chosen), counts, args.show)
   worker.end()
 
 
-def main(argv=None):
-  """Runs all cases; returns 1 if there is a fault."""
+def parse(argv=None):
+  """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--cases', type=int, default=500)
   parser.add_argument('--processes', type=int, default=40)
-  parser.add_argument('--workers', type=int, default=2)
+  parser.add_argument('--workers', type=int, default=2,
+                      help='0: in this process')
   parser.add_argument('--calls', type=int, default=60,
                       help='cases of a worker before it is started anew')
   parser.add_argument('--limit', type=float, default=120, help='seconds')
   parser.add_argument('--memory', type=float, default=6, help='GiB')
   parser.add_argument('--show', action='store_true', help='all cases')
   parser.add_argument('--only', type=int, nargs='*', help='numbers of cases')
-  args = parser.parse_args(argv)
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Runs all cases; returns 1 if there is a fault."""
+  args = parse(argv)
   numbers = collections.deque(
       range(args.cases) if args.only is None else args.only)
   counts = collections.Counter()
   with tempfile.TemporaryDirectory() as args.out:
-    os.environ['HOME'] = args.out
+    if not args.workers:
+      work(numbers, args, counts, call_here)
     threads = [threading.Thread(target=work, args=(numbers, args, counts))
                for _ in range(args.workers)]
     for thread in threads:
