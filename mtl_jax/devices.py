@@ -7,6 +7,7 @@ data are replicated; the tasks are divided among the devices.
 
 import contextlib
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable
@@ -91,7 +92,9 @@ def memory_errors():
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+    # An error while a computation is dispatched has another status.
+    if isinstance(error, MemoryError) or re.search(
+        'RESOURCE_EXHAUSTED|Out of memory', str(error)):
       raise UserError(
           f'memory does not suffice ({first_line(error)}): take fewer or '
           'smaller tasks at once, by config.parallel.tasks_at_once, '

@@ -127,3 +127,18 @@ def test_ctrl_c_ends_the_process_with_one_line(monkeypatch):
       signal.raise_signal(signal.SIGINT)
   assert said == [(2, b'\nstopped; it resumes\n')]
   assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError('Unable to allocate 9 GiB'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: allocating 9 bytes'),
+    jax.errors.JaxRuntimeError('INTERNAL: Error dispatching: Out of memory')])
+def test_a_lack_of_memory_gets_one_line(error):
+  with pytest.raises(UserError, match='memory does not suffice'):
+    with devices.memory_errors():
+      raise error
+
+
+def test_another_error_of_jax_is_a_fault_of_ours():
+  with pytest.raises(jax.errors.JaxRuntimeError), devices.memory_errors():
+    raise jax.errors.JaxRuntimeError('INTERNAL: something else')

@@ -92,6 +92,17 @@ def test_no_text_of_a_tuple_ends_in_a_traceback(text):
   parse(f'--config.eval.choose_C={text}')
 
 
+@pytest.mark.parametrize('text, items', [
+    ('', ()), ('()', ()), ('svm', ('svm',)), ('svm,', ('svm',)),
+    ("('svm', own)", ('svm', 'own')), ('[svm,"own"]', ('svm', 'own')),
+    # A check refuses these.
+    ('[[', ('[[',)), (',', ('',)), ('svm,,own', ('svm', '', 'own'))])
+def test_a_tuple_has_all_items_of_its_text(text, items):
+  """Fails if a mistyped list is taken as an empty one, or as a shorter one."""
+  config = parse(f'--config.eval.heads={text}').config
+  assert config.eval.heads == items
+
+
 def test_shots_of_a_test_are_whole_numbers():
   """Fails if 1.5 shots end in a traceback, after all training."""
   config = parse('--config.eval.also_shots=1,1.5').config

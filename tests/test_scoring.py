@@ -20,6 +20,7 @@ from mtl_jax.heads import logistic
 from mtl_jax.models import layers
 from mtl_jax.report import compare
 from mtl_jax.run import (
+  build,
   checkpoint,
   evaluate_mode,
   loop,
@@ -138,6 +139,14 @@ def test_C_is_chosen_on_validation_tasks(run, tmp_path):
   assert result['C'] == result['heads']['logistic']['C'] == max(
       (1e-6, 3.), key=lambda C: by_value[str(C)])
   assert 'chosen on validation' in report.scores(result)
+
+
+@pytest.mark.parametrize('width', [10**6, 2**31 - 1])
+def test_a_network_that_no_device_holds_is_refused(run, width):
+  """Fails if XLA computes for ever, or is given a size that it cannot count."""
+  config = config_of(run, model__width=width)
+  with pytest.raises(UserError, match='conv4 has [0-9,]+ parameters: at most'):
+    build.initial_state(config, build.algorithm_of(config, 12), (28, 28, 1))
 
 
 @pytest.mark.parametrize('changes, line', [

@@ -223,8 +223,12 @@ def _tuple(text):
   """Reads (1, 2), 1,2 and names without quotes: svm,centroid."""
   value = _literal(text)
   if value == text:
-    parts = [part.strip(' \'"') for part in text.strip('()[]').split(',')]
-    return tuple(part for part in parts if part)
+    text = text.strip()
+    if text[:1] + text[-1:] in ('()', '[]'):
+      text = text[1:-1]
+    *parts, last = (part.strip(' \'"') for part in text.split(','))
+    # An item that is missing within is kept, for a check to refuse.
+    return (*parts, last) if last else tuple(parts)
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 
