@@ -224,7 +224,8 @@ def call_alone(given, folder, args):
       return subprocess.run(
           [sys.executable, '-m', 'mtl_jax.main', *given], stdout=out,
           stderr=err, cwd=folder / 'home', timeout=args.limit + 60,
-          env={**os.environ, 'HOME': str(folder / 'home')},
+          env={**os.environ, 'HOME': str(folder / 'home'),
+               'MPLCONFIGDIR': args.out},
           preexec_fn=lambda: limit_memory(args.memory)).returncode
     except subprocess.TimeoutExpired:
       return None

@@ -197,6 +197,7 @@ def test_an_unlocked_config_file_cannot_change_the_structure(
     ({'eval.tasks': 9}, True), ({'parallel.devices': 1}, True),
     ({'data.dir': '/x'}, True), ({'seed': 1}, False),
     ({'train.shots': 3}, False), ({'optimizer.step_epochs': (3,)}, False),
+    ({'heads.svm.C': 5.}, True), ({'heads.logistic.C': 5.}, False),
     ({'method.loss': 'squared'}, False), ({'validation.tasks': 9}, False),
     ({'validation.normalise_features': False}, False),
     ({'eval.normalise_features': False}, True),
@@ -204,6 +205,7 @@ def test_an_unlocked_config_file_cannot_change_the_structure(
 def test_a_run_resumes_only_with_what_trains_the_same(change, same, tmp_path):
   path = epath.Path(tmp_path)
   (path / 'config.json').write_text(to_json(config_with()))
+  (path / 'checkpoints/4').mkdir(parents=True)
   other = copy.deepcopy(config_with())
   other.update_from_flattened_dict(change)
   if same:
@@ -211,3 +213,24 @@ def test_a_run_resumes_only_with_what_trains_the_same(change, same, tmp_path):
   else:
     with pytest.raises(UserError, match='holds a run with config'):
       workdir.check(path, other)
+
+
+@pytest.mark.parametrize('saved, free', [
+    ('', True), ('checkpoints/4.orbax-checkpoint-tmp', True),
+    ('checkpoints/4', False), ('best/4', False)])
+def test_a_folder_is_taken_where_no_state_was_saved(saved, free, tmp_path):
+  """Fails if a first step without memory forbids the corrected command."""
+  path = epath.Path(tmp_path)
+  (path / 'config.json').write_text(to_json(config_with()))
+  (path / 'data.json').write_text('{"mean": [0.5]}')
+  (path / saved).mkdir(parents=True, exist_ok=True)
+  data = {name: None for name in ('name', 'classes', 'image_shape', 'mean',
+                                  'std')}
+  for check in (
+      lambda: workdir.check(path, config_with(**{'train.meta_batch': 2})),
+      lambda: workdir.check_data(path, data)):
+    if free:
+      check()
+    else:
+      with pytest.raises(UserError, match='holds a run'):
+        check()

@@ -103,6 +103,19 @@ def test_a_tuple_has_all_items_of_its_text(text, items):
   assert config.eval.heads == items
 
 
+@pytest.mark.parametrize('flag', [
+    '--workdir=\udce9', '--config.data.dir=a\udcff'])
+def test_a_path_that_is_no_text_gets_one_line(flag):
+  """Fails if a run ends in a traceback when it prints or writes the name."""
+  with pytest.raises(UserError, match='is no text in UTF-8'):
+    parse(flag)
+
+
+def test_a_path_may_have_any_signs():
+  name = 'caf\u00e9 \U0001f642'
+  assert parse(f'--workdir={name}').workdir == name
+
+
 def test_shots_of_a_test_are_whole_numbers():
   """Fails if 1.5 shots end in a traceback, after all training."""
   config = parse('--config.eval.also_shots=1,1.5').config

@@ -94,6 +94,11 @@ def _default_workdir(text, config):
 def _split(argv):
   """Returns flags by name, and the changes [(field, text or None)]."""
   given, changes, rest = {}, [], list(argv)
+  for text in rest:
+    if not text.isascii() and text != os.fsencode(text).decode(
+        'utf-8', 'replace'):
+      raise UserError(f'{ascii(text)} is no text in UTF-8: rename the file or '
+                      'folder, or type the value again')
   while rest:
     flag = rest.pop(0)
     name, assigned, text = flag.lstrip('-').partition('=')
