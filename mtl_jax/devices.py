@@ -7,6 +7,7 @@ data are replicated; the tasks are divided among the devices.
 
 import contextlib
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable
@@ -76,10 +77,13 @@ def check_platform():
   """Raises UserError where JAX finds no device, such as no GPU."""
   try:
     jax.local_devices()
-  except RuntimeError as error:
+  except (RuntimeError, AssertionError) as error:
+    # JAX asserts that a platform it was told to take has started.
+    platforms = jax.config.jax_platforms
     raise UserError(
-        f'JAX finds no device ({first_line(error)}): set JAX_PLATFORMS to a '
-        'platform of this machine, such as cpu') from error
+        f'JAX finds no device of {platforms or "this machine"} '
+        f'({first_line(error)}): set JAX_PLATFORMS to a platform of this '
+        'machine, such as cpu') from error
 
 
 @contextlib.contextmanager
@@ -88,7 +92,9 @@ def memory_errors():
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+    # An error while a computation is dispatched has another status.
+    if isinstance(error, MemoryError) or re.search(
+        'RESOURCE_EXHAUSTED|Out of memory', str(error)):
       raise UserError(
           f'memory does not suffice ({first_line(error)}): take fewer or '
           'smaller tasks at once, by config.parallel.tasks_at_once, '

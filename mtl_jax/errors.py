@@ -13,7 +13,8 @@ def check_choice(field, value, allowed):
   """Raises UserError unless `value` is one of `allowed`."""
   if value not in allowed:
     raise UserError(
-        f'{field} is {value!r}: allowed are ' + ', '.join(map(str, allowed)))
+        f'{field} is {value!r}: allowed are '
+        + ', '.join(str(name) or "''" for name in allowed))
 
 
 def first_line(error):

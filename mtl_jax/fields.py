@@ -33,7 +33,7 @@ class Range(NamedTuple):
 
 
 # Devices compute in float32 and count in int32.
-_LARGEST, _SMALLEST, _LARGEST_WHOLE = 3.4e38, 1.2e-38, 2**31 - 1
+_LARGEST, _SMALLEST, LARGEST_WHOLE = 3.4e38, 1.2e-38, 2**31 - 1
 POSITIVE = Range(0, above=True)
 NOT_NEGATIVE = Range(0)
 COUNT = Range(1)
@@ -132,8 +132,8 @@ def _check_number(name, allowed, number):
     raise UserError(f'{name} has {number!r}: must be finite, and in float32 '
                     f'from {_SMALLEST} to {_LARGEST}')
   bounded = isinstance(allowed, Range) and allowed.high < float('inf')
-  if isinstance(number, int) and size > _LARGEST_WHOLE and not bounded:
-    raise UserError(f'{name} has {number}: must be at most {_LARGEST_WHOLE}')
+  if isinstance(number, int) and size > LARGEST_WHOLE and not bounded:
+    raise UserError(f'{name} has {number}: must be at most {LARGEST_WHOLE}')
 
 
 def _check_range(name, allowed, number, value):

@@ -38,8 +38,21 @@ def make(path):
     raise UserError(f'{path}: cannot be made ({error.strerror}): choose '
                     'another --workdir') from error
   if can_append(path) and not os.access(path, os.W_OK | os.X_OK):
-    raise UserError(f'{path}: cannot be written (you have no right to): '
-                    'choose another --workdir')
+    raise UserError(f'{path}: cannot be written (Permission denied): choose '
+                    'another --workdir')
+
+
+@contextlib.contextmanager
+def errors():
+  """Turns an error of the file system into a UserError that names the file."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None:
+      raise  # of no file: a fault of ours
+    raise UserError(
+        f'{os.fsdecode(error.filename)}: cannot be read or written '
+        f'({error.strerror}): mend that, or name another folder') from error
 
 
 def write(path, contents):

@@ -51,9 +51,10 @@ def run(command):
   """Does what a Command asks for.
 
   Raises:
-    UserError: what a user can mend; also where memory does not suffice.
+    UserError: what a user can mend; also where memory or the rights to a file
+      do not suffice.
   """
-  with devices.memory_errors():
+  with devices.memory_errors(), files.errors():
     if command.mode == 'train':
       loop.train_and_evaluate(command.config, command.workdir)
     else:

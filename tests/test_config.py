@@ -120,10 +120,63 @@ def config_with(**changes):
      'rising epochs'),
     ({'parallel.tasks_per_device': 0}, 'tasks_per_device is 0'),
     ({'parallel.tasks_per_device': 2}, 'config.parallel.devices is 0'),
+    ({'train.max_epochs': 7, 'optimizer.schedule': 'cosine',
+      'optimizer.decay_epochs': 6}, 'of the cosine schedule is zero after'),
+    ({'train.max_epochs': 7, 'optimizer.schedule': 'linear',
+      'optimizer.decay_epochs': 6}, 'of the linear schedule is zero after'),
+    ({'eval.choose_C': (1., 1e300)}, 'choose_C has 1e.300: must be finite'),
+    ({'heads.logistic.C': 1e-300}, 'C has 1e-300: must be finite'),
+    ({'heads.ridge.target': float('inf')}, 'target has inf: must be finite'),
+    ({'train.epoch_tasks': 2**31}, 'has 2147483648: must be at most'),
+    ({'eval.tasks': 2**31}, 'eval.tasks is 2147483648: must be at least 1, '),
+    ({'train.epoch_tasks': 2**31 - 1}, 'max_epochs has .* must be at most'),
+    ({'train.meta_batch': 2**31 - 1}, 'max_epochs has .* must be at most'),
+    ({'optimizer.schedule': 'cosine', 'optimizer.decay_epochs': 2**31 - 1},
+     'decay_epochs has 2147483647 epochs of .* must be at most 2147483647'),
+    ({'optimizer.schedule': 'step', 'optimizer.step_epochs': (2**31 - 1,),
+      'optimizer.step_scales': (2.,)}, 'step_epochs has .* must be at most'),
+    ({'validation.tasks': 10**6}, 'tasks is 1000000: .* below 1000000'),
+    ({'eval.support_copies': 1000}, 'copies is 1000: .* below 1000'),
+    ({'parallel.cpu_devices': 257}, 'cpu_devices is 257: .* below 257'),
+    ({'method.test_C': 5.}, "5.0, but only the head 'own' reads it"),
+    ({'optimizer.step_epochs': (1, 2), 'optimizer.step_scales': (0., .1)},
+     'step_scales has 0.0: must be above 0'),
+    ({'optimizer.step_epochs': (1, 'a'), 'optimizer.step_scales': (1., .1)},
+     "step_epochs has 'a': must be at least 0"),
 ])
 def test_an_invalid_value_is_named(change, line):
   with pytest.raises(UserError, match=line):
     validate(config_with(**change))
+
+
+def test_a_C_is_taken_where_a_head_reads_it():
+  validate(config_with(**{'method.test_C': 5., 'eval.heads': ('own',)}))
+
+
+def test_a_finished_run_is_tested_whatever_its_schedule():
+  """Fails if the runs of earlier versions cannot be tested any more."""
+  validate(config_with(**{
+      'train.max_epochs': 7, 'optimizer.schedule': 'cosine',
+      'optimizer.decay_epochs': 6, 'method.test_C': 5.}), trains=False)
+
+
+@pytest.mark.parametrize('method', sorted(METHODS))
+def test_a_method_whose_loss_is_that_of_the_query_needs_one(method):
+  config = load(ROOT / 'configs/glyphs_5shot.py', method)
+  config.train.queries = 0
+  if method in ('mtl', 'whole_class', 'minibatch_prox'):
+    validate(config)
+  else:
+    with pytest.raises(UserError, match='train.queries is 0|max_shots'):
+      validate(config)
+
+
+def test_an_implicit_gradient_needs_a_step():
+  """Fails if iMAML trains on a meta-gradient of zero."""
+  config = load(ROOT / 'configs/glyphs_5shot.py', 'imaml')
+  config.method.cg_steps = 0
+  with pytest.raises(UserError, match='cg_steps is 0: must be at least 1'):
+    validate(config)
 
 
 @pytest.mark.parametrize('field, value, line', [
@@ -144,6 +197,7 @@ def test_an_unlocked_config_file_cannot_change_the_structure(
     ({'eval.tasks': 9}, True), ({'parallel.devices': 1}, True),
     ({'data.dir': '/x'}, True), ({'seed': 1}, False),
     ({'train.shots': 3}, False), ({'optimizer.step_epochs': (3,)}, False),
+    ({'heads.svm.C': 5.}, True), ({'heads.logistic.C': 5.}, False),
     ({'method.loss': 'squared'}, False), ({'validation.tasks': 9}, False),
     ({'validation.normalise_features': False}, False),
     ({'eval.normalise_features': False}, True),
@@ -151,6 +205,7 @@ def test_an_unlocked_config_file_cannot_change_the_structure(
 def test_a_run_resumes_only_with_what_trains_the_same(change, same, tmp_path):
   path = epath.Path(tmp_path)
   (path / 'config.json').write_text(to_json(config_with()))
+  (path / 'checkpoints/4').mkdir(parents=True)
   other = copy.deepcopy(config_with())
   other.update_from_flattened_dict(change)
   if same:
@@ -158,3 +213,24 @@ def test_a_run_resumes_only_with_what_trains_the_same(change, same, tmp_path):
   else:
     with pytest.raises(UserError, match='holds a run with config'):
       workdir.check(path, other)
+
+
+@pytest.mark.parametrize('saved, free', [
+    ('', True), ('checkpoints/4.orbax-checkpoint-tmp', True),
+    ('checkpoints/4', False), ('best/4', False)])
+def test_a_folder_is_taken_where_no_state_was_saved(saved, free, tmp_path):
+  """Fails if a first step without memory forbids the corrected command."""
+  path = epath.Path(tmp_path)
+  (path / 'config.json').write_text(to_json(config_with()))
+  (path / 'data.json').write_text('{"mean": [0.5]}')
+  (path / saved).mkdir(parents=True, exist_ok=True)
+  data = {name: None for name in ('name', 'classes', 'image_shape', 'mean',
+                                  'std')}
+  for check in (
+      lambda: workdir.check(path, config_with(**{'train.meta_batch': 2})),
+      lambda: workdir.check_data(path, data)):
+    if free:
+      check()
+    else:
+      with pytest.raises(UserError, match='holds a run'):
+        check()

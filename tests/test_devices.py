@@ -1,5 +1,8 @@
 """Steps in flight: bounded by construction, whatever the log interval is."""
 
+import os
+import signal
+
 import command
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import pytest
 
 from mtl_jax import devices
 from mtl_jax.devices import AXIS
+from mtl_jax.errors import UserError
 from mtl_jax.run import checkpoint, loop, metrics
 
 
@@ -98,3 +102,43 @@ def test_devices_that_are_in_use_are_kept_with_a_warning(monkeypatch):
   monkeypatch.delenv('XLA_FLAGS')
   with pytest.warns(UserWarning, match='cpu_devices is 2, but .* 8 devices'):
     devices.split_cpu(2)
+
+
+@pytest.mark.parametrize('error', [AssertionError(), RuntimeError('no cuda')])
+def test_a_platform_without_a_device_gets_one_line(error, monkeypatch):
+  """Fails if JAX_PLATFORMS=cuda without a GPU ends in a traceback."""
+  def fail():
+    raise error
+  monkeypatch.setattr(jax, 'local_devices', fail)
+  with pytest.raises(UserError, match='no device of cpu .*set JAX_PLATFORMS'):
+    devices.check_platform()
+
+
+def test_ctrl_c_ends_the_process_with_one_line(monkeypatch):
+  """Fails if it raises within JAX, which goes on or ends in a crash."""
+  said, before = [], signal.getsignal(signal.SIGINT)
+  monkeypatch.setattr(os, 'write', lambda *args: said.append(args))
+
+  def end(code):
+    raise SystemExit(code)
+  monkeypatch.setattr(os, '_exit', end)
+  with pytest.raises(SystemExit, match='130'):
+    with devices.interrupt_ends(lambda: 'stopped; it resumes'):
+      signal.raise_signal(signal.SIGINT)
+  assert said == [(2, b'\nstopped; it resumes\n')]
+  assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError('Unable to allocate 9 GiB'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: allocating 9 bytes'),
+    jax.errors.JaxRuntimeError('INTERNAL: Error dispatching: Out of memory')])
+def test_a_lack_of_memory_gets_one_line(error):
+  with pytest.raises(UserError, match='memory does not suffice'):
+    with devices.memory_errors():
+      raise error
+
+
+def test_another_error_of_jax_is_a_fault_of_ours():
+  with pytest.raises(jax.errors.JaxRuntimeError), devices.memory_errors():
+    raise jax.errors.JaxRuntimeError('INTERNAL: something else')

@@ -63,6 +63,24 @@ def test_an_end_that_cannot_be_written_is_named(tmp_path):
     files.append(files.at(tmp_path), 'one')
 
 
+def test_a_file_that_cannot_be_opened_is_named_in_one_line(tmp_path):
+  with pytest.raises(UserError, match='none: cannot be .*No such file'):
+    with files.errors():
+      (tmp_path / 'none').read_bytes()
+
+
+def test_an_error_of_no_file_is_a_fault_of_ours():
+  with pytest.raises(BrokenPipeError), files.errors():
+    raise BrokenPipeError(32, 'Broken pipe')
+
+
+def test_a_folder_that_cannot_be_written_is_refused(monkeypatch, tmp_path):
+  """Fails if a test is measured before its results cannot be written."""
+  monkeypatch.setattr(os, 'access', lambda *_: False)
+  with pytest.raises(UserError, match='cannot be written .Permission denied'):
+    files.make(files.at(tmp_path))
+
+
 @pytest.mark.parametrize('path, can', [('runs/a', True), ('gs://b/a', False)])
 def test_object_stores_cannot_append(path, can):
   assert files.can_append(files.at(path)) == can

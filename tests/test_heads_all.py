@@ -13,9 +13,6 @@ from mtl_jax.errors import UserError
 from mtl_jax.heads import HEADS, balance, find
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
-# Without svm, whose solver cannot weight examples yet.
-weighted = pytest.mark.parametrize('head', [
-    HEADS[name] for name in HEADS if name != 'svm'])
 
 
 def test_all_names_are_there():
@@ -114,7 +111,7 @@ def test_one_compilation_serves_all_tasks(head):
   assert count == 1
 
 
-@weighted
+@heads
 def test_more_images_of_some_classes_do_not_lower_the_accuracy(head):
   """Fails if a class is never predicted because others have more images."""
   tasks, queries = 40, 5
@@ -157,7 +154,7 @@ def products(jaxpr):
         yield from products(inner)
 
 
-@weighted
+@heads
 def test_all_products_have_the_highest_precision(head):
   """Fails if units with short products make a head or its gradient wrong."""
   x, y, query = draw_task(3, 2, dim=8)

@@ -92,6 +92,30 @@ def test_no_text_of_a_tuple_ends_in_a_traceback(text):
   parse(f'--config.eval.choose_C={text}')
 
 
+@pytest.mark.parametrize('text, items', [
+    ('', ()), ('()', ()), ('svm', ('svm',)), ('svm,', ('svm',)),
+    ("('svm', own)", ('svm', 'own')), ('[svm,"own"]', ('svm', 'own')),
+    # A check refuses these.
+    ('[[', ('[[',)), (',', ('',)), ('svm,,own', ('svm', '', 'own'))])
+def test_a_tuple_has_all_items_of_its_text(text, items):
+  """Fails if a mistyped list is taken as an empty one, or as a shorter one."""
+  config = parse(f'--config.eval.heads={text}').config
+  assert config.eval.heads == items
+
+
+@pytest.mark.parametrize('flag', [
+    '--workdir=\udce9', '--config.data.dir=a\udcff'])
+def test_a_path_that_is_no_text_gets_one_line(flag):
+  """Fails if a run ends in a traceback when it prints or writes the name."""
+  with pytest.raises(UserError, match='is no text in UTF-8'):
+    parse(flag)
+
+
+def test_a_path_may_have_any_signs():
+  name = 'caf\u00e9 \U0001f642'
+  assert parse(f'--workdir={name}').workdir == name
+
+
 def test_shots_of_a_test_are_whole_numbers():
   """Fails if 1.5 shots end in a traceback, after all training."""
   config = parse('--config.eval.also_shots=1,1.5').config

@@ -1,22 +1,27 @@
 """The meta-test of a trained run: settings, files, other tasks, other data."""
 
 import json
+import shutil
 
 import command
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from mtl_jax import files, main
 from mtl_jax.data import augment, episode_files, episodes
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import measure, tune_all
+from mtl_jax.evaluate import features, measure, tune_all
 from mtl_jax.evaluate import protocol as drawing
 from mtl_jax.heads import logistic
 from mtl_jax.models import layers
 from mtl_jax.report import compare
 from mtl_jax.run import (
+  build,
+  checkpoint,
   evaluate_mode,
   loop,
   protocols,
@@ -136,6 +141,14 @@ def test_C_is_chosen_on_validation_tasks(run, tmp_path):
   assert 'chosen on validation' in report.scores(result)
 
 
+@pytest.mark.parametrize('width', [10**6, 2**31 - 1])
+def test_a_network_that_no_device_holds_is_refused(run, width):
+  """Fails if XLA computes for ever, or is given a size that it cannot count."""
+  config = config_of(run, model__width=width)
+  with pytest.raises(UserError, match='conv4 has [0-9,]+ parameters: at most'):
+    build.initial_state(config, build.algorithm_of(config, 12), (28, 28, 1))
+
+
 @pytest.mark.parametrize('changes, line', [
     # The validation split has fewer classes than the test split.
     ({'eval__ways': 8, 'eval__choose_C': (1., 3.)},
@@ -144,7 +157,10 @@ def test_C_is_chosen_on_validation_tasks(run, tmp_path):
       'heads__centroid__distance': 'foo'}, "centroid.distance is 'foo'"),
     ({'eval__support_copies': 2, 'augment__operations': ('jitter',)},
      'jitter: it needs images of 3 channels'),
+    ({'augment__operations': ('jitter',)},
+     'jitter: it needs images of 3 channels'),
     ({'eval__read_episodes': 'nowhere.json'}, 'nowhere.json cannot be read'),
+    ({'eval__read_episodes': '~/none.json'}, '~/none.json cannot be read'),
 ])
 def test_what_a_test_refuses_is_refused_before_training(run, changes, line):
   with pytest.raises(UserError, match=line):
@@ -183,6 +199,11 @@ def test_of_fewer_tasks_in_a_file_as_many_are_measured(
     (lambda content: content.update(tests=[]), 'not of'),
     (lambda content: content.update(split=None), 'None'),
     (lambda content: content['tests'][0].update(tasks=[]), 'has no tasks'),
+    (lambda content: content['tests'][0]['tasks'][0][0]['query'].__setitem__(
+        0, content['tests'][0]['tasks'][0][0]['support'][1]),
+     'an image twice in a task'),
+    (lambda content: content['tests'][0]['tasks'][1].__setitem__(
+        0, content['tests'][0]['tasks'][1][1]), 'a class twice in a task'),
     (lambda content: content['tests'][0]['tasks'][0][0]['support'].__setitem__(
         0, '999'), 'has an image'),
 ])
@@ -271,6 +292,150 @@ def test_other_tasks_have_no_difference(run, drawn_by_7, tmp_path):
     compare.compare(run, tmp_path)
 
 
+def test_tasks_drawn_and_the_same_tasks_read_are_paired(run, reread):
+  """Fails if the seed and the path of a file decide, and not the images."""
+  assert '+0.00 points' in compare.compare(run, reread[0])
+
+
+def test_other_tasks_in_a_file_of_the_same_path_are_refused(
+    run, written, reread, tmp_path):
+  file = changed_tasks(written, tmp_path, lambda content: content['tests'][0][
+      'tasks'].reverse())
+  shutil.copytree(reread[0], tmp_path / 'a')
+  evaluated(run, tmp_path / 'b', eval__read_episodes=str(file),
+            eval__seed=7, eval__baselines=False)
+  result = json.loads((tmp_path / 'a/test.json').read_text())
+  (tmp_path / 'a/test.json').write_text(json.dumps(
+      {**result, 'episodes': str(file)}))
+  with pytest.raises(UserError, match='the images of the tasks differ'):
+    compare.compare(tmp_path / 'a', tmp_path / 'b')
+
+
+def test_an_older_test_is_compared_by_its_settings(
+    run, drawn_by_7, tmp_path):
+  shutil.copytree(run, tmp_path / 'old')
+  file = tmp_path / 'old/test.json'
+  result = json.loads(file.read_text())
+  del result['tasks_sha256']
+  file.write_text(json.dumps(result))
+  text = compare.compare(run, tmp_path / 'old')
+  assert '+0.00 points' in text and 'An older version made one' in text
+  with pytest.raises(UserError, match='seed is 0 and 7'):
+    compare.compare(tmp_path / 'old', drawn_by_7)
+
+
+@pytest.mark.parametrize('contents', ['[]', '3', '{"accuracy": '])
+def test_a_test_that_is_damaged_is_no_finished_test(contents, run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  (tmp_path / 'run/test.json').write_text(contents)
+  with pytest.raises(UserError, match='holds no finished test'):
+    compare.compare(run, tmp_path / 'run')
+
+
+def test_the_baselines_have_the_chosen_C(run, tmp_path):
+  """Fails if raw pixels are scored with the default C beside the chosen one."""
+  _, accuracies = evaluated(run, tmp_path, eval__choose_C=(1e-9,),
+                            eval__baselines=True)
+  model = trained.load(run)
+  expected = measure.meta_test(
+      features.pixels(model.algorithm), model.variables,
+      stores.load('glyphs/tiny', 'test'), protocols.test(config_of(run))[0],
+      {'a': ('logistic', {'C': 1e-9}), 'b': ('logistic', {'C': 3.})})
+  np.testing.assert_array_equal(accuracies['raw_pixels'], expected['a'])
+  assert np.abs(expected['a'] - expected['b']).max() > 0
+
+
+@pytest.mark.parametrize('split, line', [
+    ('train', '12 of these classes were trained on'),
+    ('validation', 'the best epoch was chosen on these classes')])
+def test_a_score_on_classes_that_were_seen_says_so(
+    split, line, run, tmp_path):
+  result, _ = evaluated(run, tmp_path, eval__split=split, eval__tasks=2,
+                        eval__baselines=False)
+  assert line in report.scores(result)
+  assert 'unseen' not in report.scores({
+      **result, 'seen_classes': 0, 'split': 'test'})
+
+
+def test_a_test_of_one_task_has_no_interval(run, tmp_path):
+  """Fails if NaN, which is no JSON, is written or printed."""
+  result, _ = evaluated(run, tmp_path, eval__tasks=1, eval__baselines=False)
+  strict = json.loads((tmp_path / 'test.json').read_text(),
+                      parse_constant=pytest.fail)
+  assert strict['ci95'] is None
+  text = report.scores(result)
+  assert 'one task: no interval' in text and 'nan' not in text
+  assert 'no interval' in compare.compare(tmp_path, tmp_path)
+
+
+def test_what_is_not_finite_is_not_scored(run, tmp_path):
+  """Fails if NaN logits are scored as the first class: chance."""
+  with pytest.raises(UserError, match="broken.py' are not finite in 2 of 2"):
+    head = tmp_path / 'broken.py'
+    head.write_text(BROKEN_HEAD)
+    evaluated(run, tmp_path, eval__heads=(str(head),), eval__tasks=2,
+              eval__baselines=False)
+  assert not (tmp_path / 'test.json').exists()
+
+
+BROKEN_HEAD = """
+import jax.numpy as jnp
+OPTIONS = {}
+def fit(features, labels, num_ways):
+  return {'ways': jnp.zeros(num_ways)}
+def logits(params, features):
+  return jnp.nan + params['ways'] + features[:, :1]
+def diagnostics(params, features, labels):
+  return {}
+"""
+
+
+def test_tasks_of_an_earlier_test_do_not_stay_beside_a_new_one(run, tmp_path):
+  for write in (True, False):
+    evaluated(run, tmp_path, eval__write_episodes=write, eval__tasks=2,
+              eval__baselines=False)
+    assert (tmp_path / 'test_episodes.json').exists() is write
+
+
+def test_a_second_start_in_a_workdir_is_refused(run):
+  """Fails if two processes train in one folder, until both die."""
+  before = command.snapshot(run)
+  with files.lock(run):
+    with pytest.raises(UserError, match=f'{run}: another process trains in'):
+      loop.train_and_evaluate(config_of(run), run)
+  assert command.snapshot(run) == before
+
+
+@pytest.mark.parametrize('calls', range(3))
+def test_a_start_that_was_killed_while_it_claimed_may_start_again(
+    calls, run, tmp_path, monkeypatch):
+  """Fails if the files of a claim look like somebody's folder."""
+  path, config = files.at(tmp_path / 'new'), config_of(run)
+  written = []
+
+  def write(file, contents):
+    if len(written) == calls:
+      (file.parent / f'{file.name}.tmp').write_text(contents)
+      raise KeyboardInterrupt
+    written.append(file)
+    file.write_text(contents)
+
+  monkeypatch.setattr(files, 'write', write)
+  with pytest.raises(KeyboardInterrupt), workdir.alone(path):
+    workdir.claim(path, config, {})
+  workdir.check(path, config)
+
+
+@pytest.mark.parametrize('contents', ['{}', '[]', 'null', '{"model": 3}'])
+@pytest.mark.parametrize('name', ['config.json', 'data.json'])
+def test_a_damaged_file_of_a_run_gets_one_line(
+    name, contents, run, tmp_path):
+  shutil.copytree(run, tmp_path / 'run')
+  (tmp_path / 'run' / name).write_text(contents)
+  with pytest.raises(UserError, match=f'{name} cannot be read'):
+    trained.load(tmp_path / 'run')
+
+
 def test_the_command(run, tmp_path):
   out = tmp_path / 'out'
   result = command.run(['--mode=evaluate', f'--checkpoint={run}',
@@ -294,10 +459,21 @@ def test_the_command(run, tmp_path):
     (['--mode=evaluate', '--checkpoint={run}',
       '--config.eval.support_copies=5'], 'augment.operations is empty'),
 ])
-def test_wrong_commands_get_one_line(run, flags, line):
-  result = command.run([flag.format(run=run) for flag in flags])
-  assert result.returncode == 2 and line in result.stderr, result.stderr
-  assert len(result.stderr.strip().splitlines()) == 1, result.stderr
+def test_wrong_commands_get_one_line(run, flags, line, capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  assert main.main(['', *(flag.format(run=run) for flag in flags)]) == 2
+  said = capsys.readouterr().err
+  assert line in said and len(said.strip().splitlines()) == 1, said
+
+
+def test_a_folder_of_a_run_without_rights_gets_one_line(
+    run, capsys, monkeypatch):
+  """Fails if the user's own folders end in a traceback."""
+  def denied(path, like):
+    raise PermissionError(13, 'Permission denied', str(path / 'best'))
+  monkeypatch.setattr(checkpoint, 'restore_best', denied)
+  assert main.main(['', '--mode=evaluate', f'--checkpoint={run}']) == 2
+  assert f'{run}/best: cannot be read' in capsys.readouterr().err
 
 
 def test_tune_all_keeps_the_tasks_of_a_call_apart(run):

@@ -41,6 +41,9 @@ PEER_PYTHON = os.environ.get('MTL_JAX_PEER_PYTHON', sys.executable)
 # to the folder that the script runs in.
 SMALLEST = [
     ('build_mini_imagenet', ['files', 'made'], 'the same store from all'),
+    ('fuzz_config',
+     ['--workers=0', '--processes=0', '--seed=1', '--only', '4', '7', '10'],
+     '3 cases, 0 run, 3 refused, 0 stopped, 0 long, 0 fault'),
     ('heads',
      ['--rounds=1', '--repeats=1', '--tasks=2', '--peers=peers',
       f'--peer_python={sys.executable}'],

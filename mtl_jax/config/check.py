@@ -36,6 +36,7 @@ def validate(config, trains=True):
   _check_schedule(values['optimizer'])
   if trains:
     _check_length(values)
+    _check_counts(values['train'], values['optimizer'])
     _check_use(method, options, values)
   _check_eval(values)
   build_method(values)
@@ -121,6 +122,22 @@ def _check_length(c):
         f'{rate["schedule"]} schedule is zero after '
         f'config.optimizer.decay_epochs, {rate["decay_epochs"]}: set one to '
         'the other; --init_from starts another run from these weights')
+
+
+def _check_counts(train, rate):
+  """Refuses more tasks than devices count, up to the end or a new rate."""
+  epochs = {'train.max_epochs': train['max_epochs']}
+  if rate['schedule'] in ('cosine', 'linear'):
+    epochs['optimizer.decay_epochs'] = rate['decay_epochs']
+  elif rate['schedule'] == 'step':
+    epochs['optimizer.step_epochs'] = max(rate['step_epochs'], default=0)
+  an_epoch = max(train['epoch_tasks'], train['meta_batch'])
+  for name, count in epochs.items():
+    if count * an_epoch > fields.LARGEST_WHOLE:
+      raise UserError(
+          f'config.{name} has {count} epochs of {an_epoch} tasks '
+          '(config.train.epoch_tasks, or train.meta_batch if that is larger): '
+          f'together they must be at most {fields.LARGEST_WHOLE}')
 
 
 def _check_use(method, options, c):

@@ -18,6 +18,11 @@ from mtl_jax.train import optimizer
 ConfigDict = ml_collections.ConfigDict
 SEED = Range(0, high=2**32)
 WAYS = Range(2)
+# The images of all tasks of a test are drawn at once, on the host.
+TASKS = Range(1, high=10**6)
+COPIES = Range(0, high=1000)  # those of a task are held at once
+# XLA aborts the process where it has no threads for so many.
+CPU_DEVICES = Range(0, high=257)
 
 
 def _each(section, **marks):
@@ -122,7 +127,7 @@ OPTIMIZER = {
 
 VALIDATION = {
     'tasks': Field(400, 'Validation tasks, the same after every epoch; the '
-                   'best epoch is tested', COUNT),
+                   'best epoch is tested', TASKS),
     'ways': Field(5, 'N, classes per task', WAYS),
     'shots': Field(5, 'K, support images per class', COUNT),
     'queries': Field(15, 'Q, query images per class', COUNT),
@@ -136,7 +141,7 @@ EVAL = {
     'split': Field('test', 'Split that the tasks are drawn from',
                    SPLITS),
     'tasks': Field(2000, 'Test tasks, the same for every method and run',
-                   COUNT),
+                   TASKS),
     'ways': Field(5, 'N, classes per task', WAYS),
     'shots': Field(5, 'K, support images per class', COUNT),
     'queries': Field(15, 'Q, query images per class', COUNT),
@@ -150,7 +155,7 @@ EVAL = {
     'support_copies': Field(0, 'Heads are fitted on so many augmented copies '
                             '(config.augment) of each support image in place '
                             'of the image (RFS: 5); 0: on the image',
-                            NOT_NEGATIVE),
+                            COPIES),
     'choose_C': Field((), "Values among which validation tasks choose the "
                       "logistic head's C", POSITIVE),
     'read_episodes': Field('', 'A test_episodes.json whose tasks are tested; '
@@ -169,7 +174,7 @@ PARALLEL = {
     'devices': Field(0, 'Local devices; 0: as many as divide the meta-batch',
                      NOT_NEGATIVE, free=True),
     'cpu_devices': Field(0, 'Devices that a CPU is counted as, best one per '
-                         'core; 0 leaves the default of JAX', NOT_NEGATIVE,
+                         'core; 0 leaves the default of JAX', CPU_DEVICES,
                          free=True),
     'compile': Field('jit', 'How the step is compiled; the step is the same',
                      ('jit', 'pmap'), free=True),

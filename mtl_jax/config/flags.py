@@ -63,11 +63,12 @@ def parse(argv, saved_config):
     if mode != 'train':
       raise UserError('--init_from is for training: a run is tested with '
                       '--checkpoint')
-    # Whole, so that the run can be resumed from any folder.
-    given_path = given['init_from']
-    config.init_from = str(files.at(given_path)) if given_path else ''
+    config.init_from = given['init_from']
   for name, text in changes:
     override(config, name, text)
+  if mode == 'train' and config.get('init_from'):
+    # Whole, so that the run can be resumed from any folder.
+    config.init_from = str(files.at(config.init_from))
   _note_command_line(config, [name for name, _ in changes])
   # An empty --workdir, such as an unset variable's, is not this folder.
   workdir = given.get('workdir') or (
@@ -93,6 +94,11 @@ def _default_workdir(text, config):
 def _split(argv):
   """Returns flags by name, and the changes [(field, text or None)]."""
   given, changes, rest = {}, [], list(argv)
+  for text in rest:
+    if not text.isascii() and text != os.fsencode(text).decode(
+        'utf-8', 'replace'):
+      raise UserError(f'{ascii(text)} is no text in UTF-8: rename the file or '
+                      'folder, or type the value again')
   while rest:
     flag = rest.pop(0)
     name, assigned, text = flag.lstrip('-').partition('=')
@@ -222,8 +228,12 @@ def _tuple(text):
   """Reads (1, 2), 1,2 and names without quotes: svm,centroid."""
   value = _literal(text)
   if value == text:
-    parts = [part.strip(' \'"') for part in text.strip('()[]').split(',')]
-    return tuple(part for part in parts if part)
+    text = text.strip()
+    if text[:1] + text[-1:] in ('()', '[]'):
+      text = text[1:-1]
+    *parts, last = (part.strip(' \'"') for part in text.split(','))
+    # An item that is missing within is kept, for a check to refuse.
+    return (*parts, last) if last else tuple(parts)
   return tuple(value) if isinstance(value, (tuple, list)) else (value,)
 
 

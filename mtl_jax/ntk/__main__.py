@@ -16,7 +16,7 @@ import sys
 
 from absl import logging
 
-from mtl_jax import files
+from mtl_jax import devices, files
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.ntk.checks import CHECKS, report
 
@@ -43,7 +43,9 @@ def main(argv=None):
     check_choice('the command', command, COMMANDS)
     declared, run, summary = COMMANDS[command]
     options, folder = parse(command, declared, rest)
-    result = run(options, folder)
+    devices.check_platform()
+    with files.errors():
+      result = run(options, folder)
   except UserError as error:
     print(f'mtl_jax.ntk: error: {error}', file=sys.stderr)
     return 2

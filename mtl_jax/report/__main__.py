@@ -5,6 +5,7 @@
 
 import sys
 
+from mtl_jax import files
 from mtl_jax.errors import UserError
 from mtl_jax.report.compare import compare
 
@@ -15,7 +16,8 @@ def main(argv=None):
   try:
     if len(paths) != 2:
       raise UserError('usage: python -m mtl_jax.report FIRST SECOND')
-    print(compare(*paths))
+    with files.errors():
+      print(compare(*paths))
   except UserError as error:
     print(f'mtl_jax.report: {error}', file=sys.stderr)
     return 2

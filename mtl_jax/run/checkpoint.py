@@ -31,13 +31,21 @@ def manager(workdir, which):
   return ocp.CheckpointManager(workdir / FOLDERS[which], options=options)
 
 
-def last_step(workdir):
-  """Returns the step that a run in `workdir` would resume at; None: none."""
+def last_step(workdir, which='latest'):
+  """Returns the step that a run in `workdir` would resume at; None: none.
+
+  With 'best': the step of its best state.
+  """
   try:
-    return max((int(p.name) for p in (workdir / FOLDERS['latest']).iterdir()
+    return max((int(p.name) for p in (workdir / FOLDERS[which]).iterdir()
                 if p.name.isdigit()), default=None)
   except OSError:
     return None
+
+
+def has_state(workdir):
+  """Returns whether a run in `workdir` has saved anything."""
+  return any(last_step(workdir, which) is not None for which in FOLDERS)
 
 
 def save(manager, step, state, pending=()):

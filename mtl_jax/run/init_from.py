@@ -78,14 +78,15 @@ def check_network(config, theirs, source, ours, others):
               v['batch_stats']}) for v in (ours, others))
   if mine == there and config.model.name == theirs.model.name:
     return
-  names = sorted({*config.model, *theirs.model}, key=lambda n: (n != 'name', n))
-  differs = [(f'config.model.{n}', theirs.model.get(n), config.model.get(n))
-             for n in names if theirs.model.get(n) != config.model.get(n)]
-  differs += [(n, there.get(n), mine.get(n)) for n in sorted({*mine, *there})
-              if there.get(n) != mine.get(n)]
-  name, before, now = differs[0]
-  raise UserError(f'--init_from: {source} has another network, whose {name} is '
-                  f'{before}, not {now}: set it so, or name another run')
+  names = sorted({*config.model} & {*theirs.model})
+  differs = [(f'config.model.{n}', theirs.model[n], config.model[n])
+             for n in names if theirs.model[n] != config.model[n]]
+  differs = differs or [
+      (n, there.get(n), mine.get(n)) for n in sorted({*mine, *there})
+      if there.get(n) != mine.get(n)][:1]
+  text = '; '.join(f'{n} is {before}, not {now}' for n, before, now in differs)
+  raise UserError(f'--init_from: {source} has another network, whose {text}: '
+                  'set it so, or name another run')
 
 
 def shapes(tree):

@@ -15,6 +15,7 @@ import ml_collections
 from mtl_jax import algorithms, fields, files
 from mtl_jax.config import FIELDS, base_config, settings, to_json
 from mtl_jax.errors import UserError, first_line
+from mtl_jax.run import checkpoint
 
 CONFIG = 'config.json'
 DATA = 'data.json'
@@ -78,7 +79,8 @@ def _tuples(value):
 def check(path, config, testing=False):
   """Raises UserError unless a run of `config` can start or resume in `path`.
 
-  Reads only.
+  Reads only. A run that has saved no state has nothing to lose: the folder may
+  be taken by another one, such as the same command with a mistake corrected.
 
   Args:
     path: the workdir.
@@ -98,7 +100,10 @@ def check(path, config, testing=False):
       raise UserError(f'{path} holds other files and no run: choose an empty '
                       'or a new --workdir')
     return
-  old = _identity(saved_config(path), testing)
+  saved = saved_config(path)
+  if not testing and not checkpoint.has_state(path):
+    return
+  old = _identity(saved, testing)
   new = _identity(config, testing)
   for field in sorted(set(old) | set(new)):
     if old.get(field) != new.get(field):
@@ -116,6 +121,8 @@ def check_data(path, data):
   """
   try:
     before = json.loads((path / DATA).read_text())
+    if not checkpoint.has_state(path):
+      return
   except (OSError, ValueError):
     return  # no run yet; or one whose file is written once more
   for name in ('classes', 'image_shape', 'mean', 'std'):
@@ -178,6 +185,9 @@ def _identity(config, testing):
   values = _flat(json.loads(to_json(config)))
   free = {name for name, field in fields.flat(FIELDS)
           if field.free or (testing and field.free_to_test)}
+  # Validation during training reads the options of one head.
+  free |= {name for name in values if name.startswith('heads.')
+           and name.split('.')[1] != values['validation.head']}
   if values['parallel.tasks_per_device'] is not None:
     free.discard('parallel.devices')  # then their number sets the meta-batch
   return {name: value for name, value in values.items() if name not in free}

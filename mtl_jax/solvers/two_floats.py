@@ -66,17 +66,18 @@ def _dot_jvp(values, tangents):
 
 @jax.custom_jvp
 def gram(x):
-  """Returns x @ x.T of a matrix [m, k] as two floats, by two products.
-
-  One slice is enough here: the error is about 2^-35 of the largest entry.
-  """
+  """Returns `dot(x, x.T)` in two thirds of its time."""
   if x.dtype == jnp.float64:
     return _plain(x, x.T), jnp.zeros((len(x), len(x)), jnp.float64)
   first, second, rest = _slices(x)
-  rest = second + rest
   high, low = _whole(first, first.T)
-  crossed = _plain(x - rest / 2, rest.T)
-  return add(high, low + crossed + crossed.T)
+  crossed, rounding = _whole(first, second.T)
+  small = second + rest
+  half = _plain(first, rest.T) + _plain(small / 2, small.T)
+  for part in (crossed, crossed.T):
+    high, left = add(high, part)
+    low = low + left
+  return add(high, low + (half + rounding) + (half + rounding).T)
 
 
 @gram.defjvp
