@@ -206,23 +206,30 @@ def _reach(problem):
   return jnp.maximum(jnp.max(whole.sum(-1)), jnp.finfo(shift.dtype).eps)
 
 
+def _exactly(problem, x):
+  """Returns K~ x of x [S, N] as two floats."""
+  matrix, low, shift, *_ = problem
+  high, rest = two_floats.dot(matrix, x)
+  both = jnp.stack([jnp.ones_like(shift), shift])
+  (sums, means), (sums_rest, means_rest) = two_floats.dot(both, x)
+  second, second_rest = two_floats.dot(shift[:, None], sums[None])
+  rest = rest + low @ x + second_rest + shift[:, None] * sums_rest + means_rest
+  for part in (second, means[None]):
+    high, rounding = two_floats.add(high, part)
+    rest = rest + rounding
+  return high, rest
+
+
 def _slope(problem, base, change):
   """Returns K~ (base + change) - Y, less its rows' largest, which it returns.
 
   Entries below their bound have the largest slope of their row, at the
   optimum: there the difference has all its digits.
   """
-  matrix, low, shift, onehot, _ = problem
-  high, rest = two_floats.dot(matrix, base)
-  rest = rest + low @ base + _times(problem, change)
-  both = jnp.stack([jnp.ones_like(shift), shift])
-  (sums, means), (sums_rest, means_rest) = two_floats.dot(both, base)
-  second, second_rest = two_floats.dot(shift[:, None], sums[None])
-  rest = rest + second_rest + shift[:, None] * sums_rest + means_rest
-  for part in (second, means[None], -onehot):
-    high, rounding = two_floats.add(high, part)
-    rest = rest + rounding
+  high, rest = _exactly(problem, base)
+  high, rounding = two_floats.add(high, -problem.onehot)
   largest = jnp.max(high, -1, keepdims=True)
+  rest = rest + rounding + _times(problem, change)
   return (high - largest) + rest, largest[:, 0]
 
 
@@ -478,7 +485,13 @@ def _fit_backward(tolerance, max_rounds, saved, cotangent):
   free = project(second - slope / _reach(problem), room) < room
   alpha, cotangent = alpha[0], cotangent[0]
   eps = jnp.finfo(alpha.dtype).eps
-  moved = _solve(problem, free, cotangent / scale, 10 * eps, 300)
+  right = _in_face(cotangent / scale, free)
+  moved = _solve(problem, free, right, 10 * eps, 300)
+  # Once more for what rounding left: the system is a thousand times stiffer in
+  # some directions than in others.
+  high, low = _exactly(problem, moved)
+  left = (right - _in_face(high, free)) - _in_face(low, free)
+  moved = moved + _solve(problem, free, left, 1e-3, 300)
   by_matrix = -moved @ alpha.T
   by_matrix = (by_matrix + by_matrix.T) / 2
   # With C, bounded entries move and take their example's free ones along.
