@@ -51,11 +51,11 @@ def networks(flags):
         run.variables, x)
   if flags.resnet12:
     split = store.load(flags.resnet12, 'test')
-    for pool in (True, False):
+    for pool in ('global', 'flat'):
       model = models.create('resnet12', pool=pool)
       shape = (2, *split.images.shape[1:])
       variables = model.init(jax.random.key(0), jnp.zeros(shape), train=False)
-      yield f'ResNet-12, {"pooled" if pool else "flat"}', split, (
+      yield f'ResNet-12, {pool}', split, (
           lambda x, model=model, variables=variables: model.apply(
               variables, x, train=False))
 
@@ -103,7 +103,7 @@ def optimum(x, y, steps=100):
   gram = x @ x.T + RIDGE * np.eye(len(x))
   room = bound.sum(1, keepdims=True) / WAYS + 0 * bound
   z, nu = np.ones_like(room), np.zeros(len(x))
-  length = lambda v, d: min(1, np.min(np.where(d < 0, -v / d, np.inf)))
+  length = lambda v, d: min(1, np.min(v / np.maximum(-d, 1e-300)))
   for _ in range(steps):
     slope = gram @ (bound - room) - np.eye(WAYS)[y]
     stationary = nu[:, None] - slope - z
@@ -166,7 +166,7 @@ def compare(found, where, shots, tasks_of_reference):
   gaps, others = [], []
   for task, numbers in enumerate(where):
     x = found[numbers[:, :shots]].reshape(-1, found.shape[-1])
-    query = found[numbers[:, 15:]].reshape(-1, found.shape[-1])
+    query = found[numbers[:, -QUERIES:]].reshape(-1, found.shape[-1])
     (_, (logits, params)), grads = jax.device_get(step(x, query))
     both = params['dual'].astype(float) + params['rest']
     gaps.append((gap(params['dual'], x, labels), gap(both, x, labels)))
@@ -184,22 +184,28 @@ def compare(found, where, shots, tasks_of_reference):
         f'{two:.1e} | {logits:.0e} | {max(grads):.0e} |', flush=True)
 
 
-def main():
-  """Prints the table."""
+def parse(argv=None):
+  """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('runs', nargs='*', help='workdirs of runs')
   parser.add_argument('--resnet12', metavar='DATA',
                       help='data set whose images a fresh ResNet-12 takes')
+  parser.add_argument('--shots', nargs='+', type=int, default=[5, 15])
   parser.add_argument('--tasks', type=int, default=600)
   parser.add_argument('--reference', type=int, default=40,
                       help='tasks whose logits and gradients are compared')
-  flags = parser.parse_args()
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Prints the table."""
+  flags = parse(argv)
   print('| network | features | norm | shots | gap, one float | tasks above '
         '1e-5 | gap, both | logits | grad |\n|' + '---|' * 9)
   for name, split, network in networks(flags):
-    numbers = draw(split, flags.tasks, 15 + QUERIES, seed=0)
+    numbers = draw(split, flags.tasks, max(flags.shots) + QUERIES, seed=0)
     found, where = features_of(split, network, numbers)
-    for shots in (5, 15):
+    for shots in flags.shots:
       print(f'| {name} | ', end='')
       compare(found, where, shots, flags.reference)
 

@@ -90,8 +90,8 @@ def features_of(flags):
       for i in range(0, len(split.images), BATCH)])
 
 
-def main():
-  """Prints the table."""
+def parse(argv=None):
+  """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--checkpoint', required=True, help='workdir of a run')
   parser.add_argument('--pixels', action='store_true')
@@ -101,7 +101,12 @@ def main():
   parser.add_argument('--queries', type=int, default=5, help='of a class')
   parser.add_argument('--tasks', type=int, default=200)
   parser.add_argument('--seed', type=int, default=0)
-  flags = parser.parse_args()
+  return parser.parse_args(argv)
+
+
+def main(argv=None):
+  """Prints the table."""
+  flags = parse(argv)
   split, features = features_of(flags)
   most = max(flags.growths)
   numbers = draw(split, flags.tasks, most + flags.queries, flags.seed)

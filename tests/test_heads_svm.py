@@ -192,8 +192,8 @@ def test_degenerate_support_stays_finite_with_its_gradient(ridge):
   slope, aux = jax.jit(jax.vmap(jax.grad(score, has_aux=True)))(cases)
   for leaf in jax.tree.leaves((slope, aux)):
     assert np.isfinite(leaf).all()
-  # One point of norm 1,000 under every label is more than float32 can do.
-  assert not aux[1]['not_converged'][np.r_[0:4, 5]].any(), aux[1]['gap']
+  assert not aux[1]['not_converged'].any(), aux[1]['gap']
+  assert (aux[1]['sum'] < 1e-5).all()
 
 
 def test_an_early_end_is_told():

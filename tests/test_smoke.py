@@ -73,6 +73,13 @@ SMALLEST = [
     ('ntk',
      ['--points=20', '--depth=2', '--dims', '3', '--repeats=1'],
      '20 points of 3'),
+    ('svm_optimum',
+     ['runs/glyphs/mtl', '--shots=2', '--tasks=1', '--reference=1'],
+     '| runs/glyphs/mtl | 8 | '),
+    ('unequal_support',
+     ['--checkpoint=runs/glyphs/mtl', '--heads', 'centroid', '--growths=2',
+      '--queries=1', '--tasks=2'],
+     '| centroid | '),
 ]
 SCRIPTS = sorted(path.stem for path in ROOT.glob('benchmarks/*.py'))
 PAGES = {name: (ROOT / name).read_text(encoding='utf-8') for name in (
@@ -174,7 +181,9 @@ def prepare_finished_run(module, home, monkeypatch, request):
 
 PREPARED = {'build_mini_imagenet': prepare_mini_imagenet,
             'heads': prepare_peers, 'independent': prepare_independent,
-            'methods': prepare_finished_run}
+            'methods': prepare_finished_run,
+            'svm_optimum': prepare_finished_run,
+            'unequal_support': prepare_finished_run}
 
 
 @pytest.mark.parametrize('benchmark', ('omniglot', 'glyphs'))

@@ -158,7 +158,10 @@ def gap(alpha, gram, onehot, C, ridge):
     alpha: two floats, as `fit` returns them.
   """
   problem, scale = _scaled(gram, onehot, C, ridge)
-  return _gap_of(problem, *(scale * part for part in alpha))
+  base, change = (scale * part for part in alpha)
+  ones = jnp.ones((base.shape[1], 1), base.dtype)
+  sums = sum(two_floats.dot(base, ones))[:, 0] + change.sum(-1)
+  return _gap(problem, base, change, sums, *_slope(problem, base, change))
 
 
 def project(v, bound):
@@ -200,10 +203,14 @@ def _times(problem, x):
 
 
 def _reach(problem):
-  """Returns an upper bound of the largest eigenvalue: the largest row sum."""
+  """Returns an upper bound of the largest eigenvalue: the largest row sum.
+
+  It is larger where alpha is far below a slope (a tiny C or tiny features): a
+  step of 1 / reach must not drown the digits of alpha.
+  """
   shift = problem.shift
   whole = jnp.abs(problem.matrix + shift + shift[:, None])
-  return jnp.maximum(jnp.max(whole.sum(-1)), jnp.finfo(shift.dtype).eps)
+  return jnp.maximum(jnp.max(whole.sum(-1)), 0.1 / jnp.max(problem.bound))
 
 
 def _exactly(problem, x):
@@ -233,25 +240,20 @@ def _slope(problem, base, change):
   return (high - largest) + rest, largest[:, 0]
 
 
-def _gap(problem, base, change, slope, largest):
+def _gap(problem, base, change, sums, slope, largest):
   """Returns the relative gap of base + change; see the module.
 
   Args:
+    sums: of rows of base + change, [S]: zero but for rounding, but slopes may
+      be large.
     slope, largest: of `_slope`.
   """
   left = jnp.maximum(problem.bound - base - change, 0)
   most = slope.max(-1)
-  # Rows of a rounded alpha do not sum to zero, and slopes may be large.
-  ones = jnp.ones((base.shape[1], 1), base.dtype)
-  sums = sum(two_floats.dot(base, ones))[:, 0] + change.sum(-1)
   gap = jnp.sum(left * (most[:, None] - slope)) + sums @ (most + largest)
   outputs = slope + largest[:, None] + problem.onehot
   dual = jnp.sum((base + change) * (problem.onehot - outputs / 2))
   return gap / (dual + gap)
-
-
-def _gap_of(problem, base, change):
-  return _gap(problem, base, change, *_slope(problem, base, change))
 
 
 def _point(problem, base, change):
@@ -267,7 +269,7 @@ def _point(problem, base, change):
   new = new - problem.onehot * new.sum(-1, keepdims=True)
   change = (base - new) + change
   slope, largest = _slope(problem, new, change)
-  gap = _gap(problem, new, change, slope, largest)
+  gap = _gap(problem, new, change, change.sum(-1), slope, largest)
   return _Point(new, change, slope, largest, gap)
 
 
@@ -320,7 +322,9 @@ def _rounded(problem, point):
     first = jnp.where(free, first, problem.bound)
     second = (base - first) + change
     slope = point.slope - _times(problem, second)
-    gap = _gap(problem, first, jnp.zeros_like(first), slope, point.largest)
+    sums = (change - second).sum(-1)  # of the base they are zero
+    gap = _gap(
+      problem, first, jnp.zeros_like(first), sums, slope, point.largest)
     return first, second, gap
 
   firsts, seconds, gaps = jax.vmap(one)(jnp.array(_FACTORS, base.dtype))
@@ -364,7 +368,9 @@ def _split(problem, most):
     return point, dual / ratio, penalty * ratio, count + 1
 
   zero = jnp.zeros_like(problem.onehot)
-  start = _point(problem, zero, zero), zero, jnp.asarray(0.3, zero.dtype), 0
+  start = _Point(zero, zero, -problem.onehot, zero[:, 0], jnp.max(zero) + 1)
+  penalty = jnp.maximum(0.3, 0.01 / jnp.max(problem.bound))  # see `_reach`
+  start = start, zero, penalty.astype(zero.dtype), 0
   return jax.lax.while_loop(unfinished, splits, start)[0]
 
 

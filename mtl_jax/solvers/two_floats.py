@@ -31,9 +31,12 @@ def add(a, b):
 
 
 def power_of_two(x):
-  """Returns the least power of two that is above a scalar x >= 0, 1 for 0."""
-  exponent = jnp.where(x > 0, jnp.frexp(x)[1], 0)
-  return jnp.ldexp(jnp.ones_like(x), exponent)
+  """Returns the least power of two that is above x >= 0, 1 for 0."""
+  kind = jnp.finfo(x.dtype)
+  bits = jax.lax.bitcast_convert_type(x, f'int{kind.bits}')
+  power = jax.lax.bitcast_convert_type(
+    bits >> kind.nmant << kind.nmant, x.dtype)  # the mantissa is zero
+  return jnp.where(x > 0, 2 * power, 1)
 
 
 @jax.custom_jvp
