@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtl_jax import heads
 from mtl_jax.algorithms import base, network
 from mtl_jax.data import episodes
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
@@ -116,11 +117,22 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
         lambda w, w_t: 0.5 * jnp.sum((w - w_t) ** 2), variables['params'],
         end)))
     # The report is on w_t and all images of the task, as one batch.
-    logits = network.query_logits(
-        body._replace(batch_norm='transductive'), {**fixed, 'params': end},
-        images, images, mode)
+    def whole(w_t):
+      scored = network.score(network.query_logits(
+          body._replace(batch_norm='transductive'), {**fixed, 'params': w_t},
+          images, images, mode), labels)
+      return jnp.mean(scored.losses), scored
+
+    size, scored = stationarity(whole, end, fixed['params'])
     return distance, network.aux(
-        statistics, network.score(logits, labels), distance=distance)
+        statistics, scored, distance=distance, stationarity=size,
+        not_converged=heads.convergence({'inner': size})['not_converged'])
+
+  def stationarity(loss, end, start):
+    slope, extra = jax.grad(loss, has_aux=True)(end)
+    pull = (jax.grad(mean_over_tensors)(end, start) if public_code
+            else network.penalty_slope(l2, end, start))
+    return network.stationarity(slope, pull), extra
 
   def adapt(variables, key, support_x, support_y, num_ways):
     del num_ways  # the head has as many outputs as in training
@@ -128,12 +140,18 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
     end, _ = inner(variables, support_x, support_y,
                    batches(key, count, min(test_batch or count, count),
                            test_steps), network.TEST)
-    return network.Adapted({**variables, 'params': end}, support_x)
+    loss = network.support_loss(body, variables, support_x, support_y,
+                                network.TEST)
+    size, _ = stationarity(lambda w_t: loss(w_t, 0), end, variables['params'])
+    return network.Adapted({**variables, 'params': end}, support_x,
+                           heads.convergence({'inner': size}))
 
   return base.Algorithm(
       network.init_with_head(backbone, ways), task_loss,
       network.features_function(backbone), adapt,
-      network.predict_adapted(body))
+      network.predict_adapted(body), network.adapted_convergence,
+      'raise config.method.inner_steps (at test time test_steps), inner_rate '
+      'or l2')
 
 
 def _inner_loop(body, inner_rate, l2, public_code, unroll):
