@@ -17,6 +17,7 @@ residual |g - A x| / |g|, and how far phi_t is from the optimum
 """
 
 import jax
+import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from mtl_jax import heads
@@ -154,8 +155,10 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
                            convergence)
 
   def stationarity(loss, i, phi, theta, l2):
-    slope = jax.grad(lambda phi: loss(phi, i)[0])(phi)
-    return network.stationarity(slope, network.penalty_slope(l2, phi, theta))
+    pull = network.penalty_slope(l2, phi, theta)
+    slope = jax.tree.map(jnp.add, jax.grad(lambda phi: loss(phi, i)[0])(phi),
+                         pull)
+    return network.stationarity(slope, pull)
 
   return base.Algorithm(
       network.init_with_head(backbone, ways), task_loss,

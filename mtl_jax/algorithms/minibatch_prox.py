@@ -17,6 +17,7 @@ from mtl_jax import heads
 from mtl_jax.algorithms import base, network
 from mtl_jax.data import episodes
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
+from mtl_jax.solvers import inner_loop
 
 _UNROLLED = 16  # more steps take too long to compile when unrolled
 ANY_WAYS = False  # the head has as many outputs as in training
@@ -112,37 +113,25 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
     mode = network.Mode(True, key, tasks_seen)
     rows = batches(jax.random.fold_in(key, network.INNER_BATCHES),
                    len(labels), min(inner_batch, len(labels)), inner_steps)
-    end, statistics = inner(fixed, images, labels, rows, mode)
+    end, statistics, size = inner(fixed, images, labels, rows, mode)
     distance = sum(jax.tree.leaves(jax.tree.map(
         lambda w, w_t: 0.5 * jnp.sum((w - w_t) ** 2), variables['params'],
         end)))
     # The report is on w_t and all images of the task, as one batch.
-    def whole(w_t):
-      scored = network.score(network.query_logits(
-          body._replace(batch_norm='transductive'), {**fixed, 'params': w_t},
-          images, images, mode), labels)
-      return jnp.mean(scored.losses), scored
-
-    size, scored = stationarity(whole, end, fixed['params'])
+    logits = network.query_logits(
+        body._replace(batch_norm='transductive'), {**fixed, 'params': end},
+        images, images, mode)
     return distance, network.aux(
-        statistics, scored, distance=distance, stationarity=size,
+        statistics, network.score(logits, labels), distance=distance,
+        stationarity=size,
         not_converged=heads.convergence({'inner': size})['not_converged'])
-
-  def stationarity(loss, end, start):
-    slope, extra = jax.grad(loss, has_aux=True)(end)
-    pull = (jax.grad(mean_over_tensors)(end, start) if public_code
-            else network.penalty_slope(l2, end, start))
-    return network.stationarity(slope, pull), extra
 
   def adapt(variables, key, support_x, support_y, num_ways):
     del num_ways  # the head has as many outputs as in training
     count = len(support_y)
-    end, _ = inner(variables, support_x, support_y,
-                   batches(key, count, min(test_batch or count, count),
-                           test_steps), network.TEST)
-    loss = network.support_loss(body, variables, support_x, support_y,
-                                network.TEST)
-    size, _ = stationarity(lambda w_t: loss(w_t, 0), end, variables['params'])
+    end, _, size = inner(variables, support_x, support_y,
+                         batches(key, count, min(test_batch or count, count),
+                                 test_steps), network.TEST)
     return network.Adapted({**variables, 'params': end}, support_x,
                            heads.convergence({'inner': size}))
 
@@ -155,11 +144,18 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
 
 
 def _inner_loop(body, inner_rate, l2, public_code, unroll):
-  """Returns (variables, images, labels, rows, mode) -> (w_t, statistics).
+  """Returns (variables, images, labels, rows, mode) -> three results.
 
-  `rows` [steps, size] are the images of each step, of `batches`; the
-  statistics are those at w.
+  `rows` [steps, size] are the images of each step, of `batches`. Results are
+  w_t, the statistics at w, and network.stationarity at the start of the last
+  step, on its images. Fewer images than the task's make it larger, as their
+  noise counts, and cost no further pass.
   """
+  def size(slope, params, start):
+    pull = (jax.grad(mean_over_tensors)(params, start) if public_code
+            else network.penalty_slope(l2, params, start))
+    return network.stationarity(slope, pull)
+
   def inner(variables, images, labels, rows, mode):
     start = variables['params']
 
@@ -171,10 +167,11 @@ def _inner_loop(body, inner_rate, l2, public_code, unroll):
         value = value + mean_over_tensors(params, start)
       return value, statistics
 
-    return network.descend(
+    end, (statistics, sizes) = inner_loop.descend(
         loss, start, optax.adam(inner_rate, b1=0.), steps=len(rows),
         l2=0. if public_code else l2, first_order=True,
-        unroll=unroll and len(rows) <= _UNROLLED)
+        unroll=unroll and len(rows) <= _UNROLLED, measure=size)
+    return end, jax.tree.map(lambda s: s[0], statistics), sizes[-1]
 
   return inner
 

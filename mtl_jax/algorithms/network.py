@@ -211,19 +211,18 @@ def of_task(**values):
 
 
 def stationarity(slope, pull):
-  """Returns |slope + pull| / (|slope| + |pull|), of 0..1.
+  """Returns |slope| / (|slope - pull| + |pull|), of 0..1.
 
   It is zero at a minimum of a loss and a penalty, and 1 where nothing holds
   against the loss yet.
 
   Args:
-    slope: tree of arrays, the loss's gradient.
-    pull: the penalty's.
+    slope: tree of arrays, the gradient of both together.
+    pull: that of the penalty.
   """
   norm = optax.tree.norm
-  whole = norm(slope) + norm(pull)
-  return norm(jax.tree.map(jnp.add, slope, pull)) / jnp.where(
-      whole > 0, whole, 1)
+  both = norm(jax.tree.map(jnp.subtract, slope, pull)) + norm(pull)
+  return norm(slope) / jnp.where(both > 0, both, 1)
 
 
 def penalty_slope(l2, params, start):

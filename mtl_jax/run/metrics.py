@@ -61,10 +61,11 @@ def unsolved(values, prefix, remedy):
                     for name in ('residual', 'stationarity')
                     if prefix + name in values)
   where = 'validation' if prefix else 'training'
+  what = 'their accuracy' if prefix else 'the gradient'
   return (f'Not converged in {share:.1%} of the {where} tasks up to step '
-          f'{values["step"]} ({sizes}, means), so the '
-          f'{"accuracy" if prefix else "gradient"} is not exact: {remedy}. '
-          f'{FILE} has `{prefix}not_converged` of every record.')
+          f'{values["step"]} (means: {sizes}; 0 is solved), so {what} is that '
+          f'of approximate solutions: {remedy}. {FILE} has '
+          f'`{prefix}not_converged` of every record.')
 
 
 def read(path, upto=None):

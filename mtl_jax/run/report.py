@@ -57,8 +57,8 @@ def _not_converged(convergence):
   names = ', '.join(f'{name} in {c["not_converged"]:.1%} of its tasks ({of(c)})'
                     for name, c in bad.items())
   remedies = '; '.join(dict.fromkeys(c['remedy'] for c in bad.values()))
-  return [f'  Not converged, so the accuracy is not exact: {names}. What to '
-          f'change: {remedies}']
+  return [f'  Not converged: {names}; such an accuracy is that of '
+          f'approximate solutions: {remedies}']
 
 
 def curves(path):
