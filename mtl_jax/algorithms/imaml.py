@@ -17,7 +17,6 @@ residual |g - A x| / |g|, and how far phi_t is from the optimum
 """
 
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from mtl_jax import heads
@@ -155,10 +154,8 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
                            convergence)
 
   def stationarity(loss, i, phi, theta, l2):
-    pull = network.penalty_slope(l2, phi, theta)
-    slope = jax.tree.map(jnp.add, jax.grad(lambda phi: loss(phi, i)[0])(phi),
-                         pull)
-    return network.stationarity(slope, pull)
+    slope = jax.grad(lambda phi: loss(phi, i)[0])(phi)
+    return network.stationarity(slope, network.penalty_slope(l2, phi, theta))
 
   return base.Algorithm(
       network.init_with_head(backbone, ways), task_loss,

@@ -17,7 +17,6 @@ from mtl_jax import heads
 from mtl_jax.algorithms import base, network
 from mtl_jax.data import episodes
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
-from mtl_jax.solvers import inner_loop
 
 _UNROLLED = 16  # more steps take too long to compile when unrolled
 ANY_WAYS = False  # the head has as many outputs as in training
@@ -147,14 +146,16 @@ def _inner_loop(body, inner_rate, l2, public_code, unroll):
   """Returns (variables, images, labels, rows, mode) -> three results.
 
   `rows` [steps, size] are the images of each step, of `batches`. Results are
-  w_t, the statistics at w, and network.stationarity at the start of the last
-  step, on its images. Fewer images than the task's make it larger, as their
-  noise counts, and cost no further pass.
+  w_t, the statistics at w, and network.stationarity of w_t on the images of
+  the first step: those of the whole task would take as long as several steps.
+  Fewer images than the task's make it larger, as their noise counts.
   """
   def size(slope, params, start):
-    pull = (jax.grad(mean_over_tensors)(params, start) if public_code
-            else network.penalty_slope(l2, params, start))
-    return network.stationarity(slope, pull)
+    if not public_code:
+      return network.stationarity(
+          slope, network.penalty_slope(l2, params, start))
+    pull = jax.grad(mean_over_tensors)(params, start)  # a part of the slope
+    return network.stationarity(jax.tree.map(jnp.subtract, slope, pull), pull)
 
   def inner(variables, images, labels, rows, mode):
     start = variables['params']
@@ -167,11 +168,14 @@ def _inner_loop(body, inner_rate, l2, public_code, unroll):
         value = value + mean_over_tensors(params, start)
       return value, statistics
 
-    end, (statistics, sizes) = inner_loop.descend(
+    end, statistics = network.descend(
         loss, start, optax.adam(inner_rate, b1=0.), steps=len(rows),
         l2=0. if public_code else l2, first_order=True,
-        unroll=unroll and len(rows) <= _UNROLLED, measure=size)
-    return end, jax.tree.map(lambda s: s[0], statistics), sizes[-1]
+        unroll=unroll and len(rows) <= _UNROLLED)
+    # The slope of a step that was taken would be free, but then compilers round
+    # that step in another way.
+    slope, _ = jax.grad(loss, has_aux=True)(end, 0)
+    return end, statistics, size(slope, end, start)
 
   return inner
 

@@ -211,18 +211,19 @@ def of_task(**values):
 
 
 def stationarity(slope, pull):
-  """Returns |slope| / (|slope - pull| + |pull|), of 0..1.
+  """Returns |slope + pull| / (|slope| + |pull|), of 0..1.
 
   It is zero at a minimum of a loss and a penalty, and 1 where nothing holds
   against the loss yet.
 
   Args:
-    slope: tree of arrays, the gradient of both together.
+    slope: tree of arrays, the gradient of the loss.
     pull: that of the penalty.
   """
   norm = optax.tree.norm
-  both = norm(jax.tree.map(jnp.subtract, slope, pull)) + norm(pull)
-  return norm(slope) / jnp.where(both > 0, both, 1)
+  both = norm(slope) + norm(pull)
+  return norm(jax.tree.map(jnp.add, slope, pull)) / jnp.where(
+      both > 0, both, 1)
 
 
 def penalty_slope(l2, params, start):

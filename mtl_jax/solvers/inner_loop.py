@@ -13,7 +13,7 @@ import optax
 
 
 def descend(loss, start, optimizer, *, steps, l2=0., first_order=False,
-            remat=False, unroll=True, measure=None):
+            remat=False, unroll=True):
   """Takes `steps` steps on loss + l2 / 2 |params - start|^2.
 
   Differentiable in whatever `loss`, `start` and `optimizer` close over.
@@ -33,11 +33,9 @@ def descend(loss, start, optimizer, *, steps, l2=0., first_order=False,
       about a third more time.
     unroll: whether steps are unrolled. A loop compiles faster; around
       convolutions on a CPU it runs several times as long.
-    measure: (gradient of a step with that of l2, params, start) -> anything.
 
   Returns:
-    (end, the second results of `loss` at all steps, stacked). With `measure`
-    the second is a pair: these, and its results at all steps, stacked.
+    (end, the second results of `loss` at all steps, stacked).
   """
   def step(carry, i):
     params, state = carry
@@ -46,8 +44,6 @@ def descend(loss, start, optimizer, *, steps, l2=0., first_order=False,
       grads = jax.lax.stop_gradient(grads)
     grads = jax.tree.map(lambda g, p, s: g + l2 * (p - s), grads, params,
                          start)
-    if measure:
-      extra = extra, measure(grads, params, start)
     updates, state = optimizer.update(grads, state, params)
     return (optax.apply_updates(params, updates), state), extra
 
