@@ -27,10 +27,13 @@ UNSOLVED = lambda gram, penalty, right: right
 # Options by which a method's problem is solved, options by which it is not,
 # what is patched for the latter, and the field that the line names.
 IMAML = {'l2': 10., 'inner_rate': 0.03, 'smooth': True}
-PROX = {'l2': 10., 'inner_rate': 3e-3, 'inner_batch': 99, 'smooth': True}
+PROX = {'l2': 10., 'inner_rate': 3e-4, 'inner_batch': 99, 'smooth': True}
 CASES = {
     'metaoptnet': ({}, {}, (
-        svm, 'fit', functools.partial(svm.fit, max_rounds=0)), 'method.C'),
+        svm, 'fit', lambda x, y, ways, **options: {
+            'weights': jnp.zeros((x.shape[1], ways)),
+            'dual': jnp.zeros((len(x), ways)),
+            'rest': jnp.zeros((len(x), ways))}), 'method.C'),
     'metaoptnet-ridge': ({'head': 'ridge'}, {'head': 'ridge'}, (
         ridge, '_solve', UNSOLVED), 'method.regulariser'),
     'r2d2': ({}, {}, (ridge, '_solve', UNSOLVED), 'method.regulariser'),
@@ -41,7 +44,7 @@ CASES = {
                     'method.inner_steps'),
     'imaml-cg': (IMAML | {'inner_steps': 40, 'cg_steps': 10},
                  IMAML | {'inner_steps': 40, 'cg_steps': 1}, None, 'cg_steps'),
-    'minibatch_prox': (PROX | {'inner_steps': 300}, PROX | {'inner_steps': 1},
+    'minibatch_prox': (PROX | {'inner_steps': 200}, PROX | {'inner_steps': 1},
                        None, 'method.inner_steps'),
 }
 
@@ -110,14 +113,14 @@ def test_a_resumed_run_does_not_say_it_again(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('name', [
-    'mtl', 'metaoptnet', 'r2d2', 'r2d2-episode', 'imaml', 'minibatch_prox'])
+    'mtl', 'r2d2', 'r2d2-episode', 'imaml', 'minibatch_prox'])
 def test_a_methods_own_test_says_what_was_not_solved(
     name, float64, monkeypatch):
   patches = {
-      'metaoptnet': CASES['metaoptnet'][2], 'r2d2': CASES['r2d2'][2],
+      'r2d2': CASES['r2d2'][2],
       'mtl': (logistic, 'fit', functools.partial(logistic.fit, max_steps=0))}
   steps = {'imaml': (IMAML | {'test_l2': 10.}, 40),
-           'minibatch_prox': (PROX, 300)}
+           'minibatch_prox': (PROX, 200)}
   name, _, batch_norm = name.partition('-')
   episode = task()
 
