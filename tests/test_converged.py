@@ -190,3 +190,7 @@ def test_one_large_residual_is_enough(residuals, bad):
   assert bool(heads.convergence({
       name: jnp.asarray(v) for name, v in residuals.items()})[
           'not_converged']) is bad
+
+
+def test_a_head_without_residuals_claims_nothing():
+  assert heads.convergence({}) == {}

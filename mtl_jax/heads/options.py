@@ -19,13 +19,16 @@ def convergence(residuals):
       `not_converged` a head has a tolerance of its own.
 
   Returns:
+    {} without any, and else
     residual: the largest.
     not_converged: [] bool, whether one is above 0.05 or not a number, or the
       head says so.
   """
+  if not residuals:
+    return {}
   said = residuals.get('not_converged', False)
   values = [v for name, v in residuals.items() if name != 'not_converged']
-  largest = functools.reduce(jnp.maximum, values)  # NaN if any is
+  largest = functools.reduce(jnp.maximum, values, 0.)  # NaN if any is
   return {'residual': largest,
           'not_converged': said | ~(largest <= LARGE_RESIDUAL)}
 
