@@ -19,3 +19,15 @@ def draw_task(ways, shots, dim=640, queries=4, scale=1.0, seed=0):
 def fit(head, x, y, ways, **options):
   """Returns the params of a head, by a compiled fit."""
   return jax.jit(lambda x, y: head.fit(x, y, ways, **options))(x, y)
+
+
+def products(jaxpr):
+  """Yields the precision of every matrix product, inner jaxprs included."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation.params['precision']
+    for value in jax.tree.leaves(
+        list(equation.params.values()), is_leaf=lambda v: hasattr(v, 'eqns')):
+      inner = getattr(value, 'jaxpr', value)
+      if hasattr(inner, 'eqns'):
+        yield from products(inner)

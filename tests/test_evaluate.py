@@ -104,9 +104,9 @@ def test_pixels_of_few_tasks_are_held_at_a_time(store, trained, monkeypatch):
   few, = adapters.make(pixels, store, rules, {'x': ('centroid', {})}, 4)
   whole, = adapters.make(kept, store, rules, {'x': ('centroid', {})}, 4)
   assert (few.at_once, whole.at_once) == (2, 7)
-  for one, other in zip(few.logits({}, parts), whole.logits({}, parts),
+  for one, other in zip(few.answers({}, parts), whole.answers({}, parts),
                         strict=True):
-    np.testing.assert_array_equal(one['x'], other['x'])
+    np.testing.assert_array_equal(one['x'].logits, other['x'].logits)
   of_few, of_all, of_others = (16 * len(batches) for batches in held)
   assert max(of_few, of_others) <= 2 * 40 < of_all
 
@@ -117,7 +117,8 @@ def test_a_method_adapts_to_each_task_once_with_the_tasks_own_key(
   algorithm, variables = trained
   guess = lambda key: jax.random.normal(key, (30, 5))
   guessing = algorithm._replace(adapt=lambda variables, key, *task: key,
-                                predict=lambda key, query: guess(key))
+                                predict=lambda key, query: guess(key),
+                                convergence=None)
   rules = protocol(num_tasks=count)
   ours = measure.meta_test(guessing, variables, store, rules,
                            {'own': ('own', {})})['own']
@@ -132,11 +133,13 @@ def test_adapters_give_the_logits_of_each_of_their_tasks(store, trained):
   tasks = [drawing.tasks(p, drawing.draw(p, store.offsets)) for p in rules]
   both, = adapters.make(algorithm, store, rules[0], {
       'a': ('centroid', {}), 'b': ('ridge', {})}, fewest=2)
-  by_task = list(both.logits(variables, tasks))
-  for logits, shape in zip(by_task, ((4, 30, 5), (2, 24, 4)), strict=True):
-    assert {k: v.shape for k, v in logits.items()} == {'a': shape, 'b': shape}
-  alone, = both.logits(variables, tasks[1:])
-  np.testing.assert_allclose(alone['b'], by_task[1]['b'], atol=1e-6)
+  by_task = list(both.answers(variables, tasks))
+  for answers, shape in zip(by_task, ((4, 30, 5), (2, 24, 4)), strict=True):
+    assert {k: v.logits.shape for k, v in answers.items()} == {
+        'a': shape, 'b': shape}
+  alone, = both.answers(variables, tasks[1:])
+  np.testing.assert_allclose(alone['b'].logits, by_task[1]['b'].logits,
+                             atol=1e-6)
 
 
 def test_summary_is_the_normal_interval():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from head_tasks import draw_task
+from head_tasks import draw_task, products
 
 from mtl_jax import config, fields
 from mtl_jax.errors import UserError
@@ -140,18 +140,6 @@ def test_weights_of_equal_classes_are_exactly_one():
   for ways, shots in [(5, 1), (1623, 19)]:
     labels = np.repeat(np.arange(ways), shots)
     assert (balance(labels, ways) == 1).all()
-
-
-def products(jaxpr):
-  """Yields the precision of every matrix product, inner jaxprs included."""
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'dot_general':
-      yield equation.params['precision']
-    for value in jax.tree.leaves(
-        list(equation.params.values()), is_leaf=lambda v: hasattr(v, 'eqns')):
-      inner = getattr(value, 'jaxpr', value)
-      if hasattr(inner, 'eqns'):
-        yield from products(inner)
 
 
 @heads

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from head_tasks import products
 
+from mtl_jax.algorithms import imaml
 from mtl_jax.solvers import conjugate_gradients, inner_loop
 
 
@@ -140,3 +142,15 @@ def test_zero_has_the_solution_zero():
   solution = conjugate_gradients.solve(lambda v: A @ v, jnp.zeros(6), steps=4)
   assert not solution.negative
   assert not np.any(solution.x) and solution.residual == 0
+
+
+@pytest.mark.parametrize('function', [
+    lambda b: conjugate_gradients.solve(
+        lambda v: 2 * v, b, steps=2, unroll=False),
+    lambda b: imaml._solve(lambda w: jnp.sum(w**4), b, b, identity=1.,
+                           curvature=1., steps=2, unroll=True)])
+def test_products_of_vectors_have_the_highest_precision(function):
+  """Fails if units with short products make the lengths of steps wrong."""
+  found = list(products(jax.make_jaxpr(function)(jnp.ones(5)).jaxpr))
+  assert len(found) > 2
+  assert set(found) == {(jax.lax.Precision.HIGHEST,) * 2}

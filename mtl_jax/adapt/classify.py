@@ -23,7 +23,6 @@ from mtl_jax.run import trained, workdir
 # Images of every forward pass, so that no prediction depends on how many
 # images there are.
 BATCH = 32
-_LARGE_RESIDUAL = 0.05  # the diagnostics of a good fit are about zero
 _TABLES = ('predictions.json', 'predictions.csv', 'predictions.png')
 _CONFUSION = 'confusion.png'
 
@@ -195,7 +194,7 @@ def score(query, predicted):
 
 def converged(residuals):
   """Returns whether a head's residuals are those of a good fit."""
-  return all(value is not None and value <= _LARGE_RESIDUAL
+  return all(value is not None and value <= heads.LARGE_RESIDUAL
              for value in residuals.values())
 
 

@@ -27,6 +27,12 @@ class Algorithm(NamedTuple):
   adapt(variables, key, support_x, support_y, num_ways) -> adapted, the
     method's own way to learn an unseen task; a tree of arrays.
   predict(adapted, query_x) -> logits [.., N].
+  convergence(adapted, query_x) -> of heads.convergence: how well `adapt` (or
+    `predict`) solved what it solves. None where nothing is solved, such as
+    where a number of steps is fixed by design.
+  remedy: which fields to change where training or `adapt` has not converged;
+    the second half of a sentence. The metrics of `loss` say that by
+    `not_converged`, beside `residual` or `stationarity`.
   """
 
   init: Callable
@@ -34,6 +40,8 @@ class Algorithm(NamedTuple):
   features: Callable
   adapt: Callable
   predict: Callable
+  convergence: Callable | None = None
+  remedy: str = ''
 
 
 def need_queries(options, train):

@@ -11,14 +11,15 @@ no path through the steps:
 with H the Hessian of the support's loss at phi_t, by conjugate gradients on
 Hessian products (the paper's equations 6 and 8). Away from an optimum H is
 indefinite and I + H / lambda may be; the metrics report how often a direction
-of non-positive curvature ended the iteration (`negative_curvature`), and the
-residual |g - A x| / |g|.
+of non-positive curvature ended the iteration (`negative_curvature`), the
+residual |g - A x| / |g|, and how far phi_t is from the optimum
+(`stationarity`).
 """
 
 import jax
-import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from mtl_jax import heads
 from mtl_jax.algorithms import base, network
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.solvers import conjugate_gradients, inner_loop
@@ -131,22 +132,38 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
     # The value of the query's loss with the implicit gradient.
     zero = jax.tree.map(lambda p, same: p - same, variables['params'],
                         fixed['params'])
-    linear = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, x, zero)))
-    return (value + linear,
-            network.aux(statistics, scored, residual=solution.residual,
-                        negative_curvature=solution.negative))
+    linear = sum(jax.tree.leaves(jax.tree.map(conjugate_gradients.dot, x,
+                                              zero)))
+    size = stationarity(loss, inner_steps, phi, fixed['params'], l2)
+    return value + linear, network.aux(
+        statistics, scored, residual=solution.residual,
+        negative_curvature=solution.negative, stationarity=size,
+        not_converged=heads.convergence(
+            {'cg': solution.residual, 'inner': size})['not_converged'])
 
   def adapt(variables, key, support_x, support_y, num_ways):
     del key, num_ways  # nothing random; the head's outputs are fixed
     loss = network.support_loss(body, variables, support_x, support_y,
                                 network.TEST)
     phi, _ = inner(variables['params'], loss, test_steps, test_l2)
-    return network.Adapted({**variables, 'params': phi}, support_x)
+    convergence = None
+    if test_l2:
+      convergence = heads.convergence({'inner': stationarity(
+          loss, test_steps, phi, variables['params'], test_l2)})
+    return network.Adapted({**variables, 'params': phi}, support_x,
+                           convergence)
+
+  def stationarity(loss, i, phi, theta, l2):
+    slope = jax.grad(lambda phi: loss(phi, i)[0])(phi)
+    return network.stationarity(slope, network.penalty_slope(l2, phi, theta))
 
   return base.Algorithm(
       network.init_with_head(backbone, ways), task_loss,
       network.features_function(backbone), adapt,
-      network.predict_adapted(body))
+      network.predict_adapted(body),
+      network.adapted_convergence if test_l2 else None,
+      'raise config.method.inner_steps (at test time test_steps), cg_steps, '
+      'or l2')
 
 
 def _inner_loop(inner_rate, public_code, unroll):
@@ -176,7 +193,8 @@ def _solve(loss, phi, g, *, identity, curvature, steps, unroll):
 
   def product(v):
     # Reverse over reverse: the convolution has no forward mode.
-    hessian_v = jax.grad(lambda flat: jnp.vdot(slope(flat), v))(flat)
+    hessian_v = jax.grad(
+        lambda flat: conjugate_gradients.dot(slope(flat), v))(flat)
     return identity * v + hessian_v / curvature
 
   solution = conjugate_gradients.solve(product, ravel_pytree(g)[0],

@@ -1,39 +1,44 @@
 """The parts of methods that adapt nothing below the head."""
 
+import functools
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
+from mtl_jax import heads
 from mtl_jax.algorithms import network
 from mtl_jax.heads import logistic
 from mtl_jax.models import layers
 
 
 class LastLayer(NamedTuple):
-  """Three functions of such a method; see base.Algorithm."""
+  """Functions of such a method; see base.Algorithm."""
 
   loss: Any
   adapt: Any
   predict: Any
+  convergence: Any = None
 
 
 @struct.dataclass
 class FittedTask:
   """What `predict` needs of a task whose head has been fitted.
 
-  Under 'episode' the support's features depend on the query: `head` is None,
-  and `predict` fits it.
+  Under 'episode' the support's features depend on the query: `head` and
+  `convergence` are None, and `predict` fits the head.
   """
 
   variables: Any
   support_x: Any
   support_y: Any
   head: Any
+  convergence: Any
   num_ways: int = struct.field(pytree_node=False)  # static: sets shapes
 
 
-def make(body, fit, logits, score=network.score):
+def make(body, fit, logits, score=network.score, diagnostics=None):
   """Returns the LastLayer of a head.
 
   Args:
@@ -41,7 +46,11 @@ def make(body, fit, logits, score=network.score):
     fit: (params, features [S, D], labels [S], num_ways) -> head.
     logits: (params, head, features [Q, D]) -> [Q, N].
     score: (logits [Q, N], labels [Q]) -> Scored.
+    diagnostics: (head, features [S, D], labels [S]) -> residuals by name, as
+      a head's; None: the head is not solved for.
   """
+  converged = functools.partial(_converged, diagnostics)
+
   def loss(variables, key, episode, tasks_seen):
     params = variables['params']
     support, query, statistics = network.task_pass(
@@ -50,40 +59,68 @@ def make(body, fit, logits, score=network.score):
     ways = episode.class_ids.shape[0]
     head = fit(params, support, episode.support_y, ways)
     scored = score(logits(params, head, query), episode.query_y)
-    return jnp.mean(scored.losses), network.aux(statistics, scored)
+    return jnp.mean(scored.losses), network.aux(
+        statistics, scored, **converged(head, support, episode.support_y))
 
   def adapt(variables, key, support_x, support_y, num_ways):
     del key  # nothing random
-    head = None
+    head = convergence = None
     if body.batch_norm != 'episode':
       features, _ = network.support_pass(body, variables, support_x,
                                          network.TEST)
       head = fit(variables['params'], features, support_y, num_ways)
-    return FittedTask(variables, support_x, support_y, head, num_ways)
+      convergence = converged(head, features, support_y)
+    return FittedTask(variables, support_x, support_y, head, convergence,
+                      num_ways)
+
+  def in_episode(adapted, query_x):
+    support, query, _ = network.task_pass(
+        body, adapted.variables, adapted.support_x, query_x, network.TEST)
+    return support, query, fit(adapted.variables['params'], support,
+                               adapted.support_y, adapted.num_ways)
 
   def predict(adapted, query_x):
-    params, head = adapted.variables['params'], adapted.head
-    args = (body, adapted.variables, adapted.support_x, query_x, network.TEST)
     if body.batch_norm == 'episode':
-      support, query, _ = network.task_pass(*args)
-      head = fit(params, support, adapted.support_y, adapted.num_ways)
+      _, query, head = in_episode(adapted, query_x)
     else:
-      query = network.query_pass(*args)
-    return logits(params, head, query)
+      head = adapted.head
+      query = network.query_pass(body, adapted.variables, adapted.support_x,
+                                 query_x, network.TEST)
+    return logits(adapted.variables['params'], head, query)
 
-  return LastLayer(loss, adapt, predict)
+  def convergence(adapted, query_x):
+    if body.batch_norm != 'episode':
+      return adapted.convergence
+    support, _, head = in_episode(adapted, query_x)
+    return converged(head, support, adapted.support_y)
+
+  return LastLayer(loss, adapt, predict, diagnostics and convergence)
+
+
+def _converged(diagnostics, head, features, labels):
+  """Returns heads.convergence of a head, {} without diagnostics."""
+  if diagnostics is None:
+    return {}
+  head, features = jax.lax.stop_gradient((head, features))
+  return heads.convergence(diagnostics(head, features, labels))
 
 
 def new_head(features, C):
-  """Returns (adapt, predict): logistic regression on unit-length features."""
+  """Returns the end of an Algorithm: logistic regression, unit features.
+
+  They are adapt, predict, convergence and remedy.
+  """
   def adapt(variables, key, support_x, support_y, num_ways):
     del key  # convex: nothing random
     support = layers.unit_norm(features(variables, support_x))
-    return variables, logistic.fit(support, support_y, num_ways, C=C)
+    head = logistic.fit(support, support_y, num_ways, C=C)
+    return variables, head, heads.convergence(
+        logistic.diagnostics(head, support, support_y, C=C))
 
   def predict(adapted, query_x):
-    variables, head = adapted
+    variables, head, _ = adapted
     return logistic.logits(
         head, layers.unit_norm(features(variables, query_x)))
 
-  return adapt, predict
+  return (adapt, predict, lambda adapted, query_x: adapted[2],
+          'lower config.method.test_C')

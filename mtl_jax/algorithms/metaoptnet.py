@@ -84,9 +84,11 @@ def build(backbone, num_classes, ways, *, head, C, svm_ridge, regulariser,
           scale, label_smoothing, batch_norm):
   """Returns MetaOptNet over a backbone; see OPTIONS for the keywords."""
   del num_classes, ways
-  learner, keywords = {
-      'svm': (svm, {'C': C, 'ridge': svm_ridge}),
-      'ridge': (ridge, {'regulariser': regulariser})}[head]
+  learner, keywords, remedy = {
+      'svm': (svm, {'C': C, 'ridge': svm_ridge},
+              'lower config.method.C or raise config.method.svm_ridge'),
+      'ridge': (ridge, {'regulariser': regulariser},
+                'raise config.method.regulariser')}[head]
 
   def init(key, images):
     variables, _, _ = network.init(backbone, key, images)
@@ -99,6 +101,7 @@ def build(backbone, num_classes, ways, *, head, C, svm_ridge, regulariser,
           features, labels, num_ways, **keywords),
       lambda params, fitted, features: params['scale'] * learner.logits(
           fitted, features),
-      functools.partial(network.score, smoothing=label_smoothing))
+      functools.partial(network.score, smoothing=label_smoothing),
+      functools.partial(learner.diagnostics, **keywords))
   return base.Algorithm(init, parts.loss, network.features_function(backbone),
-                        parts.adapt, parts.predict)
+                        parts.adapt, parts.predict, parts.convergence, remedy)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mtl_jax import heads
 from mtl_jax.algorithms import base, network
 from mtl_jax.data import episodes
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
@@ -111,7 +112,7 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
     mode = network.Mode(True, key, tasks_seen)
     rows = batches(jax.random.fold_in(key, network.INNER_BATCHES),
                    len(labels), min(inner_batch, len(labels)), inner_steps)
-    end, statistics = inner(fixed, images, labels, rows, mode)
+    end, statistics, size = inner(fixed, images, labels, rows, mode)
     distance = sum(jax.tree.leaves(jax.tree.map(
         lambda w, w_t: 0.5 * jnp.sum((w - w_t) ** 2), variables['params'],
         end)))
@@ -120,28 +121,42 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
         body._replace(batch_norm='transductive'), {**fixed, 'params': end},
         images, images, mode)
     return distance, network.aux(
-        statistics, network.score(logits, labels), distance=distance)
+        statistics, network.score(logits, labels), distance=distance,
+        stationarity=size,
+        not_converged=heads.convergence({'inner': size})['not_converged'])
 
   def adapt(variables, key, support_x, support_y, num_ways):
     del num_ways  # the head has as many outputs as in training
     count = len(support_y)
-    end, _ = inner(variables, support_x, support_y,
-                   batches(key, count, min(test_batch or count, count),
-                           test_steps), network.TEST)
-    return network.Adapted({**variables, 'params': end}, support_x)
+    end, _, size = inner(variables, support_x, support_y,
+                         batches(key, count, min(test_batch or count, count),
+                                 test_steps), network.TEST)
+    return network.Adapted({**variables, 'params': end}, support_x,
+                           heads.convergence({'inner': size}))
 
   return base.Algorithm(
       network.init_with_head(backbone, ways), task_loss,
       network.features_function(backbone), adapt,
-      network.predict_adapted(body))
+      network.predict_adapted(body), network.adapted_convergence,
+      'raise config.method.inner_steps (at test time test_steps), inner_rate '
+      'or l2')
 
 
 def _inner_loop(body, inner_rate, l2, public_code, unroll):
-  """Returns (variables, images, labels, rows, mode) -> (w_t, statistics).
+  """Returns (variables, images, labels, rows, mode) -> three results.
 
-  `rows` [steps, size] are the images of each step, of `batches`; the
-  statistics are those at w.
+  `rows` [steps, size] are the images of each step, of `batches`. Results are
+  w_t, the statistics at w, and network.stationarity of w_t on the images of
+  the first step: those of the whole task would take as long as several steps.
+  Fewer images than the task's make it larger, as their noise counts.
   """
+  def size(slope, params, start):
+    if not public_code:
+      return network.stationarity(
+          slope, network.penalty_slope(l2, params, start))
+    pull = jax.grad(mean_over_tensors)(params, start)  # a part of the slope
+    return network.stationarity(jax.tree.map(jnp.subtract, slope, pull), pull)
+
   def inner(variables, images, labels, rows, mode):
     start = variables['params']
 
@@ -153,10 +168,14 @@ def _inner_loop(body, inner_rate, l2, public_code, unroll):
         value = value + mean_over_tensors(params, start)
       return value, statistics
 
-    return network.descend(
+    end, statistics = network.descend(
         loss, start, optax.adam(inner_rate, b1=0.), steps=len(rows),
         l2=0. if public_code else l2, first_order=True,
         unroll=unroll and len(rows) <= _UNROLLED)
+    # The slope of a step that was taken would be free, but then compilers round
+    # that step in another way.
+    slope, _ = jax.grad(loss, has_aux=True)(end, 0)
+    return end, statistics, size(slope, end, start)
 
   return inner
 

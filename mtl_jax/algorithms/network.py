@@ -201,8 +201,34 @@ def aux(batch_stats, scored, **means):
   return Aux(batch_stats, {
       'loss': (jnp.sum(scored.losses), count),
       'accuracy': (hits.astype(jnp.float32), count),
-      **{name: (jnp.float32(value), jnp.float32(1))
-         for name, value in means.items()}})
+      **of_task(**means)})
+
+
+def of_task(**values):
+  """Returns metrics of numbers [] that are averaged over tasks."""
+  return {name: (jnp.float32(value), jnp.float32(1))
+          for name, value in values.items()}
+
+
+def stationarity(slope, pull):
+  """Returns |slope + pull| / (|slope| + |pull|), of 0..1.
+
+  It is zero at a minimum of a loss and a penalty, and 1 where nothing holds
+  against the loss yet.
+
+  Args:
+    slope: tree of arrays, the gradient of the loss.
+    pull: that of the penalty.
+  """
+  norm = optax.tree.norm
+  both = norm(slope) + norm(pull)
+  return norm(jax.tree.map(jnp.add, slope, pull)) / jnp.where(
+      both > 0, both, 1)
+
+
+def penalty_slope(l2, params, start):
+  """Returns the gradient of l2 / 2 |params - start|^2."""
+  return jax.tree.map(lambda p, s: l2 * (p - s), params, start)
 
 
 # --- For methods that adapt a backbone and its linear head. ---
@@ -213,6 +239,7 @@ class Adapted(NamedTuple):
 
   variables: Any  # 'params' are the adapted ones
   support_x: Any
+  convergence: Any = None  # of heads.convergence, where a problem is solved
 
 
 def init_with_head(backbone, ways):
@@ -259,6 +286,12 @@ def query_loss(body, variables, episode, mode, loss='cross_entropy'):
                         mode)
   scored = score(logits, episode.query_y, loss)
   return jnp.mean(scored.losses), scored
+
+
+def adapted_convergence(adapted, query_x):
+  """Does what Algorithm.convergence does, for Adapted."""
+  del query_x
+  return adapted.convergence
 
 
 def predict_adapted(body):

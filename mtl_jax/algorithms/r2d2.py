@@ -6,9 +6,12 @@
 The last layer adapts, regularised by l2; the gradient goes through the solve.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
+from mtl_jax import heads
 from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.data import episodes
 from mtl_jax.errors import UserError
@@ -108,16 +111,17 @@ def build(backbone, num_classes, ways, *, regulariser, scale, shift,
                                      'shift': jnp.float32(shift)}
     return variables
 
-  def fit(params, features, labels, num_ways):
-    del params
-    return ridge.fit(features, labels, num_ways, regulariser=regulariser,
-                     target=1., bias=True, average=True)
-
-  parts = last_layer.make(network.Body(backbone, batch_norm), fit, _logits)
+  keywords = {'regulariser': regulariser, 'target': 1., 'bias': True,
+              'average': True}
+  parts = last_layer.make(
+      network.Body(backbone, batch_norm),
+      lambda params, *task: ridge.fit(*task, **keywords), _logits,
+      diagnostics=functools.partial(ridge.diagnostics, **keywords))
   return base.Algorithm(
       init, _drawn_shots_loss(backbone, regulariser, max_shots)
       if max_shots else parts.loss,
-      network.features_function(backbone), parts.adapt, parts.predict)
+      network.features_function(backbone), parts.adapt, parts.predict,
+      parts.convergence, 'raise config.method.regulariser')
 
 
 def _logits(params, head, features):
@@ -147,14 +151,18 @@ def _drawn_shots_loss(backbone, regulariser, max_shots):
         jax.random.fold_in(key, network.DRAWN_SHOTS), (), 1, max_shots + 1)
     support = (number < drawn).astype(features.dtype)
     rows = jnp.concatenate([features, jnp.ones_like(features[:, :1])], -1)
-    head = ridge.fit(rows * support[:, None], labels, num_ways, target=1.,
-                     regulariser=regulariser * drawn * num_ways)
+    used = rows * support[:, None]
+    keywords = {'target': 1., 'regulariser': regulariser * drawn * num_ways}
+    head = ridge.fit(used, labels, num_ways, **keywords)
+    solved = heads.convergence(ridge.diagnostics(
+        *jax.lax.stop_gradient((head, used)), labels, **keywords))
     scored = network.score(_logits(params, head, rows), labels)
     values = scored.losses * (1 - support)
     count = jnp.sum(1 - support)
     hits = jnp.sum(
         (jnp.argmax(scored.logits, -1) == labels) * (1 - support))
     return jnp.sum(values) / count, base.Aux(statistics, {
-        'loss': (jnp.sum(values), count), 'accuracy': (hits, count)})
+        'loss': (jnp.sum(values), count), 'accuracy': (hits, count),
+        **network.of_task(**solved)})
 
   return loss

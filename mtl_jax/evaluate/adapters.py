@@ -8,7 +8,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,25 @@ OWN = 'own'  # the method's own adaptation in place of a head
 _PIXELS = 2**27  # bytes of the raw pixels of the tasks in one call
 
 
+class Answers(NamedTuple):
+  """What a head or a method says on t tasks."""
+
+  logits: Any  # [t, Q, N]
+  convergence: dict  # of heads.convergence, [t] each; {} if nothing is solved
+
+
 class Adapter(NamedTuple):
   """Adapts to tasks and classifies their queries.
 
-  logits(variables, tasks) -> for each of `tasks` in turn, a dictionary of
-    label -> logits [t, Q, N]. `tasks` is a list of protocol.Tasks of one
+  answers(variables, tasks) -> for each of `tasks` in turn, a dictionary of
+    label -> Answers. `tasks` is a list of protocol.Tasks of one
     store, each of `at_once` tasks (t), or of all tasks of a protocol where
     there are fewer. What they share is computed once; results come one at a
     time, so that those of all tasks need not be held.
   at_once: tasks in one call; the result of a task does not depend on it.
   """
 
-  logits: Callable
+  answers: Callable
   at_once: int
 
 
@@ -45,7 +52,7 @@ def is_head(name):
 
 
 def make(algorithm, store, protocol, scored, fewest):
-  """Returns the adapters that give the logits of all labels of `scored`.
+  """Returns the adapters that answer for all labels of `scored`.
 
   Args:
     algorithm: whose features or adaptation are taken.
@@ -90,8 +97,8 @@ def new_heads(algorithm, store, protocol, scored):
   def fit(ways, support, labels, seen, query_rows):
     # A head never learns which classes of the split it sees.
     def of_task(support, query):
-      return {label: heads.find(name).logits(
-          heads.find(name).fit(support, labels, ways, **options), query)
+      return {label: _of_head(heads.find(name), options, ways, support,
+                              labels, query)
               for label, (name, options) in scored.items()}
     return jax.vmap(of_task)(support, seen[query_rows])
 
@@ -103,7 +110,7 @@ def new_heads(algorithm, store, protocol, scored):
     return batch_features(variables, augment.augment(
         key, images, **protocol.augmentation))
 
-  def logits(variables, tasks):
+  def answers(variables, tasks):
     of_tasks = lambda tasks: features.of_tasks(
         batch_features, variables, store, tasks, protocol.batch_size)
     used, seen = (None, None) if pixels else of_tasks(tasks)
@@ -121,8 +128,15 @@ def new_heads(algorithm, store, protocol, scored):
       yield fit(part.ways, support, labels, seen,
                 np.searchsorted(used, part.query))
 
-  return Adapter(logits, min(protocol.tasks_at_once, _tasks_of_pixels(
+  return Adapter(answers, min(protocol.tasks_at_once, _tasks_of_pixels(
       store, protocol)) if pixels else protocol.tasks_at_once)
+
+
+def _of_head(head, options, ways, support, labels, query):
+  """Returns the Answers of a head on one task's features."""
+  params = head.fit(support, labels, ways, **options)
+  return Answers(head.logits(params, query), heads.convergence(
+      head.diagnostics(params, support, labels, **options)))
 
 
 def _tasks_of_pixels(store, protocol):
@@ -139,7 +153,7 @@ def own(algorithm, store, label, at_most):
 
   Args:
     algorithm, store: as in `make`.
-    label: of the logits.
+    label: of the answers.
     at_most: tasks in one call.
 
   Returns:
@@ -154,23 +168,27 @@ def own(algorithm, store, label, at_most):
       support, query = (augment.normalise(x[0], store.mean, store.std)
                         for x in (support, query))
       key = jax.random.fold_in(key, numbers[0])
-      return algorithm.predict(
-          algorithm.adapt(variables, key, support, labels, ways), query)[None]
+      adapted = algorithm.adapt(variables, key, support, labels, ways)
+      convergence = {}
+      if algorithm.convergence:
+        convergence = algorithm.convergence(adapted, query)
+      return jax.tree.map(lambda x: x[None], Answers(
+          algorithm.predict(adapted, query), convergence))
 
     return jax.shard_map(
         of_task, mesh=mesh, out_specs=divided, check_vma=False,
         in_specs=(P(), P(), divided, P(), divided, divided))(
             variables, key, numbers, labels, support, query)
 
-  def logits(variables, tasks):
+  def answers(variables, tasks):
     everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
     for part in tasks:
       # Waits for the result: the host holds the pixels of one call only.
-      yield {label: np.asarray(adapt(
+      yield {label: jax.device_get(adapt(
           part.ways, everywhere, part.key, part.numbers, part.support_y,
           store.images[part.support], store.images[part.query]))}
 
-  return Adapter(logits, mesh.size)
+  return Adapter(answers, mesh.size)
 
 
 def all_layers(algorithm, store, label, *, steps, learning_rate,
@@ -179,7 +197,7 @@ def all_layers(algorithm, store, label, *, steps, learning_rate,
 
   Args:
     algorithm, store: as in `make`.
-    label: of the logits.
+    label: of the answers.
     steps, learning_rate, tasks_at_once: of tune_all.OPTIONS.
 
   Returns:
@@ -189,9 +207,10 @@ def all_layers(algorithm, store, label, *, steps, learning_rate,
   images = lambda ids: augment.normalise(store.images[ids], store.mean,
                                          store.std)
 
-  def logits(variables, tasks):
+  def answers(variables, tasks):
     for part in tasks:
-      yield {label: tune(variables, images(part.support), part.support_y,
-                         images(part.query), part.ways)}
+      yield {label: Answers(tune(
+          variables, images(part.support), part.support_y, images(part.query),
+          part.ways), {})}
 
-  return Adapter(logits, tasks_at_once)
+  return Adapter(answers, tasks_at_once)

@@ -1,5 +1,7 @@
 """Meta-test: draw unseen tasks, adapt to them, count the hits."""
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,18 @@ import numpy as np
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
 from mtl_jax.evaluate import protocol as drawing
+
+
+class Measured(NamedTuple):
+  """Of each task: the accuracy, and how well it was solved.
+
+  accuracies: float64 [T].
+  convergence: {'residual': [T], 'not_converged': bool [T]} of
+    heads.convergence, or {} where nothing is solved.
+  """
+
+  accuracies: Any
+  convergence: dict[str, Any]
 
 
 def meta_test(algorithm, variables, store, protocol, scored):
@@ -25,11 +39,12 @@ def meta_test(algorithm, variables, store, protocol, scored):
   Raises:
     UserError: logits are not finite, and so no answer.
   """
-  return make_meta_test(algorithm, store, (protocol,), scored)(variables)[0]
+  measured, = make_meta_test(algorithm, store, (protocol,), scored)(variables)
+  return {label: m.accuracies for label, m in measured.items()}
 
 
 def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
-  """Returns variables -> [result of `meta_test`, ..], one per protocol.
+  """Returns variables -> [{label: Measured}, ..], one per protocol.
 
   Compiled once; all protocols share the features.
 
@@ -53,10 +68,11 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
                for result, tasks in zip(results, all_tasks, strict=True)
                for rows, count in drawing.chunks(len(tasks.numbers),
                                                  adapter.at_once)]
-      logits = adapter.logits(variables, [tasks for _, tasks, _ in parts])
-      for (result, tasks, count), by_label in zip(parts, logits, strict=True):
-        for label, values in by_label.items():
-          result[label].append((_accuracies(values, tasks.query_y), count))
+      answers = adapter.answers(variables, [tasks for _, tasks, _ in parts])
+      for (result, tasks, count), by_label in zip(parts, answers, strict=True):
+        for label, (logits, convergence) in by_label.items():
+          result[label].append((Measured(
+              _accuracies(logits, tasks.query_y), convergence), count))
     return [{label: _joined(label, parts) for label, parts in result.items()}
             for result in results]
 
@@ -76,13 +92,15 @@ def _accuracies(logits, labels):
 
 
 def _joined(label, parts):
-  """Joins [(accuracies [t], how many count), ..] into float64 [T].
+  """Joins [(Measured of some tasks, how many count), ..] into one.
 
   Raises:
     UserError: an accuracy is NaN.
   """
-  accuracies = np.concatenate([np.asarray(values)[:count]
-                               for values, count in parts], dtype=np.float64)
+  counted = [jax.tree.map(lambda x, n=count: np.asarray(x)[:n], part)
+             for part, count in parts]
+  accuracies, convergence = jax.tree.map(
+      lambda *parts: np.concatenate(parts, dtype=np.float64), *counted)
   bad = int(np.isnan(accuracies).sum())
   if bad:
     raise UserError(
@@ -90,4 +108,16 @@ def _joined(label, parts):
         f'{len(accuracies)} tasks, so they are not scored: choose other '
         'options of this head or method, or a lower '
         'config.optimizer.learning_rate')
-  return accuracies
+  return Measured(accuracies, convergence)
+
+
+def remedy(algorithm, head):
+  """Returns which fields to change where a head has not converged.
+
+  Args:
+    algorithm: that was measured.
+    head: a name of config.eval.heads.
+  """
+  if head == adapters.OWN:
+    return algorithm.remedy
+  return f'choose other options in config.heads.{head}, or another head'

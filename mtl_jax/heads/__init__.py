@@ -11,7 +11,9 @@ for one task (vmap maps them over tasks):
     all classes count alike; without the keyword it cannot.
   logits(params, features [Q, D]) -> [Q, N].
   diagnostics(params, features, labels, **options) -> dict of residuals, about
-    zero for a good fit; `options` are those that `fit` was given.
+    zero for a good fit; `options` are those that `fit` was given. A boolean
+    `not_converged` among them is a tolerance of the head's own; else a
+    residual above LARGE_RESIDUAL means that it has not converged.
 
 It may have MOST, the largest S that it can fit; `options.check_size` tells.
 
@@ -21,7 +23,9 @@ and so is not among HEADS. A new head is one file and one line here.
 
 from mtl_jax import registry
 from mtl_jax.heads import centroid, gradient, logistic, ridge, svm
+from mtl_jax.heads.options import LARGE_RESIDUAL as LARGE_RESIDUAL
 from mtl_jax.heads.options import balance as balance
+from mtl_jax.heads.options import convergence as convergence
 
 HEADS = {
     'centroid': centroid,

@@ -1,10 +1,36 @@
 """What the heads share: how they read their options and their features."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from mtl_jax import fields
 from mtl_jax.errors import UserError
+
+LARGE_RESIDUAL = 0.05  # the diagnostics of a good fit are about zero
+
+
+def convergence(residuals):
+  """Returns whether residuals are those of a good fit.
+
+  Args:
+    residuals: name -> [], of `diagnostics` or of an inner problem; with
+      `not_converged` a head has a tolerance of its own.
+
+  Returns:
+    {} without any, and else
+    residual: the largest.
+    not_converged: [] bool, whether one is above 0.05 or not a number, or the
+      head says so.
+  """
+  if not residuals:
+    return {}
+  said = residuals.get('not_converged', False)
+  values = [v for name, v in residuals.items() if name != 'not_converged']
+  largest = functools.reduce(jnp.maximum, values, 0.)  # NaN if any is
+  return {'residual': largest,
+          'not_converged': said | ~(largest <= LARGE_RESIDUAL)}
 
 
 def check(head, options, **values):

