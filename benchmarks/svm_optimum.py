@@ -108,7 +108,7 @@ def optimum(x, y, steps=100):
     slope = gram @ (bound - room) - np.eye(WAYS)[y]
     stationary = nu[:, None] - slope - z
     off = room.sum(1) - bound.sum(1)
-    if np.sum(room * z) < 1e-14 * np.abs(slope).max():
+    if np.max(room * z) < 1e-19 * np.abs(slope).max():
       break
     system = gram, room, z, stationary, off
     d, dz, _ = newton(*system, room * z)

@@ -57,7 +57,7 @@ _NEAR = 1e-4  # gap that ends the splitting
 _RELAX = 1.6  # of splitting
 _LENGTHS = 8  # 1, 1/2, 1/4, ...
 _FACE_STEPS = 60  # of conjugate gradients in a round
-_FACTORS = (0, 0.5, 1, 2, 4, 8, 16, 32)  # of rounding; powers of two
+_FACTORS = (0, 0.5, 1, 2, 3, 4, 6, 8, 11, 16, 23, 32)  # of rounding, beyond 1
 _PATIENCE = 10  # rounds without a smaller gap
 _SWEPT = 256  # examples; above, LAPACK inverts faster
 
