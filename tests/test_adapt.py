@@ -309,7 +309,7 @@ def test_what_is_strange_is_said(run, folder, monkeypatch, capsys):
   shutil.copy(new / 'a/0.png', known / 'beside.png')
   shutil.copy(known / 'b/1.png', new / 'b/same.png')
   Image.new('RGB', (90, 50), 'white').save(new / 'c/white.jpg')
-  monkeypatch.setattr(classify, '_LARGE_RESIDUAL', -1)
+  monkeypatch.setattr(heads, 'LARGE_RESIDUAL', -1)
   assert main(flags(run, folder)) == 0
   notes = capsys.readouterr().err.splitlines()
   for note, texts in zip(notes, (
