@@ -316,3 +316,11 @@ def test_rows_of_a_task_are_those_of_its_classes():
   total = lambda rows: linear.logits(rows, ids, features).sum()
   used = np.abs(jax.grad(total)(rows)).sum(1) > 0
   assert list(np.flatnonzero(used)) == sorted(ids)
+
+
+def test_a_whole_C_of_any_size_is_diagnosed():
+  """Fails if C times the number of images is a whole number beyond int32."""
+  x, y, _ = draw_task(3, 4, dim=16)
+  params = fit(logistic, x, y, 3)
+  said = logistic.diagnostics(params, x, y, C=2**31 - 1)
+  assert np.isfinite(said['bias'])

@@ -117,7 +117,7 @@ def diagnostics(
   residual = jnp.max(jnp.abs(by_weights))
   return {
     'weights': jnp.where(scale > 0, residual / scale, residual),
-    'bias': jnp.max(jnp.abs(by_bias)) / (C * features.shape[0]),
+    'bias': jnp.max(jnp.abs(by_bias)) / C / features.shape[0],
   }
 
 
