@@ -1,5 +1,7 @@
 """The contract of the checks of the theory, for every check."""
 
+import json
+
 import pytest
 from etils import epath
 
@@ -65,3 +67,13 @@ def test_a_damaged_file_is_named(tmp_path):
   file.write_text('{"a": 1')
   with pytest.raises(UserError, match='cells.json is damaged: delete it'):
     shared.read(file, {})
+
+
+def test_files_are_strict_json_and_old_ones_are_read(tmp_path):
+  """Fails if a time of inf makes a file that other programs cannot read."""
+  file = epath.Path(tmp_path / 'a.json')
+  contents = {'time': float('inf'), 'rows': [1.5, -float('inf')], 'x': None}
+  assert shared.write(file, contents) == contents
+  json.loads(file.read_text(), parse_constant=pytest.fail)
+  file.write_text('{"time": Infinity, "rows": [1.5, -Infinity], "x": null}')
+  assert shared.read(file, {}) == contents

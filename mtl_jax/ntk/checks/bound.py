@@ -6,7 +6,6 @@ The norm is the Euclidean one of all m k predictions on a test task. Kernels
 and solves are in float64. `docs/theory.md` has the derivation and findings.
 """
 
-import json
 import time
 from typing import NamedTuple
 
@@ -243,7 +242,7 @@ def _draw(o, source, number, folder):
       gap = jax.device_get(predictions(
           drawn, depth, times, o.test_time, o.control))
     row.update(_cells(times, gap, drawn))
-    files.write(file, json.dumps(grid))
+    files.write(file, check.text(grid))
   return grid
 
 
@@ -275,4 +274,4 @@ def _claim(o, folder):
   files.make(folder / 'cells')
   file = folder / 'bound_options.json'
   mine = check.claim(folder, OPTIONS, o, check.read(file, {}))
-  files.write(file, json.dumps(mine))
+  files.write(file, check.text(mine))

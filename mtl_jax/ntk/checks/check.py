@@ -3,6 +3,7 @@
 import collections
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -64,7 +65,7 @@ def claim(folder, declared, options, stored):
   """
   mine = {name: value for name, value in options._asdict().items()
           if not declared[name].free}
-  mine = json.loads(json.dumps(mine))
+  mine = load(text(mine))
   for name, value in stored.items():
     if mine.get(name) != value:
       raise UserError(f'--out: {folder} holds --{name}={value}, not '
@@ -81,7 +82,7 @@ def read(file, otherwise):
   if not file.exists():
     return otherwise
   try:
-    return json.loads(file.read_text())
+    return load(file.read_text())
   except ValueError as error:
     raise UserError(f'{file} is damaged: delete it, and it is computed '
                     'again') from error
@@ -89,9 +90,39 @@ def read(file, otherwise):
 
 def write(file, contents):
   """Writes a JSON file whole; returns the contents as a reader gets them."""
-  text = json.dumps(contents, indent=1)
-  files.write(file, text)
-  return json.loads(text)
+  written = text(contents, indent=1)
+  files.write(file, written)
+  return load(written)
+
+
+def text(contents, **options):
+  """Returns strict JSON, with 'inf', '-inf' and 'nan' as texts.
+
+  Args:
+    contents: of dictionaries, lists, texts and numbers.
+    **options: of json.dumps.
+  """
+  return files.json_text(_map(lambda value: str(value) if isinstance(
+      value, float) and not math.isfinite(value) else value, contents),
+      **options)
+
+
+def load(written):
+  """Returns what `text` was given; reads the NaN and Infinity of old files.
+
+  Raises:
+    ValueError: it is no JSON.
+  """
+  return _map(lambda value: float(value) if isinstance(value, str) and value
+              in ('inf', '-inf', 'nan') else value, json.loads(written))
+
+
+def _map(function, value):
+  if isinstance(value, dict):
+    return {name: _map(function, part) for name, part in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_map(function, part) for part in value]
+  return function(value)
 
 
 def write_figures(folder, figures, dpi=120):

@@ -6,7 +6,6 @@ root mean square over draws of the initial values (its mean over draws would
 fall like 1/m), and over the predictions on the test task. Tasks are fixed.
 """
 
-import json
 import time
 
 import jax
@@ -88,7 +87,7 @@ def run(options, folder):
     values = stored['draws'].setdefault(f'{depth} {width}', [])
     while len(values) < o.draws:
       values.append(_draw(o, tasks, depth, width, len(values)))
-      files.write(file, json.dumps(stored))
+      files.write(file, check.text(stored))
   result = check.write(folder / f'{NAME}.json', {
       'options': o._asdict(), **_judge(o, closed, stored['draws']),
       'seconds': time.monotonic() - started})

@@ -1,6 +1,5 @@
 """All checks of the theory on one page: `python -m mtl_jax.ntk report`."""
 
-import json
 import time
 from typing import NamedTuple
 
@@ -70,7 +69,7 @@ def run(options, folder):
     files.write(folder / 'report.html', page.page(
         TITLE, f'Derived in docs/theory.md; computed in {minutes:.1f} minutes '
         'by python -m mtl_jax.ntk report.', sections))
-  files.write(folder / 'report.json', json.dumps(results, indent=1))
+  files.write(folder / 'report.json', check.text(results, indent=1))
   return results
 
 
