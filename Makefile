@@ -2,6 +2,7 @@
 # make test         what a change must pass
 # make test-long    what takes hours: runs under load, learning
 # make lint         style
+# make wheel        write a wheel into dist
 # make clean        remove what the targets above made
 
 PYTHON ?= python3
@@ -9,10 +10,10 @@ VENV ?= .venv
 # Data sets that are built here; any folder of your own serves as well.
 export MTL_JAX_DATA ?= $(CURDIR)/.data
 
-.PHONY: quickstart test test-long lint clean
+.PHONY: quickstart test test-long lint wheel clean
 
 quickstart: $(VENV)/installed
-	$(VENV)/bin/python -m mtl_jax.main --config=configs/quickstart.py \
+	$(VENV)/bin/mtl-jax --config=quickstart \
 	  --workdir=runs/quickstart
 
 test: $(VENV)/installed-test
@@ -25,6 +26,9 @@ test-long: $(VENV)/installed-test
 lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 
+wheel: $(VENV)/installed
+	$(VENV)/bin/python -m pip wheel --quiet --no-deps -w dist .
+
 $(VENV)/installed: setup.py
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
@@ -36,4 +40,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .data .cache runs
+	rm -rf $(VENV) .data .cache runs build dist *.egg-info

@@ -14,8 +14,18 @@ setuptools.setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=setuptools.find_packages(include=('mtl_jax', 'mtl_jax.*')),
+    packages=[*setuptools.find_packages(include=('mtl_jax', 'mtl_jax.*')),
+              'mtl_jax.configs'],
+    # A clone has them at the top; config/named.py finds them in both places.
+    package_dir={'mtl_jax.configs': 'configs'},
     package_data={'mtl_jax.data': ['splits/*.json']},
+    entry_points={'console_scripts': [
+        'mtl-jax = mtl_jax.main:main',
+        'mtl-jax-adapt = mtl_jax.adapt.__main__:main',
+        'mtl-jax-config = mtl_jax.config.__main__:main',
+        'mtl-jax-data = mtl_jax.data.__main__:main',
+        'mtl-jax-ntk = mtl_jax.ntk.__main__:main',
+        'mtl-jax-report = mtl_jax.report.__main__:main']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py>=2.3.1',
@@ -39,6 +49,6 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10'],
         'tensorboard': ['tensorboard>=2.17', 'tensorboardX>=2.6.2'],
         'test': ['pytest>=8.0', 'pytest-xdist>=3.6', 'ruff>=0.9',
-                 'scikit-learn>=1.6'],
+                 'scikit-learn>=1.6', 'setuptools>=70.1'],
     },
 )

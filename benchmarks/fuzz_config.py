@@ -41,7 +41,7 @@ import jax
 
 from mtl_jax import fields
 from mtl_jax import main as command
-from mtl_jax.config import flags
+from mtl_jax.config import load_config
 from mtl_jax.config.fields import FIELDS
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -89,7 +89,7 @@ def fields_of(method):
         yield from flat(section[name], f'{prefix}{name}.')
       else:
         yield prefix + name, section[name]
-  return dict(flat(flags.load(f'{CONFIG}:{method}')))
+  return dict(flat(load_config(f'{CONFIG}:{method}')))
 
 
 def plausible(rng, name, default):

@@ -27,7 +27,7 @@ import jax
 
 from mtl_jax import devices
 from mtl_jax.algorithms import METHODS
-from mtl_jax.config import flags
+from mtl_jax.config import load_config
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
 from mtl_jax.run import build, loop
@@ -45,7 +45,7 @@ MAML = {'first order': {'method.first_order': True},
 def make_config(method, changes, args):
   """Returns the config of a run with these steps."""
   benchmark = args.data.partition('/')[0]
-  c = flags.load(f'{ROOT}/configs/{benchmark}_5shot.py:{method}')
+  c = load_config(f'{ROOT}/configs/{benchmark}_5shot.py:{method}')
   c.data.name, c.model.width = args.data, args.width
   c.train.ways, c.train.shots, c.train.queries = 5, 5, 5
   c.train.meta_batch, c.parallel.devices = 4, args.devices

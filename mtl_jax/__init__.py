@@ -3,7 +3,8 @@
 The public face. Each name is loaded when it is first asked for:
 
   train_and_evaluate, load               make a run; load what it has learned
-  base_config, set_method                configs
+  load_config                            a config by name: 'mini_5shot:maml'
+  base_config, set_method                configs of your own
   METHODS, HEADS, MODELS, SOURCES        what is registered
   Algorithm, Recipe, Field, DataSource   contracts for files of your own
   UserError                              what a user can mend
@@ -16,6 +17,7 @@ import importlib
 _PUBLIC = {
     'train_and_evaluate': 'mtl_jax.run.loop',
     'load': 'mtl_jax.run.trained',
+    'load_config': 'mtl_jax.config',
     'base_config': 'mtl_jax.config',
     'set_method': 'mtl_jax.config',
     'METHODS': 'mtl_jax.algorithms',

@@ -81,6 +81,16 @@ def flat(fields, prefix=''):
       yield f'{prefix}{name}', field
 
 
+def flat_values(section, prefix=''):
+  """Yields ('section.name', value) of all values, sections within alike."""
+  for name in section:
+    value = section[name]
+    if hasattr(value, 'keys'):
+      yield from flat_values(value, f'{prefix}{name}.')
+    else:
+      yield f'{prefix}{name}', value
+
+
 def check(fields, values, path='config.'):
   """Raises UserError for the first value that a declaration does not allow.
 

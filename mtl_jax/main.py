@@ -1,9 +1,10 @@
 """Trains and tests methods: `python -m mtl_jax.main --config=...`.
 
-    --config=configs/glyphs_5shot.py[:method]   a config file and a method
+    --config=NAME[:METHOD]                      a config and a method
+    --config=FILE.py[:METHOD]                   a config file of your own
     --config.train.max_epochs=3                 any field of the config
     --workdir=/some/where                       made, or resumed; the default
-                                                is runs/FILE_METHOD
+                                                is runs/NAME_METHOD
 
     --init_from=/some/where                     starts from the weights of
                                                 another run
@@ -11,38 +12,45 @@
     --mode=evaluate --checkpoint=/some/where    tests a run, with its config
     --mode=features --checkpoint=/some/where    writes features of a split
 
-docs/fields.md lists the fields. With --mode=evaluate and --mode=features the
-default config is that of the run, and the default workdir is
-CHECKPOINT/evaluate.
+    --help                                      this text, all names and fields
+    --help --config=NAME[:METHOD]               all fields of one config
+
+With --mode=evaluate and --mode=features the default config is that of the run,
+and the default workdir is CHECKPOINT/evaluate.
 """
 
 import sys
 
 from absl import logging
 
-from mtl_jax import devices, files
-from mtl_jax.config import flags
+from mtl_jax import devices, files, program
+from mtl_jax.config import flags, help
 from mtl_jax.errors import UserError
 from mtl_jax.run import checkpoint, evaluate_mode, loop, workdir
 
 
 def main(argv=None):
-  """Runs the command line; returns the exit code."""
+  """Runs the command line; returns the exit code.
+
+  Args:
+    argv: the flags, without the program's name; None: those of the process.
+  """
   # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
-  argv = (sys.argv if argv is None else argv)[1:]
   try:
-    command = flags.parse(argv, workdir.saved_config)
+    command = flags.parse(sys.argv[1:] if argv is None else argv,
+                          workdir.saved_config)
     if command.help:
-      print(__doc__)
+      program.show(help.text(
+          program.usage(__doc__, 'mtl_jax.main'), command.config))
     else:
       with devices.interrupt_ends(lambda: _stopped(command)):
         run(command)
   except UserError as error:
-    print(f'mtl_jax: {error}', file=sys.stderr)
+    print(f'{program.tag("mtl_jax")}: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print('mtl_jax: stopped', file=sys.stderr)
+    print(f'{program.tag("mtl_jax")}: stopped', file=sys.stderr)
     return 130
   return 0
 
@@ -68,7 +76,7 @@ def _stopped(command):
   step = (checkpoint.last_step(files.at(command.workdir))
           if command.mode == 'train' else None)
   again = 'starts over' if step is None else f'resumes at step {step}'
-  return f'mtl_jax: stopped; the same command {again}'
+  return f'{program.tag("mtl_jax")}: stopped; the same command {again}'
 
 
 if __name__ == '__main__':

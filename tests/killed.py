@@ -63,4 +63,4 @@ WITHIN_AN_EPOCH = {
 
 if __name__ == '__main__':
   (MOMENTS | WITHIN_AN_EPOCH)[sys.argv[1]][0]()
-  sys.exit(main.main([sys.argv[0], *sys.argv[2:]]))
+  sys.exit(main.main(sys.argv[2:]))

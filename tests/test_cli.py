@@ -304,5 +304,5 @@ def build(*args, **kwargs):
         metrics={**aux.metrics, 'loss': (total * bad, count)})
   return algorithm._replace(loss=loss)
 mtl.build = build
-sys.exit(main.main(['main', *sys.argv[1:]]))
+sys.exit(main.main(sys.argv[1:]))
 """

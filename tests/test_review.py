@@ -15,7 +15,7 @@ from PIL import Image
 
 from mtl_jax import devices, registry
 from mtl_jax.adapt import classify
-from mtl_jax.config import flags
+from mtl_jax.config import flags, load_config
 from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
@@ -134,7 +134,7 @@ def test_a_head_that_is_no_text_gets_one_line(value):
 
 def test_a_config_that_is_no_python_file_gets_one_line():
   with pytest.raises(UserError, match='README.md is no Python file'):
-    flags.load(str(ROOT / 'README.md'))
+    load_config(str(ROOT / 'README.md'))
 
 
 def test_a_file_that_several_fields_name_is_run_once(own):

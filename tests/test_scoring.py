@@ -461,7 +461,7 @@ def test_the_command(run, tmp_path):
 ])
 def test_wrong_commands_get_one_line(run, flags, line, capsys, monkeypatch):
   monkeypatch.chdir(ROOT)
-  assert main.main(['', *(flag.format(run=run) for flag in flags)]) == 2
+  assert main.main([flag.format(run=run) for flag in flags]) == 2
   said = capsys.readouterr().err
   assert line in said and len(said.strip().splitlines()) == 1, said
 
@@ -472,7 +472,7 @@ def test_a_folder_of_a_run_without_rights_gets_one_line(
   def denied(path, like):
     raise PermissionError(13, 'Permission denied', str(path / 'best'))
   monkeypatch.setattr(checkpoint, 'restore_best', denied)
-  assert main.main(['', '--mode=evaluate', f'--checkpoint={run}']) == 2
+  assert main.main(['--mode=evaluate', f'--checkpoint={run}']) == 2
   assert f'{run}/best: cannot be read' in capsys.readouterr().err
 
 

@@ -26,7 +26,7 @@ from conftest import FAST_COMPILES, ROOT
 from mtl_jax import algorithms, heads
 from mtl_jax.adapt import __main__ as adapt_command
 from mtl_jax.config import __main__ as config_command
-from mtl_jax.config import check, flags
+from mtl_jax.config import check, flags, load_config
 from mtl_jax.data import __main__ as data_command
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
@@ -86,7 +86,8 @@ PAGES = {name: (ROOT / name).read_text(encoding='utf-8') for name in (
     'README.md', 'CONTRIBUTING.md',
     *sorted(f'docs/{path.name}' for path in ROOT.glob('docs/*.md')))}
 EXAMPLE = re.compile(r'```python\n(.*?)```', re.S)
-COMMAND = re.compile(r'(\S*python[\d.]*|\S*pip|make|git|bash|sh|\S*/\S+\.sh) ')
+COMMAND = re.compile(
+    r'(\S*python[\d.]*|\S*pip|mtl-jax\S*|make|git|bash|sh|\S*/\S+\.sh) ')
 
 
 @pytest.fixture
@@ -251,6 +252,10 @@ REFUSED = {  # command -> what the error says
     'python -m mtl_jax.main --mode=evaluate --checkpoint=runs/a '
     '--config.model.width=3': 'config.model.width=64, not 3',
     'python -m mtl_jax.data check': '2 == 0',
+    'mtl-jax --config=nothing': 'nothing is not there',
+    'mtl-jax-data check': '2 == 0',
+    'mtl-jax-nothing x': 'mtl-jax-nothing',
+    'pip install nothing': 'nothing',
     'python -m mtl_jax.data list --manual_dir=a': '2 == 0',
     'python -m mtl_jax.data build nothing': "NAME is 'nothing'",
     'python -m mtl_jax.ntk nothing': 'nothing',
@@ -287,12 +292,21 @@ def check_command(line, home, monkeypatch):
     for target in words:
       assert re.search(f'^{target}:', (ROOT / 'Makefile').read_text(), re.M)
   elif program == 'pip':
-    assert words[:2] == ['install', '-e']
-    extra = re.fullmatch(r'\.(?:\[(\w+)\])?', words[2])[1]
-    assert not extra or f"'{extra}': [" in (ROOT / 'setup.py').read_text()
+    check_pip(*words)
+  elif program.startswith('mtl-jax'):
+    MODULES[INSTALLED[program]](words, home, monkeypatch)
   else:
     assert program == 'launch/fake_devices.sh', program
     check_launch(words, home)
+
+
+def check_pip(install, *words):
+  """The package itself is installed, with an extra that it has."""
+  assert install == 'install'
+  extra = re.fullmatch(r'(?:\.|mtl_jax-[\d.]+-py3-none-any\.whl)(?:\[(\w+)\])?',
+                       words[-1])
+  assert extra, words
+  assert not extra[1] or f"'{extra[1]}': [" in SETUP
 
 
 def check_script(path, *words):
@@ -312,8 +326,10 @@ def check_main(words, home, monkeypatch=None):
   for word in words:
     if word.startswith('--checkpoint='):
       run = home / word.partition('=')[2]
-      workdir.claim(run, flags.load('configs/quickstart.py'), {})
+      workdir.claim(run, load_config('configs/quickstart.py'), {})
   parsed = flags.parse(words, workdir.saved_config)
+  if parsed.help:
+    return
   check.validate(parsed.config)
   if parsed.checkpoint:
     workdir.check(home / parsed.checkpoint, parsed.config, testing=True)
@@ -363,6 +379,9 @@ def check_pytest(words, home, monkeypatch):
     assert '/' not in word or (ROOT / word).exists(), word
 
 
+SETUP = (ROOT / 'setup.py').read_text()
+INSTALLED = dict(re.findall(r"'(mtl-jax\S*) = ([\w.]+?)(?:\.__main__)?:main'",
+                            SETUP))  # command -> module
 MODULES = {
     'mtl_jax.main': check_main, 'mtl_jax.data': check_data,
     'mtl_jax.ntk': check_ntk, 'mtl_jax.adapt': check_adapt,

@@ -13,7 +13,7 @@ import sys
 
 from absl import logging
 
-from mtl_jax import heads
+from mtl_jax import heads, program
 from mtl_jax.adapt import classify, sheet
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError
@@ -23,6 +23,7 @@ def main(argv=None):
   """Runs the command line; returns the exit code."""
   # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
+  tag = program.tag('mtl_jax.adapt')
   try:
     flags = parse(argv)
     out = flags.out or os.path.join(flags.checkpoint, 'adapt')
@@ -30,13 +31,13 @@ def main(argv=None):
         flags.checkpoint, flags.support, flags.query, head=flags.head, out=out,
         invert=flags.invert, balanced=not flags.unweighted)
   except UserError as error:
-    _say(f'mtl_jax.adapt: {error}', sys.stderr)
+    _say(f'{tag}: {error}', sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print('mtl_jax.adapt: stopped', file=sys.stderr)
+    print(f'{tag}: stopped', file=sys.stderr)
     return 130
   for notice in result['notices']:
-    _say(f'mtl_jax.adapt: note: {notice}', sys.stderr)
+    _say(f'{tag}: note: {notice}', sys.stderr)
   for line in (*sheet.lines(result), f'Everything is in {out}'):
     _say(line, sys.stdout)
   return 0
@@ -52,7 +53,7 @@ def _say(line, stream):
 def parse(argv=None):
   """Returns the flags; UserError for what is wrong with them."""
   parser = argparse.ArgumentParser(
-      'python -m mtl_jax.adapt', description=__doc__.splitlines()[0],
+      program.name('mtl_jax.adapt'), description=__doc__.splitlines()[0],
       allow_abbrev=False)
   parser.error = _raise
   parser.add_argument('--checkpoint', required=True, help='workdir of a run')

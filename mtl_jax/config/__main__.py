@@ -2,7 +2,7 @@
 
     python -m mtl_jax.config > docs/fields.md
     python -m mtl_jax.config recipes > docs/recipes.md
-    python -m mtl_jax.config --config=configs/mini_5shot.py:maml
+    python -m mtl_jax.config --config=mini_5shot:maml
     python -m mtl_jax.config --mode=evaluate --checkpoint=WORKDIR
 
 The first two write pages of the documents. The flags of the others are those
@@ -11,7 +11,7 @@ of mtl_jax.main; nothing is trained or tested.
 
 import sys
 
-from mtl_jax import fields, models
+from mtl_jax import fields, models, program
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import flags, settings
 from mtl_jax.config.fields import FIELDS, NAMED
@@ -76,12 +76,13 @@ def main(argv=None):
   argv = sys.argv[1:] if argv is None else argv
   try:
     if argv in ([], ['recipes']):
-      print(settings.recipes_page() if argv else page(), end='')
+      program.show((settings.recipes_page() if argv else page()).rstrip())
       return 0
     command = flags.parse(argv, workdir.saved_config)
-    print(__doc__ if command.help else settings.page(command.config), end='')
+    program.show(program.usage(__doc__, 'mtl_jax.config') if command.help else
+                 settings.page(command.config).rstrip())
   except UserError as error:
-    print(f'mtl_jax: {error}', file=sys.stderr)
+    print(f'{program.tag("mtl_jax")}: {error}', file=sys.stderr)
     return 2
   return 0
 

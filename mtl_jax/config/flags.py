@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mtl_jax import algorithms, fields, files, registry
-from mtl_jax.config.fields import FIELDS
-from mtl_jax.errors import UserError, check_choice, first_line
+from mtl_jax import algorithms, fields, files, models
+from mtl_jax.config import named
+from mtl_jax.config.fields import FIELDS, ConfigDict
+from mtl_jax.errors import UserError, check_choice
 
 MODES = ('train', 'evaluate', 'features')
 FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'init_from', 'help')
+_NETWORK, _METHOD = 'config.model.name', 'config.method.name'
 _WORDS = {'true': True, 't': True, '1': True,
           'false': False, 'f': False, '0': False}
 # A number below zero is a value.
@@ -27,7 +29,7 @@ class Command(NamedTuple):
   config: Any  # ConfigDict
   workdir: str
   checkpoint: str | None  # workdir of the run to evaluate
-  help: bool = False
+  help: bool = False  # then config may be None, and the rest says nothing
 
 
 def parse(argv, saved_config):
@@ -43,7 +45,8 @@ def parse(argv, saved_config):
   """
   given, changes = _split(argv)
   if 'help' in given:
-    return Command('', None, '', None, True)
+    config = named.load(given['config']) if 'config' in given else None
+    return Command('', config, '', None, True)
   mode, checkpoint = given.get('mode', 'train'), given.get('checkpoint')
   check_choice('--mode', mode, MODES)
   if mode == 'train' and checkpoint is not None:
@@ -53,18 +56,19 @@ def parse(argv, saved_config):
     raise UserError(f'--checkpoint is missing: --mode={mode} needs the workdir '
                     'of a run')
   if 'config' in given:
-    config = load(given['config'])
+    config = named.load(given['config'])
   elif checkpoint is not None:
     config = saved_config(checkpoint)
   else:
-    raise UserError('--config is missing: name a file, such as '
-                    '--config=configs/quickstart.py')
+    raise UserError('--config is missing: name one, such as '
+                    '--config=quickstart, or a file')
   if 'init_from' in given:
     if mode != 'train':
       raise UserError('--init_from is for training: a run is tested with '
                       '--checkpoint')
     config.init_from = given['init_from']
-  for name, text in changes:
+  # The network decides which other fields its section has.
+  for name, text in sorted(changes, key=lambda change: change[0] != _NETWORK):
     override(config, name, text)
   if mode == 'train' and config.get('init_from'):
     # Whole, so that the run can be resumed from any folder.
@@ -86,7 +90,7 @@ def _note_command_line(config, names):
 
 
 def _default_workdir(text, config):
-  name = pathlib.Path(_file_and_method(text)[0]).stem
+  name = pathlib.Path(named.split(text)[0]).stem
   method = pathlib.Path(config.method.name).stem
   return os.path.join('runs', f'{name}_{method}')
 
@@ -108,6 +112,7 @@ def _split(argv):
     if not assigned:
       follows = rest and not _FLAG.match(rest[0]) and name != 'help'
       text = rest.pop(0) if follows else None
+    name = 'help' if flag == '-h' else name
     negated = name.removeprefix('no')
     if name.startswith('config.'):
       changes.append((name, text))
@@ -129,61 +134,57 @@ def _nearest(name, names, before=''):
   return 'allowed are ' + ', '.join(before + known for known in sorted(names))
 
 
-def _file_and_method(text):
-  """Splits FILE.py[:METHOD]."""
-  path, _, method = text.partition('.py:')
-  return (f'{path}.py', method) if method else (text, None)
-
-
-def load(text):
-  """Returns the config of FILE.py[:METHOD].
-
-  Raises:
-    UserError: the file does not exist, or raises an error.
-  """
-  path, method = _file_and_method(text)
-  module = registry.load('--config', os.path.abspath(os.path.expanduser(path)))
-  if not hasattr(module, 'get_config'):
-    raise UserError(f'--config: {path} has no get_config: it must define '
-                    'get_config(method), which returns a config')
-  try:
-    config = module.get_config(*([method] if method else []))
-  except UserError:
-    raise
-  except Exception as error:  # a config file is code: it may raise anything
-    raise UserError(f'--config: {path}: {type(error).__name__}: '
-                    f'{first_line(error)}') from error
-  if not hasattr(config, 'to_dict') or 'method' not in config:
-    raise UserError(f'--config: {path}: get_config returned '
-                    f'{type(config).__name__}: it must return what '
-                    'mtl_jax.config.base_config() makes')
-  return config
-
-
 def override(config, name, text):
   """Sets the field `name` ('config.train.ways') from text, in place.
 
+  Another network takes the defaults of its own fields.
+
   Raises:
-    UserError: unknown field, or text that is no value of its type.
+    UserError: unknown field, text that is no value of its type, or another
+      method, which would lack its recipe.
   """
   *sections, last = name.split('.')[1:]
   if last == 'source' or sections[:1] == ['recipe']:
     raise UserError(f'{name} says where the settings come from: it follows '
-                    'from --config=FILE.py[:METHOD]')
+                    'from --config=NAME[:METHOD]')
   section = config
   for i, part in enumerate([*sections, last]):
     if not isinstance(section, Mapping) and not hasattr(section, 'to_dict'):
       raise UserError(f'{name} is unknown: '
                       f'config.{".".join(sections[:i])} is a single value')
     if part not in section:
-      raise UserError(f'{name} is unknown: ' + _nearest(part, list(section)))
+      raise UserError(f'{name} is unknown: ' + (
+          _of_another(sections, part) or _nearest(part, list(section))))
     if i < len(sections):
       section = section[part]
   value = section[last]
   if hasattr(value, 'to_dict'):
     raise UserError(f'{name} is a section: set one of its fields, '
                     + ', '.join(sorted(value)))
-  section[last] = _value(name, _type(config, name, value), text)
+  new = _value(name, _type(config, name, value), text)
+  if name == _NETWORK and new != value:
+    config.model = ConfigDict({**models.defaults(new), 'name': new})
+  elif name == _METHOD and new != value:
+    algorithms.find(new)
+    raise UserError(f'{name} is {value!r} in this config: another method '
+                    'comes with its own recipe, so name it after the config, '
+                    f'--config=NAME:{new}')
+  else:
+    section[last] = new
+
+
+def _of_another(sections, field):
+  """Says which methods or networks have a field; '' where none has."""
+  if sections == ['method']:
+    owners = [name for name, method in algorithms.METHODS.items()
+              if field in method.OPTIONS]
+    way = 'a method is chosen by --config=NAME:{}'
+  else:
+    owners = [name for name in models.MODELS
+              if sections == ['model'] and field in models.defaults(name)]
+    way = 'choose one by --config.model.name={}'
+  return owners and (f'it is a field of {", ".join(owners)}; '
+                     + way.format(owners[0]))
 
 
 def _type(config, name, value):

@@ -1,7 +1,7 @@
 """Where each setting of a run comes from, field by field.
 
 A run prints `summary` at its start and keeps `page` in its workdir.
-`python -m mtl_jax.config --config=FILE.py[:METHOD]` prints the page, and
+`python -m mtl_jax.config --config=NAME[:METHOD]` prints the page, and
 `python -m mtl_jax.config recipes` what is not published in all recipes.
 """
 
@@ -36,7 +36,7 @@ RECIPES = '''# Where published recipes differ from their source
 This page is the output of `python -m mtl_jax.config recipes`. It lists every
 recipe of the scale `published`: its source, the fields whose value is not that
 of the source, and what no field can change. All other fields of a recipe are
-as published. `python -m mtl_jax.config --config=configs/mini_5shot.py:maml`
+as published. `python -m mtl_jax.config --config=mini_5shot:maml`
 prints all fields of one recipe.'''
 
 
@@ -70,18 +70,18 @@ def settings(config):
   """
   known = recipe(config)
   method, network = config['method']['name'], config['model']['name']
-  defaults = dict(_flat(fields.defaults(FIELDS) | {
+  defaults = dict(fields.flat_values(fields.defaults(FIELDS) | {
       'model': {'name': FIELDS['model']['name'].default,
                 **models.defaults(network)},
       'method': {'name': method,
                  **fields.defaults(algorithms.find(method).OPTIONS)}}))
   given = config.get('recipe', {}).get('command_line', ())
   found = []
-  for field, value in _flat(config):
+  for field, value in fields.flat_values(config):
     if field in _APART or field.partition('.')[0] in _APART:
       continue
     published = known.stated().get(field) if known else None
-    origin = _origin(field, value, known, field in given, defaults)
+    origin = _origin(field, value, known, given, defaults)
     found.append(Setting(
         field, value, origin, published,
         known.reasons.get(field, '') if origin == OURS else ''))
@@ -92,10 +92,14 @@ def _origin(field, value, known, given, defaults):
   if known and field in known.stated() and _same(
       value, known.stated()[field]):
     return PUBLISHED
-  if given:
+  if field in given:
     return COMMAND_LINE
   if known and field in known.overrides:
-    return OURS if _same(value, known.overrides[field]) else CONFIG_FILE
+    if _same(value, known.overrides[field]):
+      return OURS
+    # Another network has brought its own values.
+    return (COMMAND_LINE if field.startswith('model.') and 'model.name' in given
+            else CONFIG_FILE)
   if field in defaults and _same(value, defaults[field]):
     return DEFAULT
   return CONFIG_FILE
@@ -180,16 +184,6 @@ def _of_recipe(benchmark, shots, recipe):
       f'**{benchmark}, {count}**: {recipe}' + (':' if by_reason else ''), '',
       *(f'- {", ".join(texts)}: {reason}'
         for reason, texts in by_reason.items())]).rstrip()
-
-
-def _flat(section, prefix=''):
-  """Yields (field, value) of all fields."""
-  for name in section:
-    value = section[name]
-    if hasattr(value, 'keys'):
-      yield from _flat(value, f'{prefix}{name}.')
-    else:
-      yield f'{prefix}{name}', value
 
 
 def _same(a, b):

@@ -16,19 +16,24 @@ import sys
 import numpy as np
 from absl import logging
 
+from mtl_jax import program
 from mtl_jax.data import pictures, pixels, sources, store
 from mtl_jax.data.source import SPLITS
 from mtl_jax.errors import UserError, check_choice
 
-USAGE = ('python -m mtl_jax.data list | build NAME | check NAME | where [NAME],'
-         ' and --manual_dir=PATH after build or check')
+USAGE = ('list | build NAME | check NAME | where [NAME], and --manual_dir=PATH '
+         'after build or check')
 
 
 def main(argv=None):
   """Runs the command line; returns the exit code."""
   # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
+  tag = program.tag('mtl_jax.data')
   command, *names = (sys.argv[1:] if argv is None else argv) or ['']
+  if command in ('-h', '--help'):
+    program.show(program.usage(__doc__, 'mtl_jax.data'))
+    return 0
   options = [name for name in names if name.startswith('--')]
   names = [name for name in names if not name.startswith('--')]
   try:
@@ -37,15 +42,14 @@ def main(argv=None):
     if not low <= len(names) <= high or (
         options and run not in (_build, _check)) or not all(
             '=' in option for option in options):
-      raise UserError(f'usage: {USAGE}')
+      raise UserError(f'usage: {program.name("mtl_jax.data")} {USAGE}')
     run(*names, **dict(option[2:].split('=', 1) for option in options))
   except UserError as error:
     # One line, whatever the names of files in it are.
-    print(f'mtl_jax.data: {pictures.text(str(error))}', file=sys.stderr)
+    print(f'{tag}: {pictures.text(str(error))}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:  # what was half-written is removed by now
-    print('mtl_jax.data: stopped; the same command starts over',
-          file=sys.stderr)
+    print(f'{tag}: stopped; the same command starts over', file=sys.stderr)
     return 130
   return 0
 

@@ -16,7 +16,7 @@ import sys
 
 from absl import logging
 
-from mtl_jax import devices, files
+from mtl_jax import devices, files, program
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.ntk.checks import CHECKS, report
 
@@ -37,7 +37,7 @@ def main(argv=None):
   logging.set_verbosity(logging.FATAL)
   command, *rest = (sys.argv[1:] if argv is None else argv) or ['']
   if command in ('-h', '--help'):
-    print(__doc__)
+    program.show(program.usage(__doc__, 'mtl_jax.ntk'))
     return 0
   try:
     check_choice('the command', command, COMMANDS)
@@ -47,11 +47,11 @@ def main(argv=None):
     with files.errors():
       result = run(options, folder)
   except UserError as error:
-    print(f'mtl_jax.ntk: error: {error}', file=sys.stderr)
+    print(f'{program.tag("mtl_jax.ntk")}: error: {error}', file=sys.stderr)
     return 2
   except KeyboardInterrupt:
-    print('mtl_jax.ntk: stopped; the same command resumes from here',
-          file=sys.stderr)
+    print(f'{program.tag("mtl_jax.ntk")}: stopped; the same command resumes '
+          'from here', file=sys.stderr)
     return 130
   print(summary(result))
   print(f'Everything is in {folder}')
@@ -73,7 +73,7 @@ def parse(command, declared, argv):
     UserError: a flag is unknown, or its value cannot be read.
   """
   parser = argparse.ArgumentParser(
-      f'python -m mtl_jax.ntk {command}', allow_abbrev=False)
+      f'{program.name("mtl_jax.ntk")} {command}', allow_abbrev=False)
   parser.error = _raise
   parser.add_argument(
       '--out', '--workdir', default=f'runs/ntk/{command}',
