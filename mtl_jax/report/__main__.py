@@ -1,30 +1,65 @@
-"""Compares two tests.
+"""Compares finished tests.
 
     python -m mtl_jax.report FIRST SECOND     paired difference of two tests
+    python -m mtl_jax.report RUN ..           a table of any number of tests
+      --format=markdown                       text, markdown, csv, latex, json
+      --against=RUN                           with differences from this one
+
+A RUN is the workdir of a run, a folder of --mode=evaluate, or the workdir of
+config.seeds, which stands for all of its seeds. Two tests give a table where
+one of the flags is given. See docs/evaluate.md.
 """
 
+import argparse
 import sys
 
 from mtl_jax import files, program
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, check_choice
+from mtl_jax.report import formats, table
 from mtl_jax.report.compare import compare
 
 
 def main(argv=None):
   """Runs the command line; returns the exit code."""
-  paths = sys.argv[1:] if argv is None else argv
-  if paths in (['-h'], ['--help']):
-    program.show(program.usage(__doc__, 'mtl_jax.report'))
-    return 0
+  tag = program.tag('mtl_jax.report')
   try:
-    if len(paths) != 2:
-      raise UserError(f'usage: {program.name("mtl_jax.report")} FIRST SECOND')
+    flags = parse(argv)
     with files.errors():
-      print(compare(*paths))
+      pair = not (flags.format or flags.against) and len(
+          table.runs_of(flags.runs)) == len(flags.runs) == 2
+      if pair:
+        print(compare(*flags.runs))
+      else:
+        print(formats.FORMATS[flags.format or 'text'](
+            table.rows(flags.runs, flags.against)))
   except UserError as error:
-    print(f'{program.tag("mtl_jax.report")}: {error}', file=sys.stderr)
+    print(f'{tag}: {error}', file=sys.stderr)
     return 2
+  except KeyboardInterrupt:
+    print(f'{tag}: stopped', file=sys.stderr)
+    return 130
   return 0
+
+
+def parse(argv=None):
+  """Returns the flags; UserError for what is wrong with them."""
+  parser = argparse.ArgumentParser(
+      program.name('mtl_jax.report'), allow_abbrev=False,
+      description=program.usage(__doc__, 'mtl_jax.report'),
+      formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.error = _raise
+  parser.add_argument('runs', nargs='+', metavar='RUN')
+  parser.add_argument('--format', help=', '.join(formats.FORMATS))
+  parser.add_argument('--against', metavar='RUN')
+  flags = parser.parse_args(argv)
+  if flags.format is not None:
+    check_choice('--format', flags.format, formats.FORMATS)
+  return flags
+
+
+def _raise(message):
+  raise UserError(f'{message}: usage: {program.name("mtl_jax.report")} RUN .. '
+                  '[--format=FORMAT] [--against=RUN]')
 
 
 if __name__ == '__main__':

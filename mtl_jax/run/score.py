@@ -15,7 +15,7 @@ from mtl_jax.data import episode_files
 from mtl_jax.data import store as stores
 from mtl_jax.evaluate import adapters, features, interval, measure
 from mtl_jax.evaluate import protocol as drawing
-from mtl_jax.run import protocols, tested_split
+from mtl_jax.run import protocols, tested_split, workdir
 
 EPISODES = 'test_episodes.json'
 
@@ -53,6 +53,7 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
       'num_tasks': rules[0].num_tasks, 'ways': c.ways, 'shots': c.shots,
       'queries': c.queries, 'split': c.split, 'data': store.name,
       'trained_on': config.data.name, 'method': config.method.name,
+      'training': workdir.of_training(config),
       'batch_norm': config.method.get('batch_norm', 'not stated'),
       'seed': c.seed,
       'heads': options, 'normalise_features': c.normalise_features,

@@ -5,6 +5,7 @@
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -177,6 +178,20 @@ def environment():
       'devices': [device.device_kind for device in jax.devices()],
       'packages': {name: importlib.metadata.version(name)
                    for name in packages}}
+
+
+def of_training(config):
+  """Returns what a test says of the run: its seed, and what it shares.
+
+  Runs that differ in nothing but the seed have the same `settings_sha256`.
+  What a finished run may change to be tested is no part of it.
+  """
+  values = _identity(config, testing=True) | {
+      'train.max_epochs': config.train.max_epochs}
+  del values['seed']
+  return {'seed': config.seed, 'network': config.model.name,
+          'settings_sha256': hashlib.sha256(files.json_text(
+              values, sort_keys=True).encode()).hexdigest()}
 
 
 def _identity(config, testing):
