@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT
 from small_backbone import Small, directional, distance, dot, start, task
 
-from mtl_jax import algorithms
-from mtl_jax.algorithms import METHODS, minibatch_prox
+from mtl_jax import algorithms, heads
+from mtl_jax.algorithms import METHODS, minibatch_prox, network
 from mtl_jax.config import base_config
 from mtl_jax.errors import UserError
-from mtl_jax.heads import ridge
+from mtl_jax.heads import centroid, ridge
 
 KEY = jax.random.key(5)
 
@@ -290,6 +290,57 @@ def test_other_query_images_matter_only_where_batch_norm_says_so():
         a.adapt(v, KEY, episode.support_x, episode.support_y, 3), query)[0])
     gap = np.abs(predict(episode.query_x) - predict(other)).max()
     assert (gap > 1e-6) == matters, how
+
+
+# Their inner loss is a mean over the support, and 'running' statistics do not
+# change where images are repeated.
+WEIGHTED = {
+    'anil': {'test_steps': 3}, 'maml': {'test_steps': 2}, 'meta_sgd': {},
+    'imaml': {'test_steps': 1},
+    'minibatch_prox': {'test_steps': 1, 'test_batch': 0, 'inner_rate': 0.1}}
+
+
+@pytest.mark.parametrize('name', WEIGHTED)
+def test_weights_of_the_support_are_repeated_images(name):
+  """A small class of `mtl_jax.adapt` would not count as much as the others."""
+  algorithm = build(name, batch_norm='running', **WEIGHTED[name])
+  episode = task(shots=2)
+  variables = start(algorithm, episode)
+  rows = jnp.array([0, 2, 3, 4, 5])  # one image of the first class
+  more = jnp.array([0, 0, 2, 3, 4, 5])
+
+  @jax.jit
+  def logits(rows, weights):
+    return algorithm.predict(algorithm.adapt(
+        variables, KEY, episode.support_x[rows], episode.support_y[rows], 3,
+        example_weights=weights), episode.query_x)
+
+  balance = heads.balance(episode.support_y[rows], 3, jnp.float64)
+  weighted = logits(rows, balance)
+  np.testing.assert_allclose(weighted, logits(more, None), atol=1e-12)
+  assert jnp.abs(weighted - logits(rows, None)).max() > 1e-3
+
+
+@pytest.mark.parametrize('batch_norm', ['running', 'episode'])
+@pytest.mark.parametrize('name, head, options', [
+    ('protonet', centroid, {}), ('metaoptnet', ridge, {'regulariser': 50.})])
+def test_a_fitted_head_gets_the_weights_of_the_support(
+    name, head, options, batch_norm):
+  extra = {'head': 'ridge'} if name == 'metaoptnet' else {}
+  algorithm = build(name, batch_norm=batch_norm, **extra)
+  episode = task(shots=2)
+  variables = start(algorithm, episode)
+  weights = jnp.arange(1., 7.)
+  body = network.Body(Small(), batch_norm)
+  support, query, _ = network.task_pass(
+      body, variables, episode.support_x, episode.query_x, network.TEST)
+  expected = head.logits(head.fit(
+      support, episode.support_y, 3, **options, example_weights=weights),
+      query) * variables['params'].get('scale', 1)
+  adapted = algorithm.adapt(variables, KEY, episode.support_x,
+                            episode.support_y, 3, example_weights=weights)
+  np.testing.assert_allclose(algorithm.predict(adapted, episode.query_x),
+                             expected, atol=1e-9)
 
 
 def test_drawn_shots_equal_ridge_on_those_images_alone():

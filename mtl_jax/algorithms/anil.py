@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from mtl_jax.algorithms import base, last_layer, network
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field
 from mtl_jax.heads import gradient
+from mtl_jax.heads.options import weighted
 from mtl_jax.solvers import inner_loop
 
 ANY_WAYS = False  # the head has as many outputs as in training
@@ -112,11 +113,11 @@ def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,
     return variables
 
   def fit(steps):
-    def fit(params, features, labels, num_ways):
+    def fit(params, features, labels, num_ways, example_weights=None):
       del num_ways  # the head has as many outputs as in training
-      support_loss = lambda head, _: (
-          jnp.mean(score(gradient.logits(head, features), labels).losses),
-          None)
+      support_loss = lambda head, _: (jnp.mean(weighted(
+          example_weights,
+          score(gradient.logits(head, features), labels).losses)), None)
       return inner_loop.descend(
           support_loss, params['head'],
           inner_loop.rate(params.get('rate', inner_rate)), steps=steps,

@@ -25,7 +25,8 @@ class Algorithm(NamedTuple):
   features(variables, images [B, h, w, c]) -> [B, D], float32; frozen, with
     running statistics: what heads are fitted on.
   adapt(variables, key, support_x, support_y, num_ways) -> adapted, the
-    method's own way to learn an unseen task; a tree of arrays.
+    method's own way to learn an unseen task; a tree of arrays. It may take a
+    keyword example_weights [S] too, as a head's `fit` does (heads/__init__.py).
   predict(adapted, query_x) -> logits [.., N].
   convergence(adapted, query_x) -> of heads.convergence: how well `adapt` (or
     `predict`) solved what it solves. None where nothing is solved, such as

@@ -141,10 +141,11 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,
         not_converged=heads.convergence(
             {'cg': solution.residual, 'inner': size})['not_converged'])
 
-  def adapt(variables, key, support_x, support_y, num_ways):
+  def adapt(variables, key, support_x, support_y, num_ways,
+            example_weights=None):
     del key, num_ways  # nothing random; the head's outputs are fixed
     loss = network.support_loss(body, variables, support_x, support_y,
-                                network.TEST)
+                                network.TEST, example_weights=example_weights)
     phi, _ = inner(variables['params'], loss, test_steps, test_l2)
     convergence = None
     if test_l2:

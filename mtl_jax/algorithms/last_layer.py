@@ -1,6 +1,7 @@
 """The parts of methods that adapt nothing below the head."""
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,7 @@ class FittedTask:
   head: Any
   convergence: Any
   num_ways: int = struct.field(pytree_node=False)  # static: sets shapes
+  example_weights: Any = None
 
 
 def make(body, fit, logits, score=network.score, diagnostics=None):
@@ -43,11 +45,13 @@ def make(body, fit, logits, score=network.score, diagnostics=None):
 
   Args:
     body: Body.
-    fit: (params, features [S, D], labels [S], num_ways) -> head.
+    fit: (params, features [S, D], labels [S], num_ways) -> head. If it takes a
+      keyword example_weights [S], `adapt` takes it too.
     logits: (params, head, features [Q, D]) -> [Q, N].
     score: (logits [Q, N], labels [Q]) -> Scored.
     diagnostics: (head, features [S, D], labels [S]) -> residuals by name, as
-      a head's; None: the head is not solved for.
+      a head's, with example_weights if `fit` takes them; None: the head is not
+      solved for.
   """
   converged = functools.partial(_converged, diagnostics)
 
@@ -62,22 +66,28 @@ def make(body, fit, logits, score=network.score, diagnostics=None):
     return jnp.mean(scored.losses), network.aux(
         statistics, scored, **converged(head, support, episode.support_y))
 
-  def adapt(variables, key, support_x, support_y, num_ways):
+  def adapt(variables, key, support_x, support_y, num_ways,
+            example_weights=None):
     del key  # nothing random
     head = convergence = None
     if body.batch_norm != 'episode':
       features, _ = network.support_pass(body, variables, support_x,
                                          network.TEST)
-      head = fit(variables['params'], features, support_y, num_ways)
-      convergence = converged(head, features, support_y)
+      weights = _keyword(example_weights)
+      head = fit(variables['params'], features, support_y, num_ways, **weights)
+      convergence = converged(head, features, support_y, **weights)
     return FittedTask(variables, support_x, support_y, head, convergence,
-                      num_ways)
+                      num_ways, example_weights)
+
+  def adapt_unweighted(variables, key, support_x, support_y, num_ways):
+    return adapt(variables, key, support_x, support_y, num_ways)
 
   def in_episode(adapted, query_x):
     support, query, _ = network.task_pass(
         body, adapted.variables, adapted.support_x, query_x, network.TEST)
     return support, query, fit(adapted.variables['params'], support,
-                               adapted.support_y, adapted.num_ways)
+                               adapted.support_y, adapted.num_ways,
+                               **_keyword(adapted.example_weights))
 
   def predict(adapted, query_x):
     if body.batch_norm == 'episode':
@@ -92,17 +102,26 @@ def make(body, fit, logits, score=network.score, diagnostics=None):
     if body.batch_norm != 'episode':
       return adapted.convergence
     support, _, head = in_episode(adapted, query_x)
-    return converged(head, support, adapted.support_y)
+    return converged(head, support, adapted.support_y,
+                     **_keyword(adapted.example_weights))
 
-  return LastLayer(loss, adapt, predict, diagnostics and convergence)
+  takes_weights = 'example_weights' in inspect.signature(fit).parameters
+  return LastLayer(loss, adapt if takes_weights else adapt_unweighted, predict,
+                   diagnostics and convergence)
 
 
-def _converged(diagnostics, head, features, labels):
+def _keyword(example_weights):
+  """Returns the keyword for `fit`, {} where all examples count alike."""
+  return {} if example_weights is None else {
+      'example_weights': example_weights}
+
+
+def _converged(diagnostics, head, features, labels, **weights):
   """Returns heads.convergence of a head, {} without diagnostics."""
   if diagnostics is None:
     return {}
   head, features = jax.lax.stop_gradient((head, features))
-  return heads.convergence(diagnostics(head, features, labels))
+  return heads.convergence(diagnostics(head, features, labels, **weights))
 
 
 def new_head(features, C):
@@ -110,12 +129,14 @@ def new_head(features, C):
 
   They are adapt, predict, convergence and remedy.
   """
-  def adapt(variables, key, support_x, support_y, num_ways):
+  def adapt(variables, key, support_x, support_y, num_ways,
+            example_weights=None):
     del key  # convex: nothing random
     support = layers.unit_norm(features(variables, support_x))
-    head = logistic.fit(support, support_y, num_ways, C=C)
+    keywords = {'C': C, 'example_weights': example_weights}
+    head = logistic.fit(support, support_y, num_ways, **keywords)
     return variables, head, heads.convergence(
-        logistic.diagnostics(head, support, support_y, C=C))
+        logistic.diagnostics(head, support, support_y, **keywords))
 
   def predict(adapted, query_x):
     variables, head, _ = adapted

@@ -132,12 +132,13 @@ def build(backbone, num_classes, ways, *, adapts, inner_steps, test_steps,
           lambda p: jnp.full_like(p, inner_rate), part(params))
     return variables
 
-  def inner(variables, support_x, support_y, steps, mode):
+  def inner(variables, support_x, support_y, steps, mode,
+            example_weights=None):
     """Returns (variables after the inner loop, statistics before it)."""
     params = variables['params']
     end, statistics = network.descend(
         network.support_loss(body, variables, support_x, support_y, mode,
-                             loss),
+                             loss, example_weights),
         part(params), inner_loop.rate(params.get('rate', inner_rate)),
         steps=steps, l2=inner_l2, first_order=first_order, remat=remat,
         unroll=unroll)
@@ -151,9 +152,11 @@ def build(backbone, num_classes, ways, *, adapts, inner_steps, test_steps,
                                        mode.at(inner_steps), loss)
     return value, network.aux(statistics, scored)
 
-  def adapt(variables, key, support_x, support_y, num_ways):
+  def adapt(variables, key, support_x, support_y, num_ways,
+            example_weights=None):
     del key, num_ways  # nothing random; the head's outputs are fixed
-    end, _ = inner(variables, support_x, support_y, test_steps, network.TEST)
+    end, _ = inner(variables, support_x, support_y, test_steps, network.TEST,
+                   example_weights)
     return network.Adapted(end, support_x)
 
   return base.Algorithm(init, task_loss, network.features_function(backbone),

@@ -35,10 +35,11 @@ def build(backbone, num_classes, ways, *, inner_rate, batch_norm):
     rates = jax.tree.map(lambda p: jnp.full_like(p, inner_rate), params)
     return {**variables, 'params': {**params, 'rates': rates}}
 
-  def adapted(variables, support_x, support_y, mode):
+  def adapted(variables, support_x, support_y, mode, example_weights=None):
     start = {k: variables['params'][k] for k in ('backbone', 'head')}
     end, statistics = network.descend(
-        network.support_loss(body, variables, support_x, support_y, mode),
+        network.support_loss(body, variables, support_x, support_y, mode,
+                             example_weights=example_weights),
         start, inner_loop.rate(variables['params']['rates']), steps=1)
     return network.Adapted({**variables, 'params': end}, support_x), statistics
 
@@ -49,8 +50,10 @@ def build(backbone, num_classes, ways, *, inner_rate, batch_norm):
     value, scored = network.query_loss(body, end.variables, episode, mode)
     return value, network.aux(statistics, scored)
 
-  def adapt(variables, key, support_x, support_y, num_ways):
-    return adapted(variables, support_x, support_y, network.TEST)[0]
+  def adapt(variables, key, support_x, support_y, num_ways,
+            example_weights=None):
+    return adapted(variables, support_x, support_y, network.TEST,
+                   example_weights)[0]
 
   return base.Algorithm(init, loss, network.features_function(backbone), adapt,
                         network.predict_adapted(body))

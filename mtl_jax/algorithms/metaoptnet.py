@@ -97,8 +97,8 @@ def build(backbone, num_classes, ways, *, head, C, svm_ridge, regulariser,
 
   parts = last_layer.make(
       network.Body(backbone, batch_norm),
-      lambda params, features, labels, num_ways: learner.fit(
-          features, labels, num_ways, **keywords),
+      lambda params, *task, example_weights=None: learner.fit(
+          *task, **keywords, example_weights=example_weights),
       lambda params, fitted, features: params['scale'] * learner.logits(
           fitted, features),
       functools.partial(network.score, smoothing=label_smoothing),

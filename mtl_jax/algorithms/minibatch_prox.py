@@ -125,12 +125,13 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
         stationarity=size,
         not_converged=heads.convergence({'inner': size})['not_converged'])
 
-  def adapt(variables, key, support_x, support_y, num_ways):
+  def adapt(variables, key, support_x, support_y, num_ways,
+            example_weights=None):
     del num_ways  # the head has as many outputs as in training
     count = len(support_y)
     end, _, size = inner(variables, support_x, support_y,
                          batches(key, count, min(test_batch or count, count),
-                                 test_steps), network.TEST)
+                                 test_steps), network.TEST, example_weights)
     return network.Adapted({**variables, 'params': end}, support_x,
                            heads.convergence({'inner': size}))
 
@@ -143,7 +144,7 @@ def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,
 
 
 def _inner_loop(body, inner_rate, l2, public_code, unroll):
-  """Returns (variables, images, labels, rows, mode) -> three results.
+  """Returns (variables, images, labels, rows, mode, ..) -> three results.
 
   `rows` [steps, size] are the images of each step, of `batches`. Results are
   w_t, the statistics at w, and network.stationarity of w_t on the images of
@@ -157,13 +158,15 @@ def _inner_loop(body, inner_rate, l2, public_code, unroll):
     pull = jax.grad(mean_over_tensors)(params, start)  # a part of the slope
     return network.stationarity(jax.tree.map(jnp.subtract, slope, pull), pull)
 
-  def inner(variables, images, labels, rows, mode):
+  def inner(variables, images, labels, rows, mode, example_weights=None):
     start = variables['params']
 
     def loss(params, i):
       batch = rows[i]
+      weights = None if example_weights is None else example_weights[batch]
       value, statistics = network.support_loss(
-          body, variables, images[batch], labels[batch], mode)(params, i)
+          body, variables, images[batch], labels[batch], mode,
+          example_weights=weights)(params, i)
       if public_code:
         value = value + mean_over_tensors(params, start)
       return value, statistics

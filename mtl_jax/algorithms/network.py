@@ -26,6 +26,7 @@ import optax
 
 from mtl_jax.algorithms.base import Aux
 from mtl_jax.heads import gradient
+from mtl_jax.heads.options import weighted
 from mtl_jax.solvers import inner_loop
 
 LOSSES = ('cross_entropy', 'squared')
@@ -252,10 +253,11 @@ def init_with_head(backbone, ways):
 
 
 def support_loss(body, variables, support_x, support_y, mode,
-                 loss='cross_entropy'):
+                 loss='cross_entropy', example_weights=None):
   """Returns (values, i) -> (mean loss [], statistics) for inner_loop.descend.
 
-  `values` take the place of the parameters that adapt.
+  `values` take the place of the parameters that adapt; example_weights [S] are
+  factors of the examples' losses.
   """
   def function(values, i):
     params = {**variables['params'], **values}
@@ -263,7 +265,7 @@ def support_loss(body, variables, support_x, support_y, mode,
         body, {**variables, 'params': params}, support_x, mode.at(i))
     losses = example_losses(loss, gradient.logits(params['head'], features),
                             support_y)
-    return jnp.mean(losses), statistics
+    return jnp.mean(weighted(example_weights, losses)), statistics
   return function
 
 

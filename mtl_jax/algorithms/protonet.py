@@ -105,9 +105,10 @@ def build(backbone, num_classes, ways, *, distance, scale, learned_scale,
       variables['params']['scale'] = jnp.float32(scale)
     return variables
 
-  def fit(params, features, labels, num_ways):
+  def fit(params, features, labels, num_ways, example_weights=None):
     return centroid.fit(features, labels, num_ways, distance=distance,
-                        scale=params.get('scale', scale))
+                        scale=params.get('scale', scale),
+                        example_weights=example_weights)
 
   parts = last_layer.make(
       network.Body(backbone, batch_norm), fit,

@@ -115,7 +115,8 @@ def build(backbone, num_classes, ways, *, regulariser, scale, shift,
               'average': True}
   parts = last_layer.make(
       network.Body(backbone, batch_norm),
-      lambda params, *task: ridge.fit(*task, **keywords), _logits,
+      lambda params, *task, example_weights=None: ridge.fit(
+          *task, **keywords, example_weights=example_weights), _logits,
       diagnostics=functools.partial(ridge.diagnostics, **keywords))
   return base.Algorithm(
       init, _drawn_shots_loss(backbone, regulariser, max_shots)
