@@ -66,6 +66,12 @@ def make(body, fit, logits, score=network.score, diagnostics=None):
     return jnp.mean(scored.losses), network.aux(
         statistics, scored, **converged(head, support, episode.support_y))
 
+  adapt, predict, convergence = _test(body, fit, logits, converged)
+  return LastLayer(loss, adapt, predict, diagnostics and convergence)
+
+
+def _test(body, fit, logits, converged):
+  """Returns adapt, predict and convergence of `make`."""
   def adapt(variables, key, support_x, support_y, num_ways,
             example_weights=None):
     del key  # nothing random
@@ -106,8 +112,7 @@ def make(body, fit, logits, score=network.score, diagnostics=None):
                      **_keyword(adapted.example_weights))
 
   takes_weights = 'example_weights' in inspect.signature(fit).parameters
-  return LastLayer(loss, adapt if takes_weights else adapt_unweighted, predict,
-                   diagnostics and convergence)
+  return adapt if takes_weights else adapt_unweighted, predict, convergence
 
 
 def _keyword(example_weights):
