@@ -117,12 +117,13 @@ DAMAGES = {
     "Vinyals' list": (
         listed(lambda text: text.replace('label', 'class', 1).replace(
             '.jpg', '.JPEG')), ('train.csv', 'Vinyals et al.', 'Ravi')),
-    'a wrong header': (
-        listed(lambda text: text.replace('filename,label', 'file,class')),
-        ('train.csv', "'file,class'", 'filename,label')),
-    'no header': (
-        listed(lambda text: text.partition('\n')[2]),
-        ('train.csv', 'filename,label')),
+    'numbers for classes': (
+        listed(lambda text: text.replace(f',{TRAIN[0]}', ',0').replace(
+            f',{TRAIN[1]}', ',1').replace(f',{TRAIN[2]}', ',2')),
+        ('train.csv', "'filename,label' and 'n0", 'filename,label')),
+    'names without an ending': (
+        listed(lambda text: text.replace('.jpg', '')),
+        ('train.csv', "'filename,label' and 'n0", 'filename,label')),
     'three columns': (
         listed(lambda text: text.replace('\n', ',1\n', 3).replace(
             'label,1', 'label')), ('train.csv, line 2', '3 columns')),
