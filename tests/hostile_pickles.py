@@ -370,10 +370,11 @@ def harmless():
 
 def read(file):
   """Reads a pickle: what it holds, 'UserError: line' or another error."""
+  from mtl_jax.data import published
   from mtl_jax.data.sources.mini_imagenet import pickles
   from mtl_jax.errors import UserError
   try:
-    images, ids = pickles.load_cache(file)
+    images, ids = pickles.load_cache(published.File(file.parent, file.name))
   except UserError as error:
     return f'UserError: {error}'
   except BaseException as error:

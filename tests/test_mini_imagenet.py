@@ -7,10 +7,12 @@ import itertools
 import os
 import pathlib
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import zipfile
 
 import command
 import mini_imagenet_fake as fake
@@ -90,7 +92,98 @@ LAYOUTS = {
         lambda folder: fake.write_category_split(folder, fake.dump_python2),
         'layout b'),
     'd': (fake.write_folders, 'layout d'),
+    # As people have them.
+    'c in folders of folders': (
+        lambda folder: fake.write_zips(folder / 'a/b/mini'), 'layout c'),
+    'c, zips with folders of folders': (
+        lambda folder: fake.write_zips(folder, inside='mini/84/images/'),
+        'layout c'),
+    'c, lists beside the folder of images': (
+        lambda folder: fake.write_loose(folder) or moved(
+            folder, folder / 'split', '*.csv'), 'layout c'),
+    'c, images in class folders': (
+        lambda folder: fake.write_loose(folder) or by_class(
+            folder / 'images'), 'layout c'),
+    'c, all in one zip': (
+        lambda folder: fake.write_loose(folder / 'mini') or zipped(folder),
+        'layout c'),
+    'c, image and label': (
+        lambda folder: relisted(folder, 'image,label\n', '{name},{wnid}\n'),
+        'layout c'),
+    'c, rows with numbers, class first, paths': (
+        lambda folder: relisted(
+            folder, ',class_name,path\n', '7,{wnid},images/{name}\n'),
+        'layout c'),
+    'c, no header': (
+        lambda folder: relisted(folder, '', '{name},{wnid}\n'), 'layout c'),
+    'a in one zip': (
+        lambda folder: fake.write_cache(folder / 'mini') or zipped(folder),
+        'layout a'),
+    'b in folders of folders': (
+        lambda folder: fake.write_category_split(folder / 'a/b'), 'layout b'),
+    'd in folders of folders': (
+        lambda folder: fake.write_folders(folder / 'a/b'), 'layout d'),
+    'd in one zip': (
+        lambda folder: fake.write_folders(folder / 'mini') or zipped(folder),
+        'layout d'),
+    'd, images in folders of the class folders': (
+        lambda folder: fake.write_folders(folder) or deeper(folder, '*/n*'),
+        'layout d'),
+    'e': (lambda folder: one_folder(folder), 'layout e'),
+    'e in folders of folders': (
+        lambda folder: one_folder(folder / 'mini/images'), 'layout e'),
+    'e in one zip': (
+        lambda folder: one_folder(folder / 'mini') or zipped(folder),
+        'layout e'),
 }
+
+
+def moved(folder, to, pattern):
+  to.mkdir()
+  for path in folder.glob(pattern):
+    path.rename(to / path.name)
+
+
+def by_class(folder):
+  for path in folder.glob('*.jpg'):
+    (folder / path.name[:9]).mkdir(exist_ok=True)
+    path.rename(folder / path.name[:9] / path.name)
+
+
+def deeper(folder, pattern):
+  for of_class in folder.glob(pattern):
+    moved(of_class, of_class / 'images', '*.jpg')
+
+
+def zipped(folder):
+  """Packs a folder into one zip in it, and removes what was packed."""
+  inside = sorted(folder.rglob('*'))
+  with zipfile.ZipFile(folder / 'archive.zip', 'w') as archive:
+    for path in inside:
+      archive.write(path, path.relative_to(folder))
+    archive.writestr('__MACOSX/mini/._train.csv', 'of an archiver')
+  for path in inside:
+    path.unlink() if path.is_file() else None
+  shutil.rmtree(folder / 'mini')
+
+
+def relisted(folder, header, row):
+  fake.write_loose(folder)
+  for split, name in fake.CSVS.items():
+    (folder / name).write_text(header + ''.join(
+        row.format(name=image, wnid=wnid)
+        for wnid, image, _ in fake.rows()[split]))
+
+
+def one_folder(folder):
+  """All class folders in one, with a class of ImageNet that is not wanted."""
+  fake.write_folders(folder)
+  for path in sorted(folder.glob('*/n*')):
+    path.rename(folder / path.name)
+  for split in ('train', 'val', 'test'):
+    (folder / split).rmdir()
+  (folder / 'n00000001').mkdir()
+  (folder / 'n00000001/x.jpg').write_bytes(b'')
 
 
 @pytest.mark.parametrize('case', LAYOUTS)

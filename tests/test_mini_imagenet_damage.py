@@ -117,12 +117,13 @@ DAMAGES = {
     "Vinyals' list": (
         listed(lambda text: text.replace('label', 'class', 1).replace(
             '.jpg', '.JPEG')), ('train.csv', 'Vinyals et al.', 'Ravi')),
-    'a wrong header': (
-        listed(lambda text: text.replace('filename,label', 'file,class')),
-        ('train.csv', "'file,class'", 'filename,label')),
-    'no header': (
-        listed(lambda text: text.partition('\n')[2]),
-        ('train.csv', 'filename,label')),
+    'numbers for classes': (
+        listed(lambda text: text.replace(f',{TRAIN[0]}', ',0').replace(
+            f',{TRAIN[1]}', ',1').replace(f',{TRAIN[2]}', ',2')),
+        ('train.csv', "'filename,label' and 'n0", 'filename,label')),
+    'names without an ending': (
+        listed(lambda text: text.replace('.jpg', '')),
+        ('train.csv', "'filename,label' and 'n0", 'filename,label')),
     'three columns': (
         listed(lambda text: text.replace('\n', ',1\n', 3).replace(
             'label,1', 'label')), ('train.csv, line 2', '3 columns')),
@@ -150,6 +151,18 @@ DAMAGES = {
     'an image twice': (
         listed(lambda text: text + f'{FIRST},{TRAIN[0]}\n'),
         ('train.csv', FIRST, 'twice')),
+    'an archive of another kind': (
+        lambda folder: folder.mkdir() or (
+            folder / 'mini.tar.gz').write_bytes(b''),
+        ('mini.tar.gz: unpack it',)),
+    'a class is missing in one folder of all': (
+        lambda folder: fake.write_folders(folder / 'a/train') or (
+            folder / 'a/train/train').rename(folder / 'all'),
+        (f'all lacks class {VALIDATION[0]}', '2 of 2')),
+    'a zip without its end': (
+        lambda folder: fake.write_lists(folder) or (
+            folder / 'images.zip').write_bytes(b'PK\3\4' + bytes(99)),
+        ('images.zip', '103 bytes', 'cut short', 'in no other file')),
     'an image in no archive': (
         lambda folder: fake.write_zips(folder, skip=(FIRST,)),
         (FIRST, TRAIN[0], 'train.csv', '1 of 12')),
@@ -267,6 +280,21 @@ def test_damaged_files_get_one_line_and_no_folder(case, tmp_path, capfd):
     assert text in line
   assert 'evil' not in printed.out
   assert command.snapshot(tmp_path) == before
+
+
+def test_a_damaged_zip_is_no_matter_where_the_images_are(tmp_path):
+  """Fails if archives are to be fetched again that nobody needs."""
+  fake.write_loose(tmp_path / 'files/images')
+  (tmp_path / 'files/images/images.zip').write_bytes(b'cut')
+  assert fake.build(tmp_path / 'files') == 0
+
+
+def test_a_link_to_a_folder_above_ends(tmp_path):
+  fake.write_folders(tmp_path / 'files/a')
+  (tmp_path / 'files/a/train/again').symlink_to(tmp_path / 'files')
+  (tmp_path / 'linked').mkdir()
+  (tmp_path / 'linked/mini').symlink_to(tmp_path / 'files/a')
+  assert fake.build(tmp_path / 'linked') == 0
 
 
 def test_no_folder_named(tmp_path, capsys):

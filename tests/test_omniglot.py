@@ -141,6 +141,55 @@ def test_folders_and_folders_below_give_the_same(tmp_path):
       assert held.class_names == wanted[split].class_names
 
 
+# How people have the files -> where a member of a published zip lies.
+LAYOUTS = {
+    'alphabets at the top': lambda name, inside: inside,
+    'folders of folders': lambda name, inside: f'a/b/{name}/{name}/{inside}',
+    'one folder of all alphabets': lambda name, inside: f'data/{inside}',
+    'one zip': lambda name, inside: f'archive.zip/{name}/{inside}',
+    'one zip of all alphabets': lambda name, inside: (
+        f'omniglot.zip/python/{inside}'),
+    'published zips without a folder in them': lambda name, inside: (
+        f'{name}.zip/{inside}'),
+}
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+def test_every_layout_gives_the_same(layout, tmp_path):
+  zips = files()
+  write(tmp_path / 'manual', zips)
+  wanted = loaded()
+  shutil.rmtree(tmp_path / 'tfds')
+  there = tmp_path / 'there'
+  written = {LAYOUTS[layout](name, path.partition('/')[2]): data
+             for name, contents in zips.items()
+             for path, data in contents.items()}
+  for path, data in written.items():
+    archive, of_zip, inside = path.partition('.zip/')
+    file = there / (f'{archive}.zip' if of_zip else path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if of_zip:
+      with zipfile.ZipFile(file, 'a') as opened:
+        opened.writestr(inside, data)
+    else:
+      file.write_bytes(data)
+  (there / 'broken.zip').write_bytes(b'of something else')
+  for split, held in loaded(there).items():
+    assert held.images.tobytes() == wanted[split].images.tobytes()
+    assert held.class_names == wanted[split].class_names
+
+
+def test_a_zip_is_taken_before_what_was_half_unpacked(tmp_path):
+  """Fails if a copy that an interrupted unzip left stops the build."""
+  zips = files()
+  write(tmp_path / 'manual', zips)
+  path, data = next(iter(zips[SMALL1].items()))
+  half = tmp_path / 'manual' / path
+  half.parent.mkdir(parents=True)
+  half.write_bytes(data)
+  assert loaded()['train'].num_classes == 8
+
+
 def damaged(what):
   """Returns the contents of the zips, one thing in them damaged."""
   zips, ink = files(), drawing('Korean/character02', 3)
@@ -210,7 +259,7 @@ def test_a_damaged_zip_gets_one_line(what, tmp_path, capsys):
       'flipped bit': whole[:middle] + bytes([whole[middle] ^ 1])
                      + whole[middle + 1:]}[what])
   assert_one_line(capsys, f'{SMALL2}.zip', 'again', {
-      'page': 'HTML page', 'cut off': f'cut off ({len(whole) // 2:,} bytes)',
+      'page': 'HTML page', 'cut off': f'cut short ({len(whole) // 2} bytes)',
       'noise': 'not a zip', 'flipped bit': 'CRC'}[what])
 
 

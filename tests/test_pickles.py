@@ -11,6 +11,7 @@ import hostile_pickles
 import numpy as np
 import pytest
 
+from mtl_jax.data import published
 from mtl_jax.data.sources.mini_imagenet import pickles, unpickle
 from mtl_jax.errors import UserError
 
@@ -87,11 +88,12 @@ def test_labels_of_a_split_that_are_none_get_one_line(change, said, tmp_path):
   path = tmp_path / 'miniImageNet_category_split_val.pickle'
   content = {'data': hostile_pickles.IMAGES, 'labels': [0, 1, 0, 1],
              'catname2label': {'n01': 0, 'n02': 1}}
+  file = published.File(path.parent, path.name)
   path.write_bytes(hostile_pickles.pickle.dumps(content))
-  assert pickles.load_category_split(path)[1] == {'n01': [0, 2], 'n02': [1, 3]}
+  assert pickles.load_category_split(file)[1] == {'n01': [0, 2], 'n02': [1, 3]}
   path.write_bytes(hostile_pickles.pickle.dumps(content | change))
   with pytest.raises(UserError, match=f'val.pickle: {said}'):
-    pickles.load_category_split(path)
+    pickles.load_category_split(file)
 
 
 def test_an_array_is_a_view_of_the_file():

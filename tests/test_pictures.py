@@ -15,9 +15,7 @@ import pytest
 from conftest import ROOT
 from PIL import EpsImagePlugin, Image
 
-from mtl_jax.data import pictures
-from mtl_jax.data.sources.mini_imagenet import files as mini_imagenet
-from mtl_jax.data.sources.omniglot import files as omniglot
+from mtl_jax.data import pictures, published
 from mtl_jax.errors import UserError
 
 OPENED = re.compile(r'Image\s*\.\s*open\(|import.*\bopen\b.*PIL')
@@ -96,34 +94,22 @@ def test_a_png_of_many_pixels_is_refused_by_its_head():
     pictures.decode(bad_pictures.bomb(8000))
 
 
-# name -> reads the file 'Greek/character01/x.png' of a folder or its zip.
-UNPACKED = 'images_background/Greek/character01/x.png'
-UNPACKERS = {
-    'a zip of Omniglot': lambda folder: omniglot._open(
-        folder / 'images_background.zip').read(UNPACKED),
-    'a folder of Omniglot': lambda folder: omniglot._open(
-        folder / 'images_background').read('Greek/character01/x.png'),
-    'a zip of mini-ImageNet': lambda folder: mini_imagenet._image_places(
-        folder)['y.png'].read(),
-    'a folder of mini-ImageNet': lambda folder: mini_imagenet._image_places(
-        folder / 'images_background/Greek/character01')['x.png'].read(),
-}
-
-
-@pytest.mark.parametrize('name', UNPACKERS)
-def test_a_file_that_unpacks_to_much_is_refused(name, tmp_path, monkeypatch):
+def test_a_file_that_unpacks_to_much_is_refused(tmp_path, monkeypatch):
   """Fails if a zip of a few kilobytes can fill the memory."""
-  loose = tmp_path / UNPACKED
-  loose.parent.mkdir(parents=True)
+  (tmp_path / 'images').mkdir()
+  loose = tmp_path / 'images/x.png'
   loose.write_bytes(bytes(5000))
-  with zipfile.ZipFile(tmp_path / 'images_background.zip', 'w',
+  with zipfile.ZipFile(tmp_path / 'images.zip', 'w',
                        zipfile.ZIP_DEFLATED) as archive:
-    archive.write(loose, UNPACKED)
-    archive.write(loose, 'images/y.png')
-  assert UNPACKERS[name](tmp_path) == bytes(5000)
+    archive.write(loose, 'images/x.png')
+  in_folder, in_zip = published.look(tmp_path, ('.png',)).files
+  assert in_folder.image() == in_zip.image() == in_zip.read() == bytes(5000)
+  assert not in_folder.zip and in_zip.zip
   monkeypatch.setattr(pictures, '_ENCODED', 4999)
-  with pytest.raises(pictures.Unreadable, match='it has more than'):
-    UNPACKERS[name](tmp_path)
+  monkeypatch.setattr(published, '_LARGEST', 4999)
+  for read in (in_folder.image, in_zip.image, in_zip.read):
+    with pytest.raises(pictures.Unreadable, match='more than'):
+      read()
 
 
 def picture(path, mode, orientation=None, size=(40, 30)):

@@ -7,6 +7,7 @@ import re
 import tempfile
 import tracemalloc
 
+import mini_imagenet_fake
 import numpy as np
 import own_source as own
 import pytest
@@ -366,6 +367,18 @@ def test_a_folder_beside_the_files_that_may_not_be_read_is_left_out(
   forbid(place / 'files/lost+found')
   assert data_main.main(['build', name, f'--manual_dir={place / "files"}']) == 2
   assert 'holds no' in (line := line_of(capsys)) and 'lost+found' not in line
+
+
+def test_a_class_folder_that_may_not_be_read_is_named(
+    place, monkeypatch, capsys):
+  """Fails if its images are to be fetched again, though they are there."""
+  mini_imagenet_fake.shrink(monkeypatch.setattr)
+  mini_imagenet_fake.write_folders(place / 'files')
+  closed = sorted((place / 'files/test').iterdir())[1]
+  closed.chmod(0)
+  assert data_main.main(
+      ['build', 'mini_imagenet', f'--manual_dir={place / "files"}']) == 2
+  assert f'{closed} may not be read' in line_of(capsys)
 
 
 @pytest.mark.parametrize('forbidden', [

@@ -13,10 +13,11 @@ def _text(key):
   return key.decode('latin1') if isinstance(key, bytes) else key
 
 
-def _load(path, *wanted):
+def _load(file, *wanted):
   """Returns the values of `wanted` keys of the dict in a pickle."""
+  path = file.path
   try:
-    data = path.read_bytes()
+    data = file.read()
     refuse_html(path, data[:200])
     content = unpickle.load(data)
     if not isinstance(content, dict):
@@ -103,8 +104,11 @@ def _check_ids(path, key, ids, num_images):
                     f'are of no class in {key}: {_AGAIN}')
 
 
-def load_cache(path):
+def load_cache(file):
   """Reads mini-imagenet-cache-SPLIT.pkl (Ren et al. 2018).
+
+  Args:
+    file: published.File.
 
   Returns:
     images: uint8 [I, h, w, 3].
@@ -113,7 +117,8 @@ def load_cache(path):
   Raises:
     UserError: anything else in the file.
   """
-  images, class_dict = _load(path, 'image_data', 'class_dict')
+  path = file.path
+  images, class_dict = _load(file, 'image_data', 'class_dict')
   _check_images(path, 'image_data', images)
   if not isinstance(class_dict, dict):
     raise UserError(f'{path}: class_dict is a {type(class_dict).__name__}, '
@@ -130,12 +135,13 @@ def load_cache(path):
   return images, ids
 
 
-def load_category_split(path):
+def load_category_split(file):
   """Reads miniImageNet_category_split_SPLIT.pickle (Gidaris & Komodakis 2018).
 
-  Returns, raises: as `load_cache`.
+  Args, returns, raises: as `load_cache`.
   """
-  images, labels, numbers = _load(path, 'data', 'labels', 'catname2label')
+  path = file.path
+  images, labels, numbers = _load(file, 'data', 'labels', 'catname2label')
   _check_images(path, 'data', images)
   try:
     labels = _integers(labels, 2 * len(images))

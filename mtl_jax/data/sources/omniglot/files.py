@@ -1,17 +1,13 @@
 """Finds, checks and reads the published files of Omniglot."""
 
-import collections
 import pathlib
-import zipfile
-import zlib
-from collections.abc import Callable
+import re
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from mtl_jax import files
-from mtl_jax.data import pictures
+from mtl_jax.data import pictures, published
 from mtl_jax.errors import UserError, first_line
 
 HOMEPAGE = 'https://github.com/brendenlake/omniglot'
@@ -21,6 +17,7 @@ IMAGES_PER_CLASS = 20
 # The filter of most published pipelines, such as those of MAML and iMAML.
 # Pillow would ignore it on 1-bit images: they become grey first.
 FILTER = Image.Resampling.LANCZOS
+_CHARACTER = re.compile(r'character\d\d')
 
 ZIPS = ('images_background', 'images_evaluation', 'images_background_small1',
         'images_background_small2')
@@ -33,17 +30,17 @@ SMALL = {
 
 
 class Source(NamedTuple):
-  """A published zip, or the folder that it unpacks to."""
-  path: pathlib.Path
-  drawings: dict[str, list[str]]  # 'Alphabet/characterNN' -> names of files
-  read: Callable[[str], bytes]
+  """A folder of alphabets: a published zip, what it unpacks to, or another."""
+  path: pathlib.Path  # of the zip, or of the folder
+  name: str  # of ZIPS, '' for another
+  drawings: dict[str, list[published.File]]  # 'Alphabet/characterNN' -> files
 
 
 def read(folder, name, wanted, evaluation):
   """Reads the wanted characters.
 
   Args:
-    folder: of the zips.
+    folder: of the zips, or of what they unpack to, at any depth.
     name: of the data set, for messages.
     wanted: 'Alphabet/characterNN' -> split.
     evaluation: the alphabets of images_evaluation.zip, for messages.
@@ -55,7 +52,7 @@ def read(folder, name, wanted, evaluation):
   Raises:
     UserError: no zip, a zip, character or drawing that is not as published.
   """
-  sources = [_open(path) for path in _find(folder)]
+  sources = _find(folder, {c.split('/')[0] for c in wanted})
   held = {c.split('/')[0] for source in sources for c in source.drawings}
   missing = {c.split('/')[0]: split for c, split in wanted.items()
              if c.split('/')[0] not in held}
@@ -65,54 +62,42 @@ def read(folder, name, wanted, evaluation):
           for character in wanted}
 
 
-def _find(folder):
-  """Returns the path of each published zip that exists, or of its folder."""
-  paths = []
-  for name in ZIPS:
-    candidates = [path for pattern in (
-        f'{name}.zip', f'*/{name}.zip', name, f'*/{name}')
-        for path in sorted(folder.glob(pattern))]
-    paths += candidates[:1]
-  if not paths:
+def _find(folder, alphabets):
+  """Returns the Sources that hold one of `alphabets`.
+
+  Of the copies of a published zip, one in its own zip is taken, or else the
+  nearest one.
+  """
+  found = published.look(folder, ('.png',))
+  for path, what in found.damaged.items():
+    if path.stem in ZIPS:
+      raise UserError(f'{path} is {what}: {_again(path.stem, True)}')
+  sources = {}
+  for file in found.files:
+    above = file.folder.parents[1]
+    if file.folder.parent.name in alphabets and _CHARACTER.match(
+        file.folder.name):
+      source = sources.setdefault(above, Source(
+          file.holder if file.zip else above, _published(folder, above), {}))
+      source.drawings.setdefault('/'.join(file.folder.parts[-2:]), []).append(
+          file)
+  if not sources:
     raise UserError(
         f'{folder} holds none of {", ".join(f"{z}.zip" for z in ZIPS)}: '
         f'download them from {HOMEPAGE} (folder python) into it')
-  return paths
+  chosen = {}
+  for above, source in sorted(sources.items(), key=lambda item: (
+      item[1].path.name not in (f'{z}.zip' for z in ZIPS),
+      len(item[0].parts), item[0])):
+    chosen.setdefault(source.name or above, source)
+  return list(chosen.values())
 
 
-def _open(path):
-  """Returns the Source of a zip or folder."""
-  if path.is_dir():
-    names = [str(p.relative_to(path)) for p in path.rglob('*.png')]
-    open_file = lambda name: open(path / name, 'rb')
-  else:
-    try:
-      archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-      raise UserError(f'{path} is {_what_else(path, error)}: download it again '
-                      f'from {HOMEPAGE} (folder python)') from error
-    names, open_file = archive.namelist(), archive.open
-  drawings = collections.defaultdict(list)
-  for name in sorted(names):
-    parts = pathlib.PurePath(name).parts
-    # An archiver's own files, such as __MACOSX/._0108_01.png, are no drawings.
-    if name.endswith('.png') and len(parts) > 2 and parts[-1][0] != '.':
-      drawings['/'.join(parts[-3:-1])].append(name)
-  return Source(path, dict(drawings), lambda name: pictures.encoded(
-      lambda: open_file(name)))
-
-
-def _what_else(path, error):
-  """Says what a file is that should be a zip."""
-  if isinstance(error, OSError):
-    return f'not readable ({first_line(error)})'
-  with open(path, 'rb') as file:
-    start = file.read(512)
-  if files.is_html(start):
-    return 'an HTML page, not a zip'
-  size = f'{path.stat().st_size:,} bytes'
-  return (f'a zip that is cut off ({size})' if start.startswith(b'PK') else
-          f'not a zip ({size})')
+def _published(folder, above):
+  """Returns which of ZIPS the path of a folder of alphabets names, or ''."""
+  names = [part.removesuffix('.zip') for part in above.parts[
+      len(folder.parent.parts):]]
+  return next((name for name in reversed(names) if name in ZIPS), '')
 
 
 def _where_to_find(folder, name, missing, evaluation):
@@ -134,47 +119,53 @@ def _read_character(sources, character):
   """Returns a character's images; copies in several zips must agree."""
   first = None
   for source in sources:
-    names = source.drawings.get(character, [])
-    # A zip that holds an alphabet holds all of its characters.
-    if not names and not any(c.startswith(character.split('/')[0] + '/')
-                             for c in source.drawings):
+    drawings = source.drawings.get(character, [])
+    # Who holds an alphabet holds all of its characters.
+    if not drawings and not any(c.startswith(character.split('/')[0] + '/')
+                                for c in source.drawings):
       continue
-    if len(names) != IMAGES_PER_CLASS:
+    if len(drawings) != IMAGES_PER_CLASS:
       raise UserError(
-          f'{source.path}: {character} has {len(names)} drawings, not '
-          f'{IMAGES_PER_CLASS}: {_again(source)}')
-    images = np.stack([_read_drawing(source, name) for name in names])
+          f'{source.path}: {character} has {len(drawings)} drawings, not '
+          f'{IMAGES_PER_CLASS}: {_again(source.name, _is_zip(source))}')
+    images = np.stack([_read_drawing(source, file) for file in drawings])
     if first is None:
       first, first_path = images, source.path
     elif (images != first).any():
       raise UserError(f'{character} differs between {first_path} and '
-                      f'{source.path}: {_again(source)}')
+                      f'{source.path}: '
+                      + _again(source.name, _is_zip(source)))
   return first
 
 
-def _read_drawing(source, name):
+def _read_drawing(source, file):
   """Returns a drawing, inverted and resized: uint8 [28, 28]."""
-  where = source.path / name
+  where, again = file.path, _again(source.name, _is_zip(source))
   try:
-    image = pictures.decode(source.read(name))
+    image = pictures.decode(file.image())
     paper = np.asarray(image.convert('L'))
-  except (OSError, ValueError, RuntimeError, EOFError, zlib.error,
-          zipfile.BadZipFile) as error:
-    raise UserError(f'{where} cannot be read ({first_line(error)}): '
-                    f'{_again(source)}') from error
+  except (ValueError, *published.ERRORS) as error:
+    raise UserError(f'{where} cannot be read ({first_line(error)}): {again}'
+                    ) from error
   if paper.shape != (PUBLISHED_SIZE, PUBLISHED_SIZE):
     raise UserError(f'{where} is {image.width}x{image.height}, not '
-                    f'{PUBLISHED_SIZE}x{PUBLISHED_SIZE}: {_again(source)}')
+                    f'{PUBLISHED_SIZE}x{PUBLISHED_SIZE}: {again}')
   # A published drawing is 81% to 98% paper.
   if paper.mean() < 255 / 2:
     raise UserError(
         f'{where} is white ink on black (mean {paper.mean() / 255:.2f}, '
-        f'published is black on white): invert it, or {_again(source)}')
+        f'published is black on white): invert it, or {again}')
   resized = Image.fromarray(255 - paper).resize((SIZE, SIZE), FILTER)
   return np.asarray(resized)
 
 
-def _again(source):
-  name = source.path.name.removesuffix('.zip')
-  return (f'download {name}.zip again from {HOMEPAGE} (folder python)' if
-          source.path.suffix == '.zip' else f'unpack {name}.zip again')
+def _is_zip(source):
+  return source.path.suffix == '.zip'
+
+
+def _again(name, is_zip):
+  """Says how files are had anew; `name` of ZIPS, or ''."""
+  if not name:
+    return f'fetch the files again from {HOMEPAGE} (folder python)'
+  return (f'download {name}.zip again from {HOMEPAGE} (folder python)'
+          if is_zip else f'unpack {name}.zip again')
