@@ -7,6 +7,7 @@ data are replicated; the tasks are divided among the devices.
 
 import contextlib
 import os
+import pathlib
 import re
 import signal
 import warnings
@@ -86,9 +87,33 @@ def check_platform():
         'machine, such as cpu') from error
 
 
+def host_memory():
+  """Returns the bytes of memory of this machine; None where it does not say.
+
+  A container may have less than the machine that it runs on.
+  """
+  found = []
+  try:
+    found.append(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'))
+  except (AttributeError, ValueError, OSError):
+    pass
+  for file in ('/sys/fs/cgroup/memory.max',
+               '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+    try:
+      found.append(int(pathlib.Path(file).read_text()))
+    except (OSError, ValueError):  # not there, or 'max'
+      pass
+  return min(found, default=None)
+
+
+_SMALLER = ('take fewer or smaller tasks at once, by '
+            'config.parallel.tasks_at_once, config.train.meta_batch, '
+            'config.eval.batch_size or config.eval.tasks_at_once')
+
+
 @contextlib.contextmanager
-def memory_errors():
-  """Turns an error for lack of memory into a UserError."""
+def memory_errors(remedy=_SMALLER):
+  """Turns an error for lack of memory into a UserError that names a remedy."""
   try:
     yield
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -96,10 +121,8 @@ def memory_errors():
     if isinstance(error, MemoryError) or re.search(
         'RESOURCE_EXHAUSTED|Out of memory', str(error)):
       raise UserError(
-          f'memory does not suffice ({first_line(error)}): take fewer or '
-          'smaller tasks at once, by config.parallel.tasks_at_once, '
-          'config.train.meta_batch, config.eval.batch_size or '
-          'config.eval.tasks_at_once') from error
+          f'memory does not suffice ({first_line(error)}): {remedy}'
+          ) from error
     raise
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mtl_jax import heads
 from mtl_jax.adapt import __main__ as adapt_main
-from mtl_jax.adapt import classify
+from mtl_jax.adapt import classify, learner
 from mtl_jax.adapt.__main__ import main
 from mtl_jax.data import store
 from mtl_jax.errors import UserError
@@ -446,18 +446,40 @@ def test_a_support_too_large_for_its_head_is_refused_before_all_work(
       'fewer images\n')
 
 
-def test_a_run_without_a_head_asks_for_one():
-  config = ml_collections.ConfigDict({'eval': {'heads': ('own',)},
-                                      'heads': {'logistic': {'C': 2.}}})
-  with pytest.raises(UserError, match='--head is missing.*own'):
-    classify.choose_head(config)
-  assert classify.choose_head(config, 'logistic') == ('logistic', {'C': 2.})
+def choices(heads, **fields):
+  return ml_collections.ConfigDict({
+      'eval': {'heads': heads}, 'heads': fields,
+      'method': {'name': 'maml', 'batch_norm': 'transductive'}})
 
 
-def test_a_head_that_an_older_run_lacks_has_its_defaults():
-  config = ml_collections.ConfigDict({
-      'eval': {'heads': ('own', 'logistic')}, 'heads': {}})
-  assert classify.choose_head(config) == ('logistic', {'C': 3.})
+@pytest.mark.parametrize('tested, head, expected', [
+    (('own', 'logistic'), None, ('logistic', {'C': 3.})),  # an older run
+    (('own',), 'logistic', ('logistic', {'C': 3.})),
+    (('own',), None, ('own', {'batch_norm': 'transductive'})),
+    (('logistic',), 'own', ('own', {'batch_norm': 'transductive'}))])
+def test_the_head_is_the_first_of_the_test_or_the_methods_own(
+    tested, head, expected):
+  assert learner.choose(choices(tested), head) == expected
+
+
+def test_options_are_those_of_the_run():
+  assert learner.choose(choices(('logistic',), logistic={'C': 2.})) == (
+      'logistic', {'C': 2.})
+
+
+def test_a_run_that_was_tested_in_another_way_asks_for_a_head():
+  with pytest.raises(UserError, match='--head is missing.*tune_all.*own'):
+    learner.choose(choices(('tune_all',)))
+
+
+def test_statistics_are_chosen_for_the_methods_own_adaptation_alone():
+  config = choices(('own',))
+  assert learner.choose(config, None, 'support') == (
+      'own', {'batch_norm': 'support'})
+  with pytest.raises(UserError, match="--batch_norm is 'x': allowed are tran"):
+    learner.choose(config, None, 'x')
+  with pytest.raises(UserError, match='--batch_norm is for --head=own'):
+    learner.choose(config, 'ridge', 'support')
 
 
 def test_the_example_in_the_readme_runs(run, folder, monkeypatch, capsys):

@@ -8,15 +8,21 @@ files. See docs/adapt.md.
 """
 
 import argparse
+import functools
 import os
 import sys
+import warnings
 
 from absl import logging
 
-from mtl_jax import heads, program
-from mtl_jax.adapt import classify, sheet
+from mtl_jax import devices, heads, program
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError
+from mtl_jax.evaluate import adapters
+
+# What a head file has settled.
+_FITS = ('head', 'batch_norm', 'invert', 'unweighted', 'uncalibrated',
+         'save_head')
 
 
 def main(argv=None):
@@ -24,30 +30,88 @@ def main(argv=None):
   # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
   tag = program.tag('mtl_jax.adapt')
+  say = lambda line: _say(f'{tag}: {line}', sys.stderr)
   try:
-    flags = parse(argv)
-    out = flags.out or os.path.join(flags.checkpoint, 'adapt')
-    result = classify.adapt(
-        flags.checkpoint, flags.support, flags.query, head=flags.head, out=out,
-        invert=flags.invert, balanced=not flags.unweighted)
+    with devices.memory_errors('give fewer pictures, or choose another --head'):
+      run(parse(argv), say)
   except UserError as error:
-    _say(f'{tag}: {error}', sys.stderr)
+    say(error)
     return 2
   except KeyboardInterrupt:
-    print(f'{tag}: stopped', file=sys.stderr)
+    say('stopped')
     return 130
-  for notice in result['notices']:
-    _say(f'{tag}: note: {notice}', sys.stderr)
-  for line in (*sheet.lines(result), f'Everything is in {out}'):
-    _say(line, sys.stdout)
   return 0
 
 
+def run(flags, say):
+  """Does what the flags ask for.
+
+  Args:
+    flags: of `parse`.
+    say: takes a line for stderr.
+
+  Raises:
+    UserError: what a user can mend.
+  """
+  # Imported late, so that --help and wrong flags are answered at once.
+  from mtl_jax.adapt import classify, kept, serve, sheet
+
+  options = {'head': flags.head, 'batch_norm': flags.batch_norm,
+             'invert': flags.invert, 'balanced': not flags.unweighted,
+             'calibrated': not flags.uncalibrated}
+  if flags.query and flags.query != [serve.STDIN]:
+    out = flags.out or os.path.join(flags.checkpoint, 'adapt')
+    result = classify.adapt(
+        flags.checkpoint, flags.support, flags.query, load_head=flags.load_head,
+        save_head=flags.save_head, out=out, show=True, **options)
+    for notice in result['notices']:
+      say(f'note: {notice}')
+    _show([*sheet.lines(result), *_kept(flags), f'Everything is in {out}'])
+    return
+  if flags.support is None:
+    ready = classify.recall(flags.checkpoint, flags.load_head)
+  else:
+    save_head = flags.save_head and kept.check_name(flags.save_head)
+    ready = classify.learn(
+        flags.checkpoint, pictures.list_support(flags.support), show=True,
+        **options)
+  serves = flags.query or flags.watch
+  if serves:
+    serve.check(ready.classifier.learner)
+  if flags.save_head:
+    classify.keep(ready, save_head)
+  for notice in ready.notices:
+    say(f'note: {notice}')
+  about = [*sheet.about(ready.classifier.about), *_kept(flags)]
+  if not serves:
+    _show(about)
+  else:
+    for line in about:
+      say(line)
+    warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
+    answer = serve.answers(ready)
+    say('ready')
+    serve.run(functools.partial(serve.from_stdin, answer) if flags.query else
+              functools.partial(serve.from_folder, flags.watch, answer))
+
+
+def _kept(flags):
+  return [f'the head is kept in {flags.save_head}'] * bool(flags.save_head)
+
+
+def _show(lines):
+  program.show('\n'.join(_shown(line, sys.stdout) for line in lines))
+
+
 def _say(line, stream):
-  """Prints one line, whatever signs are in a name."""
+  print(_shown(line, stream), file=stream)
+
+
+def _shown(line, stream):
+  """Returns a line that a stream can print, whatever signs are in a name."""
   encoding = stream.encoding or 'utf-8'
-  print(pictures.text(line).encode(encoding, 'backslashreplace')
-        .decode(encoding), file=stream)
+  return pictures.text(line).encode(encoding, 'backslashreplace').decode(
+      encoding)
 
 
 def parse(argv=None):
@@ -56,22 +120,54 @@ def parse(argv=None):
       program.name('mtl_jax.adapt'), description=__doc__.splitlines()[0],
       allow_abbrev=False)
   parser.error = _raise
-  parser.add_argument('--checkpoint', required=True, help='workdir of a run')
-  parser.add_argument('--support', required=True,
-                      help='folder with a folder of images for each class')
-  parser.add_argument('--query', required=True, nargs='+',
-                      help='folder of images, labelled where they lie in '
-                      'folders named as the classes; or files')
-  parser.add_argument('--head', help=f'one of {", ".join(heads.HEADS)}; '
-                      "default: the first of the run's config.eval.heads")
-  parser.add_argument('--out', help='folder for the results; default '
-                      'CHECKPOINT/adapt')
-  parser.add_argument('--invert', action='store_true',
-                      help='exchange black and white in all images')
-  parser.add_argument('--unweighted', action='store_true',
-                      help='let every support image count alike; default: '
-                      'every class, however many images it has')
-  return parser.parse_args(argv)
+  add = parser.add_argument
+  add('--checkpoint', required=True, help='workdir of a run')
+  add('--support', help='folder with a folder of images for each class')
+  add('--query', nargs='+',
+      help='folder of images, labelled where they lie in folders named as the '
+      'classes; or files; or -, for paths on stdin, each answered by a line of '
+      'JSON')
+  add('--watch', metavar='FOLDER', help='in place of --query: a folder, in '
+      'which each new image is answered by a line of JSON')
+  add('--head', help=f'one of {", ".join(heads.HEADS)}; or '
+      f"{adapters.OWN}, the method's own adaptation; default: the first head "
+      "of the run's config.eval.heads, or own if there is none")
+  add('--batch_norm', metavar='WHICH', help='for --head=own: statistics of '
+      "BatchNorm in place of the run's config.method.batch_norm, such as "
+      'support')
+  add('--save_head', metavar='FILE.npz', help='keeps what was fitted')
+  add('--load_head', metavar='FILE.npz', help='in place of --support')
+  add('--out', help='folder for the results; default CHECKPOINT/adapt')
+  add('--invert', action='store_true',
+      help='exchange black and white in all images')
+  add('--unweighted', action='store_true',
+      help='let every support image count alike; default: every class, '
+      'however many images it has')
+  add('--uncalibrated', action='store_true',
+      help='do not calibrate the probabilities by cross-validation')
+  flags = parser.parse_args(argv)
+  _check(flags)
+  return flags
+
+
+def _check(flags):
+  """Raises UserError for flags that do not belong together."""
+  if (flags.support is None) == (flags.load_head is None):
+    raise UserError('--support or --load_head is required, and not both')
+  settled = [name for name in _FITS if getattr(flags, name)]
+  if flags.load_head and settled:
+    raise UserError(f'--{settled[0]} does not go with --load_head: the file '
+                    'holds what was fitted; leave it out, or give --support')
+  if flags.query and flags.watch:
+    raise UserError('--query and --watch: give one of them')
+  if not (flags.query or flags.watch or flags.save_head):
+    raise UserError('--query is required; or --watch, or --save_head')
+  alone = not flags.query or flags.query == ['-']
+  if '-' in (flags.query or ()) and not alone:
+    raise UserError('--query - is stdin: give no other paths')
+  if flags.out and alone:
+    raise UserError('--out is for a --query of folders or files: nothing else '
+                    'writes results')
 
 
 def _raise(message):

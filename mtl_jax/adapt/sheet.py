@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from mtl_jax.evaluate import adapters
+
 DRAWN = 200  # query images on a contact sheet, at most
 DRAWN_SUPPORT = 10  # support images per class, at most
 DRAWN_CLASSES = 100  # of the support, at most
@@ -32,15 +34,18 @@ def table(result):
   return text.getvalue()
 
 
-def lines(result):
-  """Returns the lines that the command prints at its end."""
+def about(result):
+  """Returns lines on what classifies: `about` of a Classifier, or a result."""
   sizes = ', '.join(f'{name} {count}'
                     for name, count in result['classes'].items())
-  start = [f'{_network(result)}, {_head(result)}',
-           f'{len(result["classes"])} classes: {sizes} images',
-           *_weighting(result),
-           f'the head has {"" if result["converged"] else "NOT "}converged: '
-           f'{numbers(result["residuals"])}']
+  return [f'{_network(result)}, {_head(result)}',
+          f'{len(result["classes"])} classes: {sizes} images',
+          *_weighting(result), _convergence(result), _calibration(result)]
+
+
+def lines(result):
+  """Returns the lines that the command prints at its end."""
+  start = about(result)
   score = result['score']
   if not score:
     counts = {name: 0 for name in result['classes']}
@@ -68,6 +73,24 @@ def _weighting(result):
                  'count more'}[result['count_alike']]]
 
 
+def _convergence(result):
+  if result['converged'] is None:
+    return ('nothing is solved to convergence: the number of steps is fixed, '
+            'as in the test of the run')
+  return (f'the head has {"" if result["converged"] else "NOT "}converged: '
+          f'{numbers(result["residuals"])}')
+
+
+def _calibration(result):
+  found = result['calibration']
+  if found is None:
+    return 'the probabilities are not calibrated: ' + result['uncalibrated']
+  return (f'the probabilities are calibrated: temperature '
+          f'{found["temperature"]:.3g}; log loss of {found["held_out"]} '
+          f'held-out support images {found["log_loss_before"]:.3f} before, '
+          f'{found["log_loss_after"]:.3f} after')
+
+
 def numbers(residuals):
   """Returns a head's residuals as text."""
   return ', '.join(f'{name} {"not finite" if value is None else f"{value:.2g}"}'
@@ -84,7 +107,11 @@ def _network(result):
 
 
 def _head(result):
-  options = ' '.join(f'{k}={v}' for k, v in result['options'].items())
+  options = result['options']
+  if result['head'] == adapters.OWN:  # a method's options are many
+    options = {name: value for name, value in options.items()
+               if name == 'batch_norm' or name.startswith('test_')}
+  options = ' '.join(f'{k}={v}' for k, v in options.items())
   return f'head: {result["head"]} {options}'.rstrip()
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 from PIL import Image, ImageOps, JpegImagePlugin
 
+from mtl_jax import progress
 from mtl_jax.errors import UserError, first_line
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.gif', '.tif', '.tiff', '.ppm',
@@ -154,10 +155,20 @@ def read_query(query, classes, image_shape, *, invert=False):
   return load(list_query(query), classes, image_shape, invert=invert)
 
 
-def load(files, classes, image_shape, *, invert=False):
-  """Reads what `list_support` or `list_query` found, in threads."""
+def load(files, classes, image_shape, *, invert=False, show=False):
+  """Reads what `list_support` or `list_query` found, in threads.
+
+  Args:
+    files: Files.
+    classes: whose places are the labels.
+    image_shape, invert: as in `prepare`.
+    show: whether a terminal may show the progress.
+
+  Raises:
+    UserError: as `prepare`.
+  """
   one = lambda path: _prepare(path, image_shape, invert)
-  images, bits = zip(*in_threads(one, files.paths), strict=True)
+  images, bits = zip(*in_threads(one, files.paths, show), strict=True)
   number = {name: i for i, name in enumerate(classes)}
   return Pictures(
       [text(path) for path in files.paths], np.stack(images),
@@ -165,7 +176,7 @@ def load(files, classes, image_shape, *, invert=False):
       tuple(classes), files.labels, _guesses(files.paths, bits))
 
 
-def in_threads(function, paths):
+def in_threads(function, paths, show=False):
   """Returns [function(path), ..] of files of pictures.
 
   Large pictures are read one at a time, and others by so few threads that they
@@ -174,6 +185,7 @@ def in_threads(function, paths):
   Args:
     function: that decodes a picture, such as `prepare`.
     paths: of the files.
+    show: whether a terminal may show the progress.
 
   Raises:
     UserError: as `prepare`.
@@ -185,8 +197,12 @@ def in_threads(function, paths):
     most = max((pixels[path] for path in small), default=1)
     workers = max(1, min(os.cpu_count(), _AT_ONCE // max(most, 1)))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      read = dict(zip(small, pool.map(function, small), strict=True))
-    read |= {path: function(path) for path in pixels if path not in read}
+      done = progress.each(pool.map(function, small), 'reading',
+                           total=len(small), show=show)
+      read = dict(zip(small, done, strict=True))
+    large = [path for path in pixels if path not in read]
+    read |= {path: function(path) for path in progress.each(
+        large, 'reading large pictures', show=show and large)}
   return [read[path] for path in paths]
 
 
@@ -522,6 +538,18 @@ def images_of(folder):
   files = [path for path in _listed(folder) if path.is_file()]
   return ([path for path in files if _is_image(path)],
           [path for path in files if not _is_image(path)])
+
+
+def below(folder):
+  """Yields the paths of images in a folder at any depth, sorted by folder.
+
+  Hidden files and folders are left out, and links to folders not followed.
+  """
+  for place, folders, names in os.walk(folder):
+    folders[:] = sorted(name for name in folders if not name.startswith('.'))
+    yield from (os.path.join(place, name) for name in sorted(names)
+                if name.lower().endswith(SUFFIXES)
+                and not name.startswith('.'))
 
 
 def _listed(folder):

@@ -1,0 +1,183 @@
+"""A head file: a classifier that is kept and used again without its support.
+
+It is a zip of .npy files, as numpy.savez writes it: `about`, JSON in UTF-8, and
+arrays. Nothing in it is executed or unpickled.
+"""
+
+import io
+import json
+import zipfile
+
+import jax
+import numpy as np
+
+from mtl_jax import files
+from mtl_jax.adapt import classifier as classifiers
+from mtl_jax.adapt import learner as learners
+from mtl_jax.errors import UserError, check_choice
+from mtl_jax.heads.options import balance
+
+SUFFIX = '.npz'
+_FORMAT = 'mtl_jax head 1'
+_FITTED = 'give its checkpoint, or fit a head to this one by --support'
+
+
+def check_name(path):
+  """Returns the epath of a head file that may be written.
+
+  Raises:
+    UserError: its name does not end in .npz, or another file is there.
+  """
+  path = files.at(path)
+  if path.suffix != SUFFIX:
+    raise UserError(f'--save_head is {str(path)!r}: the name must end in '
+                    f'{SUFFIX}')
+  if path.is_dir():
+    raise UserError(f'--save_head {path} is a folder: name a file')
+  if path.exists():
+    try:
+      _read('--save_head', path)
+    except UserError as error:
+      raise UserError(f'--save_head {path}: the file there is no head file '
+                      'and would be lost: name another') from error
+  return path
+
+
+def save(path, model, classifier, invert):
+  """Writes a head file.
+
+  Args:
+    path: of `check_name`.
+    model: Trained.
+    classifier: Classifier of it.
+    invert: whether black and white of all images are exchanged.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  leaves = jax.tree.leaves(jax.device_get(classifier.state))
+  about = {'format': _FORMAT, **classifier.about, 'inverted': invert,
+           'image_shape': model.data['image_shape'],
+           'network': classifiers.fingerprint(model, classifier.learner.name)}
+  packed = io.BytesIO()
+  np.savez(packed, about=np.frombuffer(
+      files.json_text(about).encode(), np.uint8), marks=classifier.marks,
+           **{f'state_{i}': np.asarray(leaf, order='C')
+              for i, leaf in enumerate(leaves)})
+  files.make(path.parent)
+  files.write(path, packed.getvalue())
+
+
+def load(path, model):
+  """Reads a head file.
+
+  Args:
+    path: of the file.
+    model: Trained, of the checkpoint that it was fitted to.
+
+  Returns:
+    (Classifier, whether black and white of all images are exchanged).
+
+  Raises:
+    UserError: it is no head file, is damaged, or belongs to another network.
+  """
+  path = files.at(path)
+  about, arrays = _read('--load_head', path)
+  network = classifiers.fingerprint(model, about['head'])
+  if about['network'] != network:
+    raise UserError(
+        f'--load_head {path} belongs to another network ({about["method"]} '
+        f'with {about["model"]} trained on {about["trained_on"]}, step '
+        f'{about["checkpoint_step"]}) than --checkpoint: its weights, its '
+        f'options or its files are not the same; {_FITTED}')
+  head, options = learners.choose(model.config, about['head'],
+                                  about['batch_norm'])
+  learner = learners.make(model, head, options)
+  try:
+    leaves, tree = jax.tree.flatten(_shapes(learner, model, about))
+    state = [arrays[f'state_{i}'] for i in range(len(leaves))]
+    if len(arrays) != len(leaves) + 1 or any(
+        x.shape != leaf.shape or x.dtype != leaf.dtype
+        for x, leaf in zip(state, leaves, strict=True)):
+      raise ValueError('arrays')
+  except Exception as error:  # of `fit`, which may raise anything
+    raise UserError(f'--load_head {path}: its arrays are not those of its head '
+                    f'in this version: {_FITTED}') from error
+  for own in ('format', 'network', 'image_shape'):
+    del about[own]
+  invert = about.pop('inverted')
+  return classifiers.Classifier(
+      learner, jax.device_put(jax.tree.unflatten(tree, state)), about,
+      arrays['marks']), invert
+
+
+def _shapes(learner, model, about):
+  """Returns the shapes of the state of a learner."""
+  size, ways = sum(about['classes'].values()), len(about['classes'])
+  images = jax.ShapeDtypeStruct((size, *model.data['image_shape']), np.uint8)
+  labels = jax.ShapeDtypeStruct((size,), np.int32)
+
+  def fit(images, labels):
+    weights = balance(labels, ways) if about['weighted'] else None
+    return learner.fit(learner.inputs(images), labels, ways, weights)[0]
+
+  return jax.eval_shape(fit, images, labels)
+
+
+def _read(flag, path):
+  """Returns (about, name -> array) of a head file; UserError if it is none."""
+  try:
+    arrays = _arrays(path)
+    about = json.loads(arrays.pop('about').tobytes())
+    _check(about, arrays)
+    return about, arrays
+  except FileNotFoundError as error:
+    raise UserError(f'{flag} {path} is not there: name a file that --save_head '
+                    'has written') from error
+  except OSError as error:
+    raise UserError(f'{flag} {path} cannot be read ({error.strerror}): name a '
+                    'file that --save_head has written') from error
+  except (ValueError, KeyError, TypeError, AttributeError, EOFError,
+          RecursionError, MemoryError, NotImplementedError, RuntimeError,
+          zipfile.BadZipFile) as error:
+    raise UserError(f'{flag} {path} is no head file, or is damaged: name a '
+                    'file that --save_head has written') from error
+
+
+def _arrays(path):
+  """Returns name -> array of a zip that is not compressed.
+
+  So no array has more bytes than the file, whatever its head says.
+  """
+  arrays = {}
+  with path.open('rb') as file, zipfile.ZipFile(file) as packed:
+    for entry in packed.infolist():
+      if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError('compressed')
+      content = io.BytesIO(packed.read(entry))
+      np.lib.format.read_magic(content)
+      shape, by_columns, dtype = np.lib.format.read_array_header_1_0(content)
+      if by_columns or dtype.kind not in 'biuf':
+        raise ValueError('kind of array')
+      arrays[entry.filename.removesuffix('.npy')] = np.frombuffer(
+          content.read(), dtype).reshape(shape)
+  return arrays
+
+
+def _check(about, arrays):
+  """Raises an error unless the head file has what `save` writes."""
+  check_choice('format', about['format'], (_FORMAT,))
+  sizes = about['classes'].values()
+  temperature = about['calibration'] and about['calibration']['temperature']
+  if not (all(isinstance(about[name], str) for name in (
+      'head', 'network', 'method', 'model', 'trained_on', 'count_alike'))
+          and isinstance(about['options'], dict)
+          and isinstance(about['batch_norm'], str | None)
+          and isinstance(about['residuals'], dict)
+          and all(isinstance(about[name], bool)
+                  for name in ('weighted', 'inverted', 'normalise_features'))
+          and len(sizes) > 1 and all(type(n) is int and n > 0 for n in sizes)
+          and arrays['marks'].shape == (sum(sizes), 16)
+          and arrays['marks'].dtype == np.uint8
+          and (temperature is None or temperature > 0)):
+    raise ValueError('contents')
