@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mtl_jax import files
 from mtl_jax.data import pictures
-from mtl_jax.errors import first_line
+from mtl_jax.errors import UserError, first_line
 
 # What reading a file of a damaged or encrypted zip may raise.
 ERRORS = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error,
@@ -104,6 +104,13 @@ def look(top, suffixes):
           damaged[path / name] = _what_else(path / name, error)
   found.sort(key=lambda file: (len(file.folder.parts), file.zip is not None))
   return Found(found, damaged, closed)
+
+
+def refuse_html(path, head):
+  """Raises UserError where the first bytes are those of a web page."""
+  if files.is_html(head):
+    raise UserError(f'{path} is an HTML page: a download page was saved in '
+                    'place of the file; fetch the file itself')
 
 
 def _of_zip(path, suffixes):

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from mtl_jax.data import published
 from mtl_jax.errors import UserError, first_line
-from mtl_jax.files import is_html
 
 LISTS = ('use the lists of Ravi & Larochelle (2017): data/miniImagenet of '
          'github.com/twitter-research/meta-learning-lstm')
@@ -22,13 +21,6 @@ class Wanted(NamedTuple):
 
   classes: dict[str, tuple[str, ...]]  # split -> wnids, in order of the labels
   images: int  # of each class
-
-
-def refuse_html(path, head):
-  """Raises UserError where the first bytes are those of a web page."""
-  if is_html(head):
-    raise UserError(f'{path} is an HTML page: a download page was saved in '
-                    'place of the file; fetch the file itself')
 
 
 def read_csv(file):
@@ -50,7 +42,7 @@ def read_csv(file):
   except published.ERRORS as error:
     raise UserError(f'{path} cannot be read ({first_line(error)}): fetch it '
                     'again') from error
-  refuse_html(path, content[:200])
+  published.refuse_html(path, content[:200])
   try:
     header, *rows = csv.reader(io.StringIO(content.decode('utf-8-sig')))
   except (ValueError, csv.Error) as error:
