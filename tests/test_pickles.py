@@ -11,8 +11,9 @@ import hostile_pickles
 import numpy as np
 import pytest
 
+from mtl_jax import unpickle
 from mtl_jax.data import published
-from mtl_jax.data.sources.mini_imagenet import pickles, unpickle
+from mtl_jax.data.sources.mini_imagenet import pickles
 from mtl_jax.errors import UserError
 
 HOSTILE = hostile_pickles.hostile(pathlib.Path('nowhere'))

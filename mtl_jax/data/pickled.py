@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from mtl_jax import unpickle
 from mtl_jax.data import published
-from mtl_jax.data.sources.mini_imagenet import unpickle
 from mtl_jax.errors import UserError, first_line
 
 AGAIN = 'fetch the file again'
