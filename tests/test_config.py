@@ -24,8 +24,14 @@ def load(path, method):
 
 
 # Files whose promise few methods keep: a short run on mini-ImageNet, and what
-# was published for Omniglot.
-FEW = {'mini_5shot_cpu': ('mtl',), 'mini_5shot_fast': ('mtl',),
+# was published for Omniglot and for the splits of CIFAR-100.
+FEW = {'cifar_fs_1shot': ('maml', 'meta_sgd', 'metaoptnet', 'mtl', 'r2d2',
+                          'whole_class'),
+       'cifar_fs_5shot': ('anil', 'maml', 'meta_sgd', 'metaoptnet', 'mtl',
+                          'r2d2', 'whole_class'),
+       'fc100_1shot': ('metaoptnet', 'mtl', 'whole_class'),
+       'fc100_5shot': ('anil', 'metaoptnet', 'mtl', 'whole_class'),
+       'mini_5shot_cpu': ('mtl',), 'mini_5shot_fast': ('mtl',),
        'omniglot_1shot_published': ('imaml', 'maml', 'meta_sgd', 'protonet',
                                     'r2d2'),
        'omniglot_5shot_published': ('imaml', 'protonet', 'r2d2')}

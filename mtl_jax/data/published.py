@@ -1,5 +1,6 @@
 """Published files below a folder: loose or in zips, in folders at any depth."""
 
+import io
 import os
 import pathlib
 import re
@@ -7,6 +8,8 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from mtl_jax import files
 from mtl_jax.data import pictures
@@ -104,6 +107,33 @@ def look(top, suffixes):
           damaged[path / name] = _what_else(path / name, error)
   found.sort(key=lambda file: (len(file.folder.parts), file.zip is not None))
   return Found(found, damaged, closed)
+
+
+def npz(file, *wanted):
+  """Returns arrays of an npz file by name; nothing in it is executed.
+
+  Args:
+    file: File.
+    *wanted: names of the arrays.
+
+  Raises:
+    UserError: it is no whole npz file, or has no such arrays.
+  """
+  try:
+    content = file.read()
+    refuse_html(file.path, content[:200])
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+      if sum(info.file_size for info in archive.infolist()) > _LARGEST:
+        raise pictures.Unreadable(f'it unpacks to more than {_LARGEST} bytes')
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+      missing = [name for name in wanted if name not in arrays]
+      if missing:
+        raise UserError(f'{file.path} lacks {missing[0]} (it has '
+                        f'{", ".join(arrays)[:80]}): fetch the file again')
+      return [arrays[name] for name in wanted]
+  except (*ERRORS, ValueError) as error:
+    raise UserError(f'{file.path} cannot be read ({first_line(error)}): it was '
+                    'cut short or damaged, fetch it again') from error
 
 
 def refuse_html(path, head):

@@ -13,11 +13,18 @@ from typing import NamedTuple
 
 from mtl_jax import files, registry
 from mtl_jax.data.source import DataSource
-from mtl_jax.data.sources import folder, glyphs, mini_imagenet, omniglot
+from mtl_jax.data.sources import (
+  cifar100,
+  folder,
+  glyphs,
+  mini_imagenet,
+  omniglot,
+)
 from mtl_jax.errors import UserError, check_choice
 
 SOURCES = {source.name: source for source in (
-    glyphs.SOURCE, mini_imagenet.SOURCE, omniglot.SOURCE)}
+    glyphs.SOURCE, mini_imagenet.SOURCE, omniglot.SOURCE, cifar100.CIFAR_FS,
+    cifar100.FC100)}
 FIELD = 'config.data.name'
 _OWN = 'own_'
 

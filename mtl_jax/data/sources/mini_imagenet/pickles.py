@@ -70,7 +70,8 @@ def load_category_split(file):
   Args, returns, raises: as `load_cache`.
   """
   path = file.path
-  images, labels, numbers = pickled.load(file, 'data', 'labels', 'catname2label')
+  images, labels, numbers = pickled.load(
+      file, 'data', 'labels', 'catname2label')
   pickled.check_images(path, 'data', images)
   try:
     labels = pickled.integers(labels, 2 * len(images))

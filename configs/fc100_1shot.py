@@ -1,0 +1,17 @@
+"""FC100, 5-way, 1 shot: the methods that were published with it.
+
+Network, augmentation, training, validation and test are those of the method's
+own source. A run prints which fields are not published, and writes the reasons
+to settings.md. The files: see docs/cifar100.md.
+"""
+
+from mtl_jax.config import base_config, set_method
+
+
+def get_config(method='mtl'):
+  """Returns the config of one method, `configs/fc100_1shot.py:method`."""
+  c = base_config()
+  c.data.name = 'fc100'
+  c.validation.shots = c.eval.shots = 1
+  set_method(c, method, benchmark='fc100', shots=1)
+  return c
