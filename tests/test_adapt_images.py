@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mtl_jax.adapt import classify, sheet
+from mtl_jax.adapt import classify, results, sheet
 from mtl_jax.data import pictures
 
 
@@ -117,7 +117,7 @@ def test_pictures_of_many_classes_have_a_bounded_size(monkeypatch):
       titles.append(title) or whole(title, note))
   assert Image.open(io.BytesIO(sheet.sheet(result, support, query))
                     ).height < 50_000
-  assert titles[0] == ('1250 support images, 1250 classes, of which 100 are '
+  assert titles[0] == ('1250 support images, 1250 classes, of which 200 are '
                        'drawn, evenly spaced')
 
 
@@ -129,7 +129,7 @@ def test_tables_are_written_before_pictures(tmp_path, monkeypatch):
   result, support, query = many(3)
   monkeypatch.setattr(sheet, 'table', lambda _: 'file')
   with pytest.raises(MemoryError):
-    classify.write(epath.Path(tmp_path), result, support, query)
+    results.write(epath.Path(tmp_path), result, support, query)
   assert {p.name for p in tmp_path.iterdir()} == {
       'predictions.json', 'predictions.csv'}
 

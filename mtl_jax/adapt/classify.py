@@ -8,7 +8,7 @@ import numpy as np
 
 from mtl_jax import heads
 from mtl_jax.adapt import classifier as classifiers
-from mtl_jax.adapt import kept, results, sheet
+from mtl_jax.adapt import fonts, kept, results, sheet
 from mtl_jax.adapt import learner as learners
 from mtl_jax.data import pictures
 from mtl_jax.evaluate import adapters
@@ -137,6 +137,9 @@ def adapt(checkpoint, support=None, query=None, *, load_head=None,
   if support is not None:
     ready = learn(checkpoint, known, show=show, **options)
   result, query = classify(checkpoint, ready, found, show)
+  if out is not None:
+    result['notices'] += fonts.notices(
+        {**result['classes'], **dict.fromkeys(filter(None, query.names))})
   if save_head is not None:
     keep(ready, save_head)
   if out is not None:

@@ -2,18 +2,19 @@
 
 import csv
 import io
-import os
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
+from mtl_jax.adapt import fonts
 from mtl_jax.evaluate import adapters
 
 DRAWN = 200  # query images on a contact sheet, at most
 DRAWN_SUPPORT = 10  # support images per class, at most
-DRAWN_CLASSES = 100  # of the support, at most
-NAMED = 60  # classes of a confusion matrix with names and numbers, at most
+DRAWN_CLASSES = 200  # of the support, at most
+# Classes of a confusion matrix with names and numbers, at most: in their usual
+# size, and in a small one. The names of more are drawn evenly spaced.
+NAMED, NAMED_SMALL = 60, 200
 
 _WIDTH, _MARGIN, _GAP = 1200, 14, 6
 _SMALL, _THUMB = 64, 104  # pixels of a support and of a query image
@@ -118,8 +119,7 @@ def _head(result):
 def confusion(result):
   """Draws confusion.png: true classes down, predicted ones across.
 
-  The picture has a bounded size. Above NAMED classes the numbers are left out,
-  and at most NAMED names are drawn, evenly spaced.
+  The picture has a bounded size: see NAMED.
   """
   # Imported late: it takes a second and is needed here only.
   import matplotlib.figure
@@ -127,24 +127,31 @@ def confusion(result):
   counts = np.array(result['score']['confusion'])
   names = [_short(name, 24) for name in result['classes']]
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-  ticks = _evenly(len(names), NAMED)
-  side = 2.5 + 0.45 * len(ticks)
+  small = NAMED < len(names) <= NAMED_SMALL
+  ticks = _evenly(len(names), NAMED_SMALL if small else NAMED)
+  inches, size = (0.16, 6.5) if small else (0.45, 10)  # of a class; in points
+  side = 2.5 + inches * len(ticks)
   figure = matplotlib.figure.Figure((side + 0.8, side), layout='constrained')
   axes = figure.subplots()
   shown = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-  if len(names) <= NAMED:
+  if len(ticks) == len(names):
     for row, column in zip(*np.nonzero(counts), strict=True):
       axes.text(column, row, counts[row, column], ha='center', va='center',
-                color='white' if shares[row, column] > 0.5 else 'black')
+                color='white' if shares[row, column] > 0.5 else 'black',
+                fontsize=size)
   # A $ in a name would start a formula.
-  names = [names[i].replace('$', r'\$') for i in ticks]
-  axes.set_xticks(ticks, names, rotation=45, ha='right')
-  axes.set_yticks(ticks, names)
+  names = [fonts.shown(names[i]).replace('$', r'\$') for i in ticks]
+  family = fonts.families(names)
+  style = {'family': family, 'fontsize': size}
+  axes.set_xticks(ticks, names, rotation=90 if small else 45,
+                  ha='center' if small else 'right', **style)
+  axes.set_yticks(ticks, names, **style)
   axes.set(xlabel='predicted', ylabel='true',
            title=f'accuracy {_of(result["score"])} images')
-  figure.colorbar(shown, label='share of the true class', shrink=0.7)
+  figure.colorbar(shown, label='share of the true class', shrink=0.7,
+                  fraction=0.05, aspect=30)
   packed = io.BytesIO()
-  figure.savefig(packed, format='png', dpi=120)
+  figure.savefig(packed, format='png', dpi=120, bbox_inches='tight')
   return packed.getvalue()
 
 
@@ -173,16 +180,16 @@ def sheet(result, support, query):
   if len(drawn) < len(rows):
     note = (f'{len(drawn)} of {len(rows)} are drawn, evenly spaced, '
             f'{len(rows) - len(drawn)} are left out; {note}')
-  known = (f'{len(support.images)} support images, '
+  known = (f'{sum(result["classes"].values())} support images, '
            f'{len(support.classes)} classes')
-  if len(support.classes) > DRAWN_CLASSES:
+  if not len(support.images):
+    known += '; they are not in the head file'
+  elif len(support.classes) > DRAWN_CLASSES:
     known += f', of which {DRAWN_CLASSES} are drawn, evenly spaced'
   parts = [_heading(known, f'{_network(result)}; {_head(result)}'),
            *_support_rows(result, support), _heading(title, note)]
-  for group, members in _groups(result, query.names, drawn):
-    if group:
-      parts.append(_text_line(group))
-    parts += _query_rows(rows, query, members)
+  for row in _packed(_groups(result, query.names, drawn)):
+    parts += _query_row(rows, query, row)
   whole = Image.new('RGB', (_WIDTH, sum(p.height for p in parts) + _MARGIN),
                     'white')
   top = 0
@@ -201,7 +208,7 @@ def _support_rows(result, support):
   block = max(most * step, 2 * step) + 3 * _GAP
   columns = max(1, (_WIDTH - 2 * _MARGIN) // block)
   names = list(result['classes'])
-  drawn = _evenly(len(names), DRAWN_CLASSES)
+  drawn = _evenly(len(names), DRAWN_CLASSES) if len(support.images) else ()
   for start in range(0, len(drawn), columns):
     strip, draw = _strip(_LINE + _SMALL + 2 * _GAP)
     for column, number in enumerate(drawn[start:start + columns]):
@@ -210,67 +217,93 @@ def _support_rows(result, support):
       count = f' ({len(of_class)})'
       if len(of_class) > most:
         count = f' ({most} of {len(of_class)})'
-      room = block - 3 * _GAP - _font(13).getlength(count)
-      draw.text((left, 0), _fit(name, room) + count, _BLACK, _font(13))
+      room = block - 3 * _GAP - fonts.length(count, 13)
+      fonts.write(draw, (left, 0), (_fit(name, room), count), _BLACK, 13)
       for i, image in enumerate(support.images[of_class[:most]]):
         strip.paste(_thumb(image, _SMALL), (left + i * step, _LINE))
     yield strip
 
 
 def _groups(result, names, drawn):
-  """Yields (title, query numbers): by true class, others, the unlabelled."""
+  """Yields ((name, text), query numbers): by true class, others, no class.
+
+  The name and the text behind it form the title.
+  """
   by_name = {}
   for i in drawn:
     by_name.setdefault(names[i], []).append(i)
   if list(by_name) == [None]:
-    yield '', by_name[None]
+    yield ('', ''), by_name[None]
     return
   known = [name for name in result['classes'] if name in by_name]
   others = sorted(set(by_name) - set(known) - {None})
   for name in known:
-    yield f'{name}: {_of(result["score"]["by_class"][name])}', by_name[name]
+    yield (name, f': {_of(result["score"]["by_class"][name])}'), by_name[name]
   for name in others:
-    yield f'{name}: not a class of the support', by_name[name]
+    yield (name, ': not a class of the support'), by_name[name]
   if None in by_name:
-    yield 'unlabelled', by_name[None]
+    yield ('', 'unlabelled'), by_name[None]
 
 
-def _query_rows(rows, query, members):
-  """Yields strips of query images with what was predicted below each."""
+def _packed(groups):
+  """Yields rows of the sheet: [(column, columns, title, query numbers)].
+
+  Small groups stand side by side, with a column between them.
+  """
+  row, column = [], 0
+  for title, members in groups:
+    long = len(members) > _IN_A_ROW
+    for start in range(0, len(members), _IN_A_ROW):
+      some = members[start:start + _IN_A_ROW]
+      columns = max(len(some), 2)  # room for a title
+      if row and (long or column + columns > _IN_A_ROW):
+        yield row
+        row, column = [], 0
+      row.append((column, columns, title if not start else ('', ''), some))
+      column = _IN_A_ROW if long else column + columns + (len(some) > 1)
+  if row:
+    yield row
+
+
+def _query_row(rows, query, row):
+  """Yields the strips of a row: titles, then images with what was predicted."""
   step = (_WIDTH - 2 * _MARGIN) // _IN_A_ROW
-  for start in range(0, len(members), _IN_A_ROW):
-    some = members[start:start + _IN_A_ROW]
-    wrong = [query.labels[i] >= 0 and rows[i]['predicted'] != query.names[i]
-             for i in some]
-    strip, draw = _strip(_THUMB + 2 * _LINE + 3 * _GAP)
-    for column, (i, is_wrong) in enumerate(zip(some, wrong, strict=True)):
-      left = _MARGIN + column * step + 4
-      colour = _GREY if query.labels[i] < 0 else (
-          _WRONG if is_wrong else _RIGHT)
-      edge = 4 if is_wrong else 1
-      draw.rectangle((left - edge, 4 - edge, left + _THUMB + edge - 1,
-                      3 + _THUMB + edge), fill=colour)
-      strip.paste(_thumb(query.images[i], _THUMB), (left, 4))
-      predicted = rows[i]['predicted']
-      percent = f'{rows[i]["probabilities"][predicted]:.0%}'
-      mark = '' if query.labels[i] < 0 else '  ✗ wrong' if is_wrong else '  ✓'
-      top = 4 + _THUMB + _GAP
-      draw.text((left, top), _fit(predicted, step - 8), _BLACK, _font(13))
-      draw.text((left, top + _LINE), percent + mark,
-                colour if mark else _BLACK, _font(13))
+  if any(''.join(title) for *_, title, _ in row):
+    strip, draw = _strip(_LINE + _GAP)
+    for column, columns, (name, text), _ in row:
+      room = columns * step - 8 - fonts.length(text, 13)
+      fonts.write(draw, (_MARGIN + column * step, 2),
+                  (_fit(name, room), text), _BLACK, 13)
     yield strip
+  strip, draw = _strip(_THUMB + 2 * _LINE + 3 * _GAP)
+  for column, _, _, members in row:
+    for place, i in enumerate(members, column):
+      left = _MARGIN + place * step + 4
+      _draw_query(strip, draw, left, step - 8, rows[i], query, i)
+  yield strip
+
+
+def _draw_query(strip, draw, left, room, row, query, i):
+  """Draws query image i with its frame and what was predicted."""
+  is_wrong = query.labels[i] >= 0 and row['predicted'] != query.names[i]
+  colour = _GREY if query.labels[i] < 0 else _WRONG if is_wrong else _RIGHT
+  edge = 4 if is_wrong else 1
+  draw.rectangle((left - edge, 4 - edge, left + _THUMB + edge - 1,
+                  3 + _THUMB + edge), fill=colour)
+  strip.paste(_thumb(query.images[i], _THUMB), (left, 4))
+  predicted = row['predicted']
+  percent = f'{row["probabilities"][predicted]:.0%}'
+  mark = '' if query.labels[i] < 0 else '  ✗ wrong' if is_wrong else '  ✓'
+  top = 4 + _THUMB + _GAP
+  fonts.write(draw, (left, top), _fit(predicted, room), _BLACK, 13)
+  fonts.write(draw, (left, top + _LINE), percent + mark,
+              colour if mark else _BLACK, 13)
 
 
 def _heading(title, note):
   strip, draw = _strip(62)
-  draw.text((_MARGIN, 12), title, _BLACK, _font(19))
-  draw.text((_MARGIN, 37), _fit(note, _WIDTH - 2 * _MARGIN), _GREY, _font(13))
-  return strip
-
-
-def _text_line(text):
-  strip, draw = _strip(_LINE + _GAP)
-  draw.text((_MARGIN, 2), _fit(text, _WIDTH - 2 * _MARGIN), _BLACK, _font(13))
+  fonts.write(draw, (_MARGIN, 12), title, _BLACK, 19)
+  fonts.write(draw, (_MARGIN, 37), _fit(note, _WIDTH - 2 * _MARGIN), _GREY, 13)
   return strip
 
 
@@ -286,17 +319,11 @@ def _thumb(image, side):
                       Image.Resampling.BICUBIC, color='white')
 
 
-def _font(size):
-  # Matplotlib brings it; it knows more alphabets than Pillow's own.
-  return ImageFont.truetype(os.path.join(
-      matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'), size)
-
-
 def _fit(text, width):
   """Returns text that fits into `width` pixels, shortened in the middle."""
   for length in range(len(text), 0, -1):
     short = _short(text, length)
-    if _font(13).getlength(short) <= width:
+    if fonts.length(short, 13) <= width:
       return short
   return text[:1]
 
