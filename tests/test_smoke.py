@@ -262,7 +262,7 @@ REFUSED = {  # command -> what the error says
     'python -m mtl_jax.ntk bound --nothing=1': 'unrecognized',
     'python -m mtl_jax.ntk bound --depths=1,2': '--depths: three or more',
     'python -m mtl_jax.report a --format=b': "'b': allowed are text",
-    'python -m mtl_jax.adapt --checkpoint=a': '--support, --query',
+    'python -m mtl_jax.adapt --checkpoint=a': '--support or --load_head',
     'python -m mtl_jax.adapt --checkpoint=a --support=b --query=c '
     '--head=nothing': "'nothing': allowed are centroid",
     'python -m mtl_jax.config nothing': '2 == 0',
