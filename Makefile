@@ -27,6 +27,7 @@ lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 
 wheel: $(VENV)/installed
+	rm -rf build  # setuptools would pack what an earlier one left there
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps -w dist .
 
 $(VENV)/installed: setup.py

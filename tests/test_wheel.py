@@ -1,29 +1,20 @@
 """The package as it is installed: what is in a wheel, and that it works alone.
 
-tests/long/test_wheel.py installs one into an empty environment and runs the
+tests/long/test_installed.py installs one into an empty environment and runs the
 commands of the README.
 """
 
 import configparser
 import importlib
-import shutil
-import subprocess
-import sys
 import tarfile
 import zipfile
 
+import built_wheel
 import command
 import pytest
 from conftest import ROOT
 
 CONFIGS = {path.name for path in ROOT.glob('configs/*.py')}
-BUILD = '''
-import sys
-from setuptools import build_meta
-out = sys.argv[1]  # setuptools puts its own arguments there
-build_meta.build_wheel(out)
-build_meta.build_sdist(out)
-'''
 # As the script that pip writes for a command.
 SCRIPT = '''
 import sys
@@ -34,16 +25,9 @@ sys.exit({function}())
 
 @pytest.fixture(scope='module')
 def built(tmp_path_factory):
-  """The folder with a wheel and an sdist, made of a copy of the sources."""
-  copy, out = (tmp_path_factory.mktemp(name) for name in ('copy', 'out'))
-  for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE'):
-    shutil.copy(ROOT / name, copy)
-  for name in ('mtl_jax', 'configs'):
-    shutil.copytree(ROOT / name, copy / name,
-                    ignore=shutil.ignore_patterns('__pycache__'))
-  done = subprocess.run([sys.executable, '-c', BUILD, out], cwd=copy,
-                        text=True, capture_output=True)
-  assert done.returncode == 0, done.stderr
+  """The folder with a wheel and an sdist."""
+  out = tmp_path_factory.mktemp('out')
+  built_wheel.build(out)
   return out
 
 

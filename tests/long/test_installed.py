@@ -15,6 +15,7 @@ import sys
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+import built_wheel  # noqa: E402
 import test_smoke  # noqa: E402
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -58,8 +59,7 @@ def run(command, **options):
 @pytest.fixture(scope='module')
 def wheel(tmp_path_factory):
   path = tmp_path_factory.mktemp('wheel')
-  run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps',
-       '--no-build-isolation', '-w', path, ROOT])
+  built_wheel.build(path)
   found, = path.glob('mtl_jax-*.whl')
   return found
 
@@ -69,7 +69,10 @@ def environment(request, wheel, tmp_path_factory):
   """Returns options of `run`: an empty folder, and the commands of a wheel."""
   path = tmp_path_factory.mktemp('environment')
   run([request.param, '-m', 'venv', path / 'venv'])
-  run([path / 'venv/bin/python', '-m', 'pip', 'install', '--quiet', wheel])
+  # Pip would count a package of $PYTHONPATH as installed.
+  run([path / 'venv/bin/python', '-m', 'pip', 'install', '--quiet', wheel],
+      env={name: value for name, value in os.environ.items()
+           if name != 'PYTHONPATH'})
   for name in ('home', 'empty'):
     (path / name).mkdir()
   return {'cwd': path / 'empty', 'env': {
