@@ -159,7 +159,7 @@ def _backbone(model, weights, like, image_shape):
   others = (', left out ' + ', '.join(rest[:_MOST_NAMES])
             + f' and {len(rest) - _MOST_NAMES} more' * (
                 len(rest) > _MOST_NAMES)) if rest else ''
-  return found.variables, f'{found.first} ..{others}'
+  return found.variables, f'first kernel {found.first}{others}'
 
 
 def _found(name, weights):
