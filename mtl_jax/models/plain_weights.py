@@ -43,9 +43,9 @@ def from_arrays(arrays, like, where):
     if arrays[name].shape != wanted[name].shape:
       raise UserError(f'{where}: {name} has the shape {arrays[name].shape}, '
                       f'the network needs {wanted[name].shape}')
-    if not np.isfinite(arrays[name].astype(np.float32)).all():
+    with np.errstate(over='ignore'):
+      arrays = arrays | {name: arrays[name].astype(wanted[name].dtype)}
+    if not np.isfinite(arrays[name]).all():
       raise UserError(f'{where}: {name} has values that are not finite')
-  tree = traverse_util.unflatten_dict(
-      {name: arrays[name].astype(x.dtype) for name, x in wanted.items()},
-      sep='.')
+  tree = traverse_util.unflatten_dict(arrays, sep='.')
   return {root: tree.get(root, {}) for root in like}

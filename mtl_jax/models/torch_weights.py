@@ -280,7 +280,8 @@ def _array(value):
   # The methods of a tensor, which may be on a GPU, trainable or bfloat16.
   if hasattr(value, 'detach'):
     value = value.detach().cpu().float()
-  return np.asarray(value, np.float32)
+  with np.errstate(over='ignore'):  # infinite numbers are refused
+    return np.asarray(value, np.float32)
 
 
 class _Reading(NamedTuple):
@@ -356,7 +357,7 @@ def _check_rest(read, layout):
   """
   for name, value in read.entries.items():
     inside = any(name.startswith(root) for root in layout.roots)
-    if not inside and len(value.shape) < 3:
+    if name.endswith(_COUNT) or not inside and len(value.shape) < 3:
       continue
     # Closer Look's blocks name each of their modules twice.
     if not any(x.shape == value.shape and np.may_share_memory(x, _array(value))

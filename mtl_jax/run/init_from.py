@@ -46,9 +46,10 @@ def load(config, path, initial, data):
   if checkpoint.last_step(path) is not None:
     return Start(initial)
   if config.weights:
-    variables, line = weights.put(
+    backbone, line = weights.read(
         config.model, weight_files.read(config.weights), initial.variables,
         data['image_shape'])
+    variables = weights.put(backbone, initial.variables)
     return Start(initial.replace(variables=variables), f'first weights: {line}')
   if not config.init_from:
     return Start(initial)

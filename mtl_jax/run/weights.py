@@ -42,10 +42,13 @@ def load(config):
   weights = weight_files.read(config.weights)
   data = _data(config, weights)
   algorithm = build.algorithm_of(config, len(data['classes']))
-  build.check_network(config, tuple(data['image_shape']))
-  initial = build.initial_state(config, algorithm, data['image_shape'])
-  variables, line = put(config.model, weights, initial.variables,
+  initial = lambda: build.initial_state(config, algorithm, data['image_shape']
+                                        ).variables
+  # Before anything is compiled.
+  backbone, line = read(config.model, weights, jax.eval_shape(initial),
                         data['image_shape'])
+  build.check_network(config, tuple(data['image_shape']))
+  variables = put(backbone, initial())
   if config.log.progress:
     numbers = lambda values: ', '.join(f'{x:.4g}' for x in values)
     print(f'weights: {line}\nimages {data["image_shape"]} of {data["name"]}, '
@@ -60,31 +63,35 @@ def load(config):
       {'file': weights.path, 'sha256': weights.sha256})
 
 
-def put(model, weights, variables, image_shape):
-  """Returns (variables with the backbone of a file, a line on what was taken).
+def read(model, weights, like, image_shape):
+  """Returns (the backbone in a file, a line on what was taken).
 
   Args:
     model: section of a config.
     weights: weight_files.Weights.
-    variables: of a method.
+    like: variables of a method, or their shapes.
     image_shape: (h, w, c).
 
   Raises:
     UserError: the file is of another network.
   """
-  like = backbone_of(variables)
+  like = backbone_of(like)
   if like is None:
     raise UserError('--weights: this method has no parameters named '
                     "'backbone', which a file could give")
-  taken, detail = _backbone(model, weights, like, image_shape)
-  # Through the host: not bound to a device.
-  taken = jax.tree.map(lambda x, array: jnp.asarray(array, x.dtype), like,
-                       taken)
+  backbone, detail = _backbone(model, weights, like, image_shape)
+  return backbone, (f'the backbone of {weights.path} (sha256 '
+                    f'{weights.sha256[:12]}..; {detail})')
+
+
+def put(backbone, variables):
+  """Returns the variables of a method with another backbone, of `read`."""
+  # A copy on the device, of the type that is there.
+  taken = jax.tree.map(lambda x, array: jnp.asarray(array, x.dtype),
+                       backbone_of(variables), backbone)
   return {**variables,
           'params': {**variables['params'], 'backbone': taken['params']},
-          'batch_stats': taken['batch_stats']}, (
-              f'the backbone of {weights.path} (sha256 '
-              f'{weights.sha256[:12]}..; {detail})')
+          'batch_stats': taken['batch_stats']}
 
 
 def backbone_of(variables):
