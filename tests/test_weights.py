@@ -126,9 +126,13 @@ def test_own_pictures_are_classified_as_by_the_run(run, exported, tmp_path):
       for i in range(2):
         image = store.images[store.offsets[m] + offset + i]
         (place / f'{i}.png').write_bytes(pictures.png(image))
-  adapt = lambda checkpoint, **options: classify.adapt(
-      checkpoint, tmp_path / 'known', tmp_path / 'new', **options)
-  by_run, by_file = adapt(run), adapt(None, config=config_of(exported))
+  by_run = classify.adapt(run, tmp_path / 'known', tmp_path / 'new')
+  assert adapt_main.main([
+      f'--config={ROOT}/configs/glyphs_5shot.py', f'--weights={exported}',
+      '--config.data.name=glyphs/tiny', '--config.model.width=8',
+      f'--support={tmp_path / "known"}', f'--query={tmp_path / "new"}',
+      f'--out={tmp_path / "out"}']) == 0
+  by_file = json.loads((tmp_path / 'out/predictions.json').read_text())
   assert by_file['predictions'] == by_run['predictions']
   assert by_file['weights']['file'] == str(exported)
   assert by_file['trained_on'] == by_run['trained_on']
@@ -187,13 +191,19 @@ def test_weights_without_a_config_are_refused():
     flags.parse(['--mode=features', '--weights=a', '--workdir=b'], None)
 
 
-@pytest.mark.parametrize('given', [
-    ['--weights=a'], ['--weights=a', '--config=b', '--checkpoint=c'],
-    ['--weights=a', '--config=b'], ['--config=b', '--out=c']])
-def test_adapt_needs_all_or_a_run(given, capsys):
+EITHER = 'name either --checkpoint, a run, or all of --weights'
+
+
+@pytest.mark.parametrize('given, words', [
+    (['--weights=a'], EITHER), (['--weights=a', '--config=b'], EITHER),
+    (['--weights=a', '--config=b', '--checkpoint=c'], EITHER),
+    (['--config=b', '--out=c'], EITHER), ([], EITHER),
+    (['--checkpoint=a', '--config.model.width=4'], 'unrecognized arguments'),
+    (['--weights=a', '--out=b', f'--config={command.CONFIG}',
+      '--config.model.widt=4'], 'config.model.widt is unknown')])
+def test_adapt_needs_a_run_or_all_of_a_file(given, words, capsys):
   assert adapt_main.main([*given, '--support=x', '--query=y']) == 2
-  assert 'name either --checkpoint, a run, or all of --weights' in (
-      capsys.readouterr().err)
+  assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('changes, words', [

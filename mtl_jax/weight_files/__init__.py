@@ -50,7 +50,8 @@ def read(path):
   try:
     data = path.read_bytes() if path.is_file() else None
     if data is None:
-      raise UserError('is a folder: name a file in it' if path.is_dir()
+      raise UserError('is a folder: name a file; a run is named by '
+                      '--checkpoint or --init_from' if path.is_dir()
                       else 'is not there: name a file')
     arrays, metadata = _reader(data)(data)
   except UserError as error:
