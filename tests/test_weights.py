@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope='module')
 def exported(run):
   """The file that --mode=export writes of it."""
-  argv = ['', '--mode=export', f'--checkpoint={run}',
+  argv = ['--mode=export', f'--checkpoint={run}',
           f'--workdir={run.parent / "export"}']
   assert main_command.main(argv) == 0
   return run.parent / 'export/weights.safetensors'
@@ -97,12 +97,12 @@ def test_an_exported_file_gives_the_same_features_and_scores(
   assert results['run']['scores'] == results['file']['scores']
   saved = json.loads((tmp_path / 'file test/test.json').read_text())
   assert saved['checkpoint_step'] is None
-  assert saved['weights'] == {
-      'file': str(exported), 'sha256': weight_files.read(exported).sha256}
+  assert saved['weights']['file'] == str(exported)
+  assert saved['weights']['sha256'] == weight_files.read(exported).sha256
 
 
 def test_a_command_says_which_weights_it_tests(exported, tmp_path, capsys):
-  argv = ['', f'--config={ROOT}/configs/glyphs_5shot.py', '--mode=evaluate',
+  argv = [f'--config={ROOT}/configs/glyphs_5shot.py', '--mode=evaluate',
           f'--weights={exported}', f'--workdir={tmp_path / "test"}',
           '--config.data.name=glyphs/tiny', '--config.model.width=8',
           '--config.eval.tasks=4', '--config.eval.baselines=False']
@@ -191,13 +191,14 @@ def test_weights_without_a_config_are_refused():
     flags.parse(['--mode=features', '--weights=a', '--workdir=b'], None)
 
 
-EITHER = 'name either --checkpoint, a run, or all of --weights'
+EITHER = '--checkpoint, a run, is required; or --weights, a file, and --config'
 
 
 @pytest.mark.parametrize('given, words', [
-    (['--weights=a'], EITHER), (['--weights=a', '--config=b'], EITHER),
+    (['--weights=a'], EITHER), (['--checkpoint=a', '--config=b'], EITHER),
     (['--weights=a', '--config=b', '--checkpoint=c'], EITHER),
     (['--config=b', '--out=c'], EITHER), ([], EITHER),
+    (['--weights=a', '--config=b'], '--out is required with --weights'),
     (['--checkpoint=a', '--config.model.width=4'], 'unrecognized arguments'),
     (['--weights=a', '--out=b', f'--config={command.CONFIG}',
       '--config.model.widt=4'], 'config.model.widt is unknown')])
@@ -293,6 +294,6 @@ def test_nothing_is_written_for_a_file_that_is_refused(tmp_path):
   bad.write_bytes(b'PK')
   for argv in ([], ['--mode=evaluate'], ['--mode=features']):
     done = main_command.main(
-        ['', *command.arguments(tmp_path / 'new'), f'--weights={bad}', *argv])
+        [*command.arguments(tmp_path / 'new'), f'--weights={bad}', *argv])
     assert done == 2
   assert [p.name for p in tmp_path.iterdir()] == ['bad.pth']

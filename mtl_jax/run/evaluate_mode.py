@@ -99,9 +99,12 @@ def export(config, checkpoint, path):
 
 def _model(config, checkpoint):
   """Returns the Trained of a run, or of the file config.weights."""
-  if checkpoint is None:
-    return weights.load(config)
-  return trained.load(checkpoint, config)
+  if checkpoint is not None:
+    return trained.load(checkpoint, config)
+  model = weights.load(config)
+  if config.log.progress:
+    print('\n'.join(weights.lines(model)), flush=True)
+  return model
 
 
 def _folder(path):

@@ -16,7 +16,6 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import sources
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import adapters
 from mtl_jax.models import plain_weights, torch_weights
 from mtl_jax.run import build, trained
 
@@ -45,26 +44,29 @@ def load(config):
   initial = lambda: build.initial_state(config, algorithm, data['image_shape']
                                         ).variables
   # Before anything is compiled.
-  backbone, line = read(config.model, weights, jax.eval_shape(initial),
-                        data['image_shape'])
+  backbone, taken = read(config.model, weights, jax.eval_shape(initial),
+                         data['image_shape'])
   build.check_network(config, tuple(data['image_shape']))
   variables = put(backbone, initial())
-  if config.log.progress:
-    numbers = lambda values: ', '.join(f'{x:.4g}' for x in values)
-    print(f'weights: {line}\nimages {data["image_shape"]} of {data["name"]}, '
-          f'normalised by mean {numbers(data["mean"])}, std '
-          f'{numbers(data["std"])}', flush=True)
-    if adapters.OWN in config.eval.heads:
-      print(f'what {config.method.name} has beside the backbone is as before '
-            'training', flush=True)
   return trained.Trained(
       config, algorithm, variables, None, None, data,
       trained.make_features(config, algorithm, variables, data),
-      {'file': weights.path, 'sha256': weights.sha256})
+      {'file': weights.path, 'sha256': weights.sha256, 'taken': taken})
+
+
+def lines(model):
+  """Returns what is to say of a Trained that `load` returned, line by line."""
+  data, numbers = model.data, lambda values: ', '.join(
+      f'{x:.4g}' for x in values)
+  return [f'weights: {model.weights["taken"]}',
+          f'images {data["image_shape"]} of {data["name"]}, normalised by mean '
+          f'{numbers(data["mean"])}, std {numbers(data["std"])}',
+          f'what {model.config.method.name} has beside the backbone is as '
+          'before training']
 
 
 def read(model, weights, like, image_shape):
-  """Returns (the backbone in a file, a line on what was taken).
+  """Returns (the backbone in a file, words on what was taken).
 
   Args:
     model: section of a config.
