@@ -8,15 +8,20 @@
 
     --init_from=/some/where                     starts from the weights of
                                                 another run
+    --weights=/some/file                        starts from the weights of a
+                                                file: npz, safetensors, PyTorch
 
     --mode=evaluate --checkpoint=/some/where    tests a run, with its config
     --mode=features --checkpoint=/some/where    writes features of a split
+    --mode=export --checkpoint=/some/where      writes weights.safetensors
 
     --help                                      this text, all names and fields
     --help --config=NAME[:METHOD]               all fields of one config
 
-With --mode=evaluate and --mode=features the default config is that of the run,
-and the default workdir is CHECKPOINT/evaluate.
+With --checkpoint the default config is that of the run, and the default workdir
+is CHECKPOINT/evaluate (CHECKPOINT/export). --mode=evaluate and --mode=features
+take --weights, --config and --workdir in place of --checkpoint; see
+docs/weights.md.
 """
 
 import sys
@@ -67,7 +72,8 @@ def run(command):
       loop.train_and_evaluate(command.config, command.workdir)
     else:
       do = {'evaluate': evaluate_mode.evaluate_run,
-            'features': evaluate_mode.write_features}[command.mode]
+            'features': evaluate_mode.write_features,
+            'export': evaluate_mode.export}[command.mode]
       do(command.config, command.checkpoint, command.workdir)
 
 

@@ -3,7 +3,8 @@
 Python's unpicklers call what a pickle asks for, and numpy's arrays then trust
 its sizes and types. This reader carries out the same opcodes on plain values:
 
-- it calls nothing but the functions of `_CALLABLES`, which are of this file;
+- it calls nothing but functions of this package, which stand for the names that
+  a pickle may ask for (FUNCTIONS, and those that the caller adds);
 - an array is a view of bytes of the file, its type is plain, and its size must
   be that of its bytes;
 - keys are text, bytes or numbers, as hashing deep nests overflows the stack;
@@ -43,13 +44,16 @@ class _State(NamedTuple):
   marks: list  # lengths of the stack
   memo: dict
   budget: list  # [bytes that copies may still take]
+  functions: dict  # (module, name) -> Function
+  persistent: Any  # identifier -> value, or None
 
 
-class _Callable(NamedTuple):
-  """A function that a pickle may name, or a type that it may not call."""
+class Function(NamedTuple):
+  """What stands for a name: a function, or a type that is not called."""
 
   name: str
   call: Any = None  # (state, *arguments) -> value
+  is_type: bool = False  # made by NEWOBJ, and given a state, which is dropped
 
 
 class _DType:
@@ -59,28 +63,33 @@ class _DType:
     self.dtype = dtype
 
 
-class _Array:
+class Array:
   """An array to be filled: `array` is None until then."""
 
-  array = None
+  def __init__(self, array=None):
+    self.array = array
 
 
-def load(data):
+def load(data, functions=None, persistent=None):
   """Returns the value in a pickle.
 
   Args:
     data: bytes of the file.
+    functions: (module, name) -> Function, in addition to FUNCTIONS.
+    persistent: identifier -> value, for what lies outside of the pickle; None:
+      nothing does.
 
   Returns:
     None, numbers, text, bytes (large ones as a memoryview), lists, tuples,
-    dicts, sets and ranges of these, and _Array; `plain` turns the last into
-    arrays. Text of Python 2 is bytes.
+    dicts, sets and ranges of these, and Array; `plain` turns the last into
+    arrays. Text of Python 2 is bytes. Attributes of a dict are dropped.
 
   Raises:
     UserError: it asks for something else; the message lacks the file's name.
     Exception: damaged bytes raise many kinds.
   """
-  state, at = _State([], [], {}, [len(data)]), 0
+  state, at = _State([], [], {}, [len(data)],
+                     FUNCTIONS | (functions or {}), persistent), 0
   for _ in range(_MOST_STEPS):
     opcode = _OPCODES[data[at]]
     raw, at = _argument(data, at + 1, opcode)
@@ -97,10 +106,10 @@ def load(data):
 
 
 def plain(value):
-  """Returns the array of an _Array, and other values as they are."""
-  if isinstance(value, _Array) and value.array is None:
+  """Returns the array of an Array, and other values as they are."""
+  if isinstance(value, Array) and value.array is None:
     raise Damaged('an array without data')
-  return value.array if isinstance(value, _Array) else value
+  return value.array if isinstance(value, Array) else value
 
 
 def _argument(data, at, opcode):
@@ -198,18 +207,16 @@ def _dtype(state, name, *flags):
 
 def _new_array(state, kind, shape, code):
   del state, shape, code  # of an empty array, filled by BUILD
-  if kind is not _CALLABLES['numpy', 'ndarray']:
+  if kind is not FUNCTIONS['numpy', 'ndarray']:
     raise Damaged('an array of another kind')
-  return _Array()
+  return Array()
 
 
 def _frombuffer(state, raw, dtype, shape, order, axes=None):
   del state
-  array = _Array()
-  array.array = _view(raw, dtype, shape, 'C' if order == 'K' else order)
-  if order == 'K' and axes is not None:
-    array.array = array.array.transpose(axes)
-  return array
+  array = _view(raw, dtype, shape, 'C' if order == 'K' else order)
+  return Array(array.transpose(axes) if order == 'K' and axes is not None
+               else array)
 
 
 def _view(raw, dtype, shape, order):
@@ -258,8 +265,8 @@ def _default(state, factory=None):
 
 
 _FACTORIES = ('list', 'dict', 'set', 'int', 'float', 'str', 'tuple', 'bytes')
-_CALLABLES = {
-    (module, name): _Callable(f'{module}.{name}', call)
+FUNCTIONS = {
+    (module, name): Function(f'{module}.{name}', call)
     for modules, name, call in (
         (('_codecs',), 'encode', _encode),
         (('numpy',), 'dtype', _dtype),
@@ -368,12 +375,12 @@ def _recall(key):
 
 
 def _find(state, module, name):
-  if (module, name) not in _CALLABLES:
+  if (module, name) not in state.functions:
     asked = f'{module}.{name}'[:80]
     raise UserError(
-        f'asks for {asked if asked.isprintable() else ascii(asked)}, which no '
-        'pickle of images needs and which may run any code')
-  state.stack.append(_CALLABLES[module, name])
+        f'asks for {asked if asked.isprintable() else ascii(asked)}, which is '
+        'no data and may run any code')
+  state.stack.append(state.functions[module, name])
 
 
 def _text_of_stack(state):
@@ -386,11 +393,27 @@ def _text_of_stack(state):
 def _reduce(state, raw):
   del raw
   function, arguments = _pop(state, 2)
-  if not isinstance(function, _Callable) or function.call is None:
+  if not isinstance(function, Function) or function.call is None:
     raise Damaged('a call of what is no function')
   if type(arguments) is not tuple:
     raise Damaged('a call without arguments')
   state.stack.append(function.call(state, *arguments))
+
+
+def _new(state, raw):
+  """Makes a value of a type, of those that may be made so."""
+  function = state.stack[-2]
+  if not isinstance(function, Function) or not function.is_type:
+    raise Damaged('an object of another kind')
+  _reduce(state, raw)
+
+
+def _persistent(state, raw):
+  del raw
+  identifier, = _pop(state, 1)
+  if state.persistent is None:
+    raise Damaged('a value outside of the file')
+  state.stack.append(state.persistent(identifier))
 
 
 def _build(state, raw):
@@ -398,7 +421,7 @@ def _build(state, raw):
   del raw
   target, content = _pop(state, 2)
   state.stack.append(target)
-  if isinstance(target, _Array) and target.array is None:
+  if isinstance(target, Array) and target.array is None:
     _, shape, dtype, fortran, data = content
     target.array = _view(data, dtype, shape, 'F' if fortran else 'C')
   elif isinstance(target, _DType):
@@ -409,7 +432,7 @@ def _build(state, raw):
     if order not in ('<', '>', '|', '='):
       raise Damaged('an array of an unknown byte order')
     target.dtype = target.dtype.newbyteorder(order)
-  else:
+  elif not isinstance(target, dict):  # whose attributes are of no use here
     raise Damaged(f'a state of a {type(target).__name__}')
 
 
@@ -451,5 +474,6 @@ _ACTIONS = {
     'GLOBAL': lambda state, raw: _find(
         state, *str(raw, 'latin1').split('\n')),
     'STACK_GLOBAL': lambda state, raw: _find(state, *_text_of_stack(state)),
-    'REDUCE': _reduce, 'BUILD': _build,
+    'REDUCE': _reduce, 'BUILD': _build, 'NEWOBJ': _new,
+    'BINPERSID': _persistent,
 }

@@ -76,6 +76,10 @@ SMALLEST = [
     ('svm_optimum',
      ['runs/glyphs/mtl', '--shots=2', '--tasks=1', '--reference=1'],
      '| runs/glyphs/mtl | 8 | '),
+    ('torch_weights',
+     ['--networks=conv4_32', '--data=glyphs/tiny', '--images=2', '--tasks=2',
+      f'--peer_python={PEER_PYTHON}'],
+     '| conv4_32 | '),
     ('unequal_support',
      ['--checkpoint=runs/glyphs/mtl', '--heads', 'centroid', '--growths=2',
       '--queries=1', '--tasks=2'],
@@ -166,11 +170,13 @@ def prepare_peers(module, home, monkeypatch, request):
         'print(\'{"seconds": 0.2, "tasks": 2}\')\n')
 
 
-def prepare_independent(module, home, monkeypatch, request):
-  """Skips the script where its peer has no libraries."""
-  if subprocess.run([PEER_PYTHON, '-c', 'import torch, qpth'],
-                    capture_output=True).returncode:
-    pytest.skip('no torch and qpth in $MTL_JAX_PEER_PYTHON')
+def prepare_peer(*libraries):
+  """Returns what skips a script where its peer has no libraries."""
+  def prepare(module, home, monkeypatch, request):
+    if subprocess.run([PEER_PYTHON, '-c', f'import {", ".join(libraries)}'],
+                      capture_output=True).returncode:
+      pytest.skip(f'no {" and ".join(libraries)} in $MTL_JAX_PEER_PYTHON')
+  return prepare
 
 
 def prepare_finished_run(module, home, monkeypatch, request):
@@ -181,7 +187,9 @@ def prepare_finished_run(module, home, monkeypatch, request):
 
 
 PREPARED = {'build_mini_imagenet': prepare_mini_imagenet,
-            'heads': prepare_peers, 'independent': prepare_independent,
+            'heads': prepare_peers,
+            'independent': prepare_peer('torch', 'qpth'),
+            'torch_weights': prepare_peer('torch', 'safetensors'),
             'methods': prepare_finished_run,
             'svm_optimum': prepare_finished_run,
             'unequal_support': prepare_finished_run}

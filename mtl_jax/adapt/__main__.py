@@ -121,7 +121,11 @@ def parse(argv=None):
       allow_abbrev=False)
   parser.error = _raise
   add = parser.add_argument
-  add('--checkpoint', required=True, help='workdir of a run')
+  add('--checkpoint', help='workdir of a run')
+  add('--weights', metavar='FILE', help='in place of --checkpoint: weights as '
+      'npz, safetensors or of PyTorch; with --config and --out')
+  add('--config', metavar='NAME[:METHOD]', help='with --weights: their network '
+      'and data set; --config.FIELD=VALUE changes a field')
   add('--support', help='folder with a folder of images for each class')
   add('--query', nargs='+',
       help='folder of images, labelled where they lie in folders named as the '
@@ -145,13 +149,31 @@ def parse(argv=None):
       'however many images it has')
   add('--uncalibrated', action='store_true',
       help='do not calibrate the probabilities by cross-validation')
-  flags = parser.parse_args(argv)
+  flags, changes = parser.parse_known_args(argv)
+  unknown = [word for word in changes if not (
+      flags.weights and word.startswith('--config.'))]
+  if unknown:
+    parser.error(f'unrecognized arguments: {" ".join(unknown)}')
   _check(flags)
+  if flags.weights:
+    flags.checkpoint = _config(flags, changes)
   return flags
+
+
+def _config(flags, changes):
+  """Returns the config of --weights and --config, with changed fields."""
+  from mtl_jax.config import flags as config_flags  # late, as in `run`
+  return config_flags.parse(
+      [f'--config={flags.config}', '--mode=evaluate', '--workdir=none',
+       f'--weights={flags.weights}', *changes], None).config
 
 
 def _check(flags):
   """Raises UserError for flags that do not belong together."""
+  if bool(flags.checkpoint) == bool(flags.weights) or bool(
+      flags.config) != bool(flags.weights):
+    raise UserError('--checkpoint, a run, is required; or --weights, a file, '
+                    'and --config, its network and data set')
   if (flags.support is None) == (flags.load_head is None):
     raise UserError('--support or --load_head is required, and not both')
   settled = [name for name in _FITS if getattr(flags, name)]
@@ -163,6 +185,8 @@ def _check(flags):
   if not (flags.query or flags.watch or flags.save_head):
     raise UserError('--query is required; or --watch, or --save_head')
   alone = not flags.query or flags.query == ['-']
+  if flags.weights and not (alone or flags.out):
+    raise UserError('--out is required with --weights: a folder for results')
   if '-' in (flags.query or ()) and not alone:
     raise UserError('--query - is stdin: give no other paths')
   if flags.out and alone:

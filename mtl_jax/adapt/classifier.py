@@ -68,7 +68,8 @@ def fit(model, learner, support, *, balanced=True, calibrated=True):
     why = '' if calibration else 'numbers are not finite without some images'
   config = model.config
   about = {
-      'checkpoint_step': model.step, 'trained_on': model.data['name'],
+      'checkpoint_step': model.step, 'weights': model.weights,
+      'trained_on': model.data['name'],
       'method': config.method.name, 'model': config.model.name,
       'head': learner.name, 'options': learner.options,
       'batch_norm': (learner.options.get('batch_norm')

@@ -10,10 +10,11 @@ from mtl_jax import heads
 from mtl_jax.adapt import classifier as classifiers
 from mtl_jax.adapt import fonts, kept, results, sheet
 from mtl_jax.adapt import learner as learners
+from mtl_jax.config import ConfigDict
 from mtl_jax.data import pictures
 from mtl_jax.evaluate import adapters
 from mtl_jax.heads.options import check_size
-from mtl_jax.run import trained, workdir
+from mtl_jax.run import trained, weights, workdir
 
 
 class Ready(NamedTuple):
@@ -34,8 +35,17 @@ class Ready(NamedTuple):
 
 
 def load(checkpoint):
-  """Returns the Trained of --checkpoint, for everything in this room."""
-  return trained.load(checkpoint)
+  """Returns the Trained of --checkpoint, for everything in this room.
+
+  Args:
+    checkpoint: workdir of a run, whose best epoch is used; or a config, whose
+      field `weights` names a file of weights.
+
+  Raises:
+    UserError: as trained.load and weights.load.
+  """
+  return (weights.load(checkpoint) if isinstance(checkpoint, ConfigDict)
+          else trained.load(checkpoint))
 
 
 def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
@@ -43,7 +53,7 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
   """Learns the classes of a support: Ready.
 
   Args:
-    checkpoint: workdir of a run, whose best epoch is used.
+    checkpoint: as in `load`.
     found: Files of pictures.list_support.
     head: of heads.HEADS, a user's .py file, or 'own', the method's own
       adaptation; None: see learner.choose.
@@ -57,7 +67,8 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
   Raises:
     UserError: folders, files, checkpoint or head that cannot be used.
   """
-  config = workdir.saved_config(checkpoint)
+  config = (checkpoint if isinstance(checkpoint, ConfigDict)
+            else workdir.saved_config(checkpoint))
   name, options = learners.choose(config, head, batch_norm)
   classes = sorted(set(found.labels))
   learners.check_ways(config, name, len(classes))
@@ -72,14 +83,15 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
       calibrated=calibrated)
   classifiers.probabilities(classifier, support.images[:1])  # are finite
   return Ready(model, classifier, invert, support,
-               [*found.notices, *support.notices])
+               [*(weights.lines(model) if model.weights else ()),
+                *found.notices, *support.notices])
 
 
 def recall(checkpoint, load_head):
   """Returns the Ready of a head file.
 
   Args:
-    checkpoint: workdir of the run that the head was fitted to.
+    checkpoint: as in `load`, of what the head was fitted to.
     load_head: the file.
 
   Raises:
@@ -103,7 +115,7 @@ def adapt(checkpoint, support=None, query=None, *, load_head=None,
   """Learns the classes of `support` and classifies the images of `query`.
 
   Args:
-    checkpoint: workdir of a run, whose best epoch is used.
+    checkpoint: as in `load`.
     support: folder with a folder of images for each class; None with
       load_head.
     query: folder, or list of folders and files.
@@ -165,7 +177,8 @@ def classify(checkpoint, ready, found, show=False):
   probabilities = classifiers.probabilities(classifier, query.images)
   about = classifier.about
   return {
-      'checkpoint': str(checkpoint), **about, 'inverted': invert,
+      'checkpoint': None if model.weights else str(checkpoint), **about,
+      'inverted': invert,
       'score': score(query, probabilities.argmax(1)),
       'notices': [*notices, *found.notices, *query.notices,
                   *_notices(ready, query)],

@@ -103,6 +103,8 @@ def _of(score):
 
 
 def _network(result):
+  if result.get('weights'):
+    return f'{result["model"]} with the weights {result["weights"]["file"]}'
   return (f'{result["method"]} with {result["model"]} trained on '
           f'{result["trained_on"]}, step {result["checkpoint_step"]}')
 

@@ -33,6 +33,7 @@ def validate(config, trains=True):
   if trains:
     sources.check_name('config.data.name', values['data']['name'])
   _check_names(values)
+  _check_constants(values['data'])
   _check_schedule(values['optimizer'])
   if trains:
     _check_length(values)
@@ -87,6 +88,17 @@ def _check_names(c):
   for head in c['eval']['heads']:
     if head not in (adapters.OWN, tune_all.NAME):
       heads.find(head)
+
+
+def _check_constants(data):
+  """Refuses one of mean and standard deviation, or of other numbers."""
+  if bool(data['mean']) != bool(data['std']):
+    field, other = ('mean', 'std') if data['mean'] else ('std', 'mean')
+    raise UserError(f'config.data.{field} is set and config.data.{other} is '
+                    'not: set both, a number per channel, or none')
+  if data['mean'] and not data['normalise']:
+    raise UserError('config.data.mean is set, but config.data.normalise is '
+                    'False: set one of them')
 
 
 def _check_eval(c):

@@ -61,6 +61,10 @@ DATA = {
                         'set is built; empty: $MTL_JAX_MANUAL', free=True),
     'normalise': Field(True, 'Whether pixels / 255 are normalised by the mean '
                        'and standard deviation of the training images'),
+    'mean': Field((), 'Mean of pixels / 255 per channel that is taken in place '
+                  "of the training images', such as that of published weights",
+                  NOT_NEGATIVE),
+    'std': Field((), 'Standard deviation that belongs to `mean`', POSITIVE),
     'store': Field('device', "Where the training pixels are: all on the "
                    "'device', or on the 'host', with a thread that gathers "
                    'those of the next steps; the episodes are the same',
@@ -207,6 +211,9 @@ FIELDS = {
     'recipe': _each(RECIPE, free=True),
     'init_from': Field('', 'Workdir of a run whose weights training starts '
                        'from, set by --init_from; empty: random weights'),
+    'weights': Field('', 'File of weights (npz, safetensors, PyTorch) that '
+                     'training starts from, set by --weights; empty: random '
+                     'weights'),
     **NAMED,
     'data': DATA,
     'augment': _each(AUGMENT, free_to_test=True),

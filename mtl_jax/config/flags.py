@@ -13,11 +13,14 @@ from mtl_jax.config import named
 from mtl_jax.config.fields import FIELDS, ConfigDict
 from mtl_jax.errors import UserError, check_choice
 
-MODES = ('train', 'evaluate', 'features')
-FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'init_from', 'help')
+MODES = ('train', 'evaluate', 'features', 'export')
+FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'init_from', 'weights',
+         'help')
 _NETWORK, _METHOD = 'config.model.name', 'config.method.name'
 _WORDS = {'true': True, 't': True, '1': True,
           'false': False, 'f': False, '0': False}
+# Fields that flags of their own set: where the first weights come from.
+_STARTS = ('init_from', 'weights')
 # A number below zero is a value.
 _FLAG = re.compile('--?[A-Za-z]')
 
@@ -28,7 +31,7 @@ class Command(NamedTuple):
   mode: str  # of MODES
   config: Any  # ConfigDict
   workdir: str
-  checkpoint: str | None  # workdir of the run to evaluate
+  checkpoint: str | None  # workdir of the run to evaluate; None: of weights
   help: bool = False  # then config may be None, and the rest says nothing
 
 
@@ -48,13 +51,7 @@ def parse(argv, saved_config):
     config = named.load(given['config']) if 'config' in given else None
     return Command('', config, '', None, True)
   mode, checkpoint = given.get('mode', 'train'), given.get('checkpoint')
-  check_choice('--mode', mode, MODES)
-  if mode == 'train' and checkpoint is not None:
-    raise UserError('--checkpoint is for --mode=evaluate and --mode=features: '
-                    'a run is resumed with --workdir')
-  if mode != 'train' and checkpoint is None:
-    raise UserError(f'--checkpoint is missing: --mode={mode} needs the workdir '
-                    'of a run')
+  _check_mode(mode, given)
   if 'config' in given:
     config = named.load(given['config'])
   elif checkpoint is not None:
@@ -62,23 +59,51 @@ def parse(argv, saved_config):
   else:
     raise UserError('--config is missing: name one, such as '
                     '--config=quickstart, or a file')
-  if 'init_from' in given:
-    if mode != 'train':
-      raise UserError('--init_from is for training: a run is tested with '
-                      '--checkpoint')
-    config.init_from = given['init_from']
+  for name in _STARTS:
+    if name in given:
+      config[name] = given[name]
   # The network decides which other fields its section has.
   for name, text in sorted(changes, key=lambda change: change[0] != _NETWORK):
     override(config, name, text)
-  if mode == 'train' and config.get('init_from'):
-    # Whole, so that the run can be resumed from any folder.
-    config.init_from = str(files.at(config.init_from))
+  if checkpoint is None:
+    _check_starts(config, mode)
   _note_command_line(config, [name for name, _ in changes])
   # An empty --workdir, such as an unset variable's, is not this folder.
-  workdir = given.get('workdir') or (
-      _default_workdir(given['config'], config) if mode == 'train'
-      else os.path.join(checkpoint, 'evaluate'))
+  workdir = given.get('workdir') or _default_workdir(mode, given, config)
   return Command(mode, config, workdir, checkpoint)
+
+
+def _check_mode(mode, given):
+  """Raises UserError for an unknown mode, and flags that are of another one."""
+  check_choice('--mode', mode, MODES)
+  if mode == 'train':
+    if 'checkpoint' in given:
+      raise UserError('--checkpoint is for '
+                      + ', '.join(f'--mode={other}' for other in MODES[1:])
+                      + ': a run is resumed with --workdir')
+    return
+  if 'init_from' in given:
+    raise UserError('--init_from is for training: a run is tested with '
+                    '--checkpoint')
+  if 'weights' in given and ('checkpoint' in given or mode == 'export'):
+    raise UserError('--weights names a file and --checkpoint the workdir of a '
+                    'run: name one' if mode != 'export' else
+                    '--weights is for other modes: --mode=export writes the '
+                    'weights of a run, --checkpoint')
+  if 'checkpoint' not in given and ('weights' not in given or mode == 'export'):
+    or_file = ' or --weights, a file' * (mode != 'export')
+    raise UserError(f'--checkpoint is missing: --mode={mode} needs the workdir '
+                    f'of a run{or_file}')
+
+
+def _check_starts(config, mode):
+  """Makes the paths of weights whole, so that any folder can resume the run."""
+  starts = [name for name in _STARTS if config.get(name)]
+  if len(starts) > 1 and mode == 'train':
+    raise UserError('--init_from and --weights are both set: weights can come '
+                    'from one of them')
+  for name in starts:
+    config[name] = str(files.at(config[name]))
 
 
 def _note_command_line(config, names):
@@ -89,8 +114,15 @@ def _note_command_line(config, names):
         *earlier, *(name.removeprefix('config.') for name in names)]))
 
 
-def _default_workdir(text, config):
-  name = pathlib.Path(named.split(text)[0]).stem
+def _default_workdir(mode, given, config):
+  """Returns the folder for the files of a command that names none."""
+  if mode != 'train':
+    if 'checkpoint' not in given:
+      raise UserError('--workdir is missing: name a folder for the results, as '
+                      '--weights is of no run')
+    return os.path.join(given['checkpoint'],
+                        'export' if mode == 'export' else 'evaluate')
+  name = pathlib.Path(named.split(given['config'])[0]).stem
   method = pathlib.Path(config.method.name).stem
   return os.path.join('runs', f'{name}_{method}')
 

@@ -57,7 +57,12 @@ def arrays(store, place='device'):
       *(jnp.asarray(x) for x in (store.offsets, store.mean, store.std)))
 
 
-def load(name, split, directory=None, manual_dir=None, normalise=True):
+def constants(normalise=True, mean=(), std=()):
+  """Returns the `constants` of `load` that a section config.data asks for."""
+  return (mean, std) if mean else None if normalise else ((0.,), (1.,))
+
+
+def load(name, split, directory=None, manual_dir=None, constants=None):
   """Loads a split, building the data set first where needed.
 
   Args:
@@ -66,29 +71,47 @@ def load(name, split, directory=None, manual_dir=None, normalise=True):
     split: 'train', 'validation' or 'test'.
     directory: TFDS data_dir; None as in `building.data_dir`.
     manual_dir: folder of published files, for a data set that is not built.
-    normalise: whether the store has the mean and standard deviation of the
-      training pixels; otherwise they are 0 and 1.
+    constants: mean and standard deviation that the store has, a number per
+      channel or one for all; None: those of the training pixels.
 
   Returns:
     Store; classes in the order of the source's lists, the images of a class in
     the order of the records.
 
   Raises:
-    UserError: unknown data set, or files that cannot be read.
+    UserError: unknown data set, files that cannot be read, or constants for
+      other images.
   """
   built = prepare(name, directory, manual_dir)
   images, labels = _pixels(built, split)
-  mean, std = _normalisation(sources.find(name).source, built)
-  if not normalise:
-    mean, std = np.zeros_like(mean), np.ones_like(std)
+  mean, std = per_channel(
+      constants or _normalisation(sources.find(name).source, built),
+      images.shape[-1])
   classes, counts = np.unique(labels, return_counts=True)
   names = built.info.features['label'].names
   return Store(
       images=images,
       offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
       class_names=tuple(names[c] for c in classes),
-      mean=np.array(mean, np.float32), std=np.array(std, np.float32),
-      name=name, split=split)
+      mean=mean, std=std, name=name, split=split)
+
+
+def per_channel(constants, channels):
+  """Returns mean and standard deviation as float32 [c] each.
+
+  Args:
+    constants: as in `load`.
+    channels: c.
+
+  Raises:
+    UserError: they have another number of channels.
+  """
+  for field, values in zip(('mean', 'std'), constants, strict=True):
+    if len(values) not in (1, channels):
+      raise UserError(f'config.data.{field} has {len(values)} numbers: the '
+                      f'images have {channels} channels')
+  return tuple(np.broadcast_to(np.array(values, np.float32), channels)
+               for values in constants)
 
 
 def image_names(store, directory=None):

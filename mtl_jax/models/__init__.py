@@ -29,6 +29,7 @@ from mtl_jax.errors import UserError
 from mtl_jax.models import conv4, mlp, r2d2_net, resnet12
 from mtl_jax.models.contract import check as check
 from mtl_jax.models.torch_weights import from_torch as from_torch
+from mtl_jax.models.torch_weights import to_torch as to_torch
 
 MODELS = {
     'conv4': conv4.Conv4,

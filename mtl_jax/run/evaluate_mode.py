@@ -1,4 +1,4 @@
-"""What `--mode=evaluate` and `--mode=features` do with a trained run."""
+"""What the other modes than training do with a run, or a file of weights."""
 
 import io
 
@@ -9,7 +9,15 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import features
-from mtl_jax.run import build, report, score, tested_split, trained, workdir
+from mtl_jax.run import (
+  build,
+  report,
+  score,
+  tested_split,
+  trained,
+  weights,
+  workdir,
+)
 
 
 def evaluate_run(config, checkpoint, path):
@@ -17,7 +25,7 @@ def evaluate_run(config, checkpoint, path):
 
   Args:
     config: the run's, with other `eval`, `heads` or `data` folders.
-    checkpoint: workdir of the run.
+    checkpoint: workdir of the run; None: the file config.weights is tested.
     path: folder for the files of run/score.py.
 
   Returns:
@@ -28,7 +36,7 @@ def evaluate_run(config, checkpoint, path):
   """
   validate(config, trains=False)
   path = _folder(path)
-  model = trained.load(checkpoint, config)
+  model = _model(config, checkpoint)
   splits = {}
   if config.eval.choose_C:
     splits['validation'] = tested_split.as_trained(stores.load(
@@ -63,7 +71,7 @@ def write_features(config, checkpoint, path):
   """
   validate(config, trains=False)
   path = _folder(path)
-  model = trained.load(checkpoint, config)
+  model = _model(config, checkpoint)
   c = config.eval
   store = tested_split.as_trained(stores.load(
       c.data or config.data.name, c.split, config.data.dir,
@@ -81,6 +89,22 @@ def write_features(config, checkpoint, path):
   if config.log.progress:
     print(f'{len(values)} features of {values.shape[1]} numbers are in '
           f'{path / "features.npz"}')
+
+
+def export(config, checkpoint, path):
+  """Writes the weights of a run; as `weights.export`."""
+  validate(config, trains=False)
+  return weights.export(config, checkpoint, _folder(path))
+
+
+def _model(config, checkpoint):
+  """Returns the Trained of a run, or of the file config.weights."""
+  if checkpoint is not None:
+    return trained.load(checkpoint, config)
+  model = weights.load(config)
+  if config.log.progress:
+    print('\n'.join(weights.lines(model)), flush=True)
+  return model
 
 
 def _folder(path):

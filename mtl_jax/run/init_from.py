@@ -1,4 +1,7 @@
-"""Start a run from the weights of another one: config.init_from."""
+"""Start a run from the weights of another one, or of a file.
+
+config.init_from names the other run, config.weights the file.
+"""
 
 from typing import Any, NamedTuple
 
@@ -6,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import files
+from mtl_jax import files, weight_files
 from mtl_jax.errors import UserError
-from mtl_jax.run import checkpoint, trained, workdir
+from mtl_jax.run import checkpoint, trained, weights, workdir
 
 
 class Start(NamedTuple):
@@ -27,19 +30,28 @@ def load(config, path, initial, data):
 
   The run in config.init_from gives all of its best variables if it has the
   same method and training classes. Otherwise it gives its backbone, and what
-  else the method has is random. Optimizer and schedule begin anew.
+  else the method has is random. The file in config.weights gives a backbone.
+  Optimizer and schedule begin anew.
 
   Args:
     config: of the new run.
     path: its workdir. Where a state is saved there, the run resumes from it,
-      and the other run is not read.
+      and nothing else is read.
     initial: its state with random weights.
     data: what it trains on, of build.describe_data.
 
   Raises:
-    UserError: there is no such run, or its network is another one.
+    UserError: there is no such run or file, or its network is another one.
   """
-  if not config.init_from or checkpoint.last_step(path) is not None:
+  if checkpoint.last_step(path) is not None:
+    return Start(initial)
+  if config.weights:
+    backbone, line = weights.read(
+        config.model, weight_files.read(config.weights), initial.variables,
+        data['image_shape'])
+    variables = weights.put(backbone, initial.variables)
+    return Start(initial.replace(variables=variables), f'first weights: {line}')
+  if not config.init_from:
     return Start(initial)
   source = files.at(config.init_from)
   if source == path:

@@ -93,8 +93,9 @@ def make_run(config):
   Raises:
     UserError: the config does not fit the data or the devices.
   """
-  splits = {split: stores.load(config.data.name, split, config.data.dir,
-                               config.data.manual_dir, config.data.normalise)
+  c = config.data
+  splits = {split: stores.load(c.name, split, c.dir, c.manual_dir,
+                               stores.constants(c.normalise, c.mean, c.std))
             for split in ('train', 'validation')}
   for split, store in splits.items():
     c = config[split]

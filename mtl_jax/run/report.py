@@ -23,7 +23,7 @@ def scores(result):
       f'{result["ways"]}-way {result["shots"]}-shot, {result["queries"]} '
       f'queries per class, {result["num_tasks"]} tasks of the '
       f'{result["split"]} classes of {data}; BatchNorm: '
-      f'{result["batch_norm"]}; step {result["checkpoint_step"]}']
+      f'{result["batch_norm"]}; ' + origin(result)]
   if result.get('seen_classes'):
     lines.append(f'  {result["seen_classes"]} of these classes were trained '
                  'on: this is no test on unseen classes')
@@ -40,11 +40,19 @@ def scores(result):
   for name, score in result['scores'].items():
     # The path of a user's head may have spaces.
     label, shots = re.fullmatch(r'(.+?)((?: \d+-shot)?)', name).groups()
-    label = _LABELS.get(label, f'{result["method"]}, trained, {label} head')
+    label = _LABELS.get(label, ('these weights, ' if result.get(
+        'weights') else f'{result["method"]}, trained, ') + f'{label} head')
     lines.append(f'  {label + shots:<34} '
                  f'{score["accuracy"]:7.2%} '
                  + interval.text(score['ci95'], '{:.2%}'))
   return '\n'.join(lines + _not_converged(result.get('convergence', {})))
+
+
+def origin(result):
+  """Returns which weights were tested, from test.json's contents."""
+  weights = result.get('weights')
+  return (f'weights {weights["file"]}, sha256 {weights["sha256"][:12]}..'
+          if weights else f'step {result["checkpoint_step"]}')
 
 
 def _not_converged(convergence):

@@ -27,7 +27,8 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
     config: read for `eval`, `heads` and names.
     path: folder for the files.
     algorithm: the method.
-    state: the best epoch: `variables`, `step` and `best_score`.
+    state: the best epoch: `variables`, `step` and `best_score`; or the
+      Trained of a file of weights, where the last two are None.
     splits: 'test' -> Store, and 'validation' where C is chosen.
     data: what was trained on, of build.describe_data.
     untrained: variables before training, for the baselines; None: no
@@ -60,8 +61,7 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
       'support_copies': c.support_copies, 'episodes': c.read_episodes,
       'tasks_sha256': hashes(store, rules, image_ids, config.data.dir),
       'seen_classes': len({*store.class_names} & {*data['classes']}),
-      'checkpoint_step': int(state.step),
-      'validation_accuracy': float(state.best_score), **chosen,
+      **_origin(state), **chosen,
       'scores': {name: interval.summary(x) for name, x in scores.items()},
       'convergence': _convergence(algorithm, measured)}
   if c.write_episodes:
@@ -74,6 +74,15 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
   files.write(path / 'tasks.npz', packed.getvalue())
   files.write(path / 'test.json', files.json_text(result, indent=2))
   return result
+
+
+def _origin(state):
+  """Returns what says which weights were tested."""
+  if state.step is None:
+    return {'checkpoint_step': None, 'validation_accuracy': None,
+            'weights': state.weights}
+  return {'checkpoint_step': int(state.step),
+          'validation_accuracy': float(state.best_score)}
 
 
 def _measured(config, algorithm, variables, store, rules, image_ids, options,

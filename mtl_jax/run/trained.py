@@ -22,15 +22,16 @@ from mtl_jax.run import build, checkpoint, workdir
 
 
 class Trained(NamedTuple):
-  """The best epoch of a run."""
+  """The best epoch of a run, or weights of a file."""
 
   config: Any  # of the run
   algorithm: Any
   variables: Any
-  step: int
-  best_score: float  # its validation accuracy
+  step: int | None  # None: the weights are of no run
+  best_score: float | None  # its validation accuracy
   data: dict[str, Any]  # of build.describe_data
   features: Callable  # uint8 [B, h, w, c] -> float32 [B, D]
+  weights: dict[str, str] | None = None  # file and sha256; None: of a run
 
 
 def load(path, config=None):
@@ -63,17 +64,22 @@ def load(path, config=None):
       jax.eval_shape(
           lambda: build.initial_state(config, algorithm, data['image_shape'])))
   state = checkpoint.restore_best(path, like)
+  return Trained(config, algorithm, state.variables, int(state.step),
+                 float(state.best_score), data,
+                 make_features(config, algorithm, state.variables, data))
+
+
+def make_features(config, algorithm, variables, data):
+  """Returns the `features` of Trained, of what its other fields are."""
   mean, std = (np.array(data[name], np.float32) for name in ('mean', 'std'))
 
   @jax.jit
   def features(images):
-    values = algorithm.features(state.variables,
-                                augment.normalise(images, mean, std))
+    values = algorithm.features(variables, augment.normalise(images, mean, std))
     return (layers.unit_norm(values) if config.eval.normalise_features
             else values)
 
-  return Trained(config, algorithm, state.variables, int(state.step),
-                 float(state.best_score), data, features)
+  return features
 
 
 def read_data(path):
@@ -85,7 +91,7 @@ def read_data(path):
   file = path / workdir.DATA
   try:
     data = json.loads(file.read_text())
-    if not _describes_data(data):
+    if not describes_data(data):
       raise ValueError
     return data
   except (OSError, ValueError, RecursionError) as error:
@@ -94,7 +100,7 @@ def read_data(path):
                     ) from error
 
 
-def _describes_data(data):
+def describes_data(data):
   """Returns whether a value is of the form of `build.describe_data`."""
   if not isinstance(data, dict) or not data.keys() >= set(build.DATA_KEYS):
     return False
