@@ -47,7 +47,7 @@ def test_a_name_takes_a_method_of_the_users_own(tmp_path):
 @pytest.mark.parametrize('text, line', [
     ('mini_5shto:maml', 'mini_5shto is not there: .*names are mini_5shot, '),
     ('x/mini_5shot.py', 'x/mini_5shot.py is not there: .* are mini_5shot, '),
-    ('nothing', 'nothing is not there: name a Python file or one of cifar_fs_1'),
+    ('nothing', 'nothing is not there: name a Python file or one of cifar_f'),
     ('mini_5shot:mamll', "'mamll': allowed are mtl, "),
     ('mine', 'mine has no .py: write --config=mine.py'),
     ('', 'is not there: name a Python file')])

@@ -192,7 +192,7 @@ def in_threads(function, paths, show=False):
   """
   with warnings.catch_warnings():
     warnings.simplefilter('ignore')  # Pillow's, about files it reads anyway
-    pixels = {path: _pixels(path) for path in paths}
+    pixels = {path: pixels_of(path) for path in paths}
     small = [path for path in pixels if pixels[path] <= LARGE]
     most = max((pixels[path] for path in small), default=1)
     workers = max(1, min(os.cpu_count(), _AT_ONCE // max(most, 1)))
@@ -329,8 +329,12 @@ def _prepare(path, image_shape, invert):
   return pixels, bits if guessed else None
 
 
-def _pixels(path):
-  """Returns the number of pixels of a file, which its head states."""
+def pixels_of(path):
+  """Returns the number of pixels of a file, which its head states.
+
+  Raises:
+    UserError: as `prepare`.
+  """
   with _readable(path) as file:
     image = _open_any_size(file)
     return image.width * image.height

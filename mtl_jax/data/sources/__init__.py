@@ -20,6 +20,7 @@ from mtl_jax.data.sources import (
   mini_imagenet,
   omniglot,
 )
+from mtl_jax.data.sources.folder.options import divide, parse
 from mtl_jax.errors import UserError, check_choice
 
 SOURCES = {source.name: source for source in (
@@ -68,6 +69,10 @@ def find(name, field=FIELD, also=()):
     source = registry.find(field, base, SOURCES, ())
   elif name and files.at(name).is_dir():
     return Chosen(folder.source(files.at(name), own_name(name)), '')
+  elif name and files.at(divide(name)[0]).is_dir():
+    path, given = divide(name)
+    return Chosen(folder.source(files.at(path), own_name(name),
+                                parse(given)), '')
   else:
     check_choice(field, name, [
         *also, *names(), 'the path of a folder of images or of a .py file'])

@@ -1,0 +1,22 @@
+"""Your own folder of images, 5-way 5-shot: settings of ours.
+
+    --config=folder --config.data.name=birds
+
+A folder of images for each class will do; docs/own.md says what else may be in
+it. The network is small and training takes minutes on two cores. With more
+images and an accelerator, raise config.model.width and config.train.max_epochs
+(and config.optimizer.decay_epochs with it).
+"""
+
+from mtl_jax.config import base_config, set_method
+
+
+def get_config(method='mtl'):
+  """Returns the config of one method, `configs/folder.py:method`."""
+  c = base_config()
+  c.data.name = ''  # to be given
+  set_method(c, method, benchmark='glyphs', shots=5, scale='cpu')
+  c.validation.tasks = 200
+  c.eval.tasks = 1000
+  c.eval.baselines = True
+  return c
