@@ -15,7 +15,7 @@ def get_config(method='mtl'):
   """Returns the config of one method, `configs/folder.py:method`."""
   c = base_config()
   c.data.name = ''  # to be given
-  set_method(c, method, benchmark='glyphs', shots=5, scale='cpu')
+  set_method(c, method, benchmark='glyphs', shots=5, scale='fast')
   c.validation.tasks = 200
   c.eval.tasks = 1000
   c.eval.baselines = True

@@ -7,7 +7,7 @@
 
 options.py says what a name may add, listing.py finds classes and splits.
 
-Images of one size, 224 pixels at most, keep it. Otherwise all become squares:
+Images of one size, 84 pixels at most, keep it. Otherwise all become squares:
 the largest centred one of each image, resized to the median of their short
 sides or to 84 pixels, whichever is less, or to `size`. They are grey if all of
 them are, otherwise RGB. Where an image is added, removed or changes its size in
@@ -27,8 +27,7 @@ from mtl_jax.data.sources.folder import listing
 from mtl_jax.data.sources.folder.options import Options
 from mtl_jax.errors import UserError
 
-LARGEST = 224  # pixels of a side that is kept
-SIDE = 84  # pixels; images of several sizes are made no larger
+SIDE = 84  # pixels; larger images are made so small, unless `size` is given
 _CHUNK = 256  # images
 _NAMED = 12  # classes that a line names
 
@@ -103,7 +102,9 @@ def _check(path, found, options):
       f'{pictures.text(path)}: {len(every)} images, {height}x{width}, '
       + ('grey' if channels == 1 else 'RGB')
       + (f'; they differ in size ({_sizes(every)}): the largest centred square '
-         'of each is resized' if several else '') + '.')
+         'of each is resized' if several else
+         f'; they are {every[0].height}x{every[0].width} and were resized'
+         if every[0][1:3] != (height, width) else '') + '.')
   return Checked(lines, Found(shape, frozenset(broken)), shape)
 
 
@@ -124,7 +125,7 @@ def _look(path, skip):
   try:
     with open(path, 'rb') as file:
       digest = hashlib.file_digest(file, 'sha256').digest()
-    return _Look(path, *pictures.look(path, (LARGEST, LARGEST, 1)), digest)
+    return _Look(path, *pictures.look(path, (SIDE, SIDE, 1)), digest)
   except UserError as error:
     if skip:
       return path, str(error)
@@ -180,7 +181,7 @@ def _shape(looks, size):
   channels = 1 if all(look.grey for look in looks) else 3
   sizes = collections.Counter(look[1:3] for look in looks)
   (height, width), count = sizes.most_common(1)[0]
-  if size is None and count == len(looks) and max(height, width) <= LARGEST:
+  if size is None and count == len(looks) and max(height, width) <= SIDE:
     return height, width, channels
   short = lambda look: min(look.height, look.width)
   side = size or min(SIDE, int(np.median([short(look) for look in looks])))
