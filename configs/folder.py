@@ -4,8 +4,8 @@
 
 A folder of images for each class will do; docs/own.md says what else may be in
 it. The network is small and training takes minutes on two cores. With more
-images and an accelerator, raise config.model.width and config.train.max_epochs
-(and config.optimizer.decay_epochs with it).
+images and an accelerator, raise config.model.width, and config.train.max_epochs and
+config.optimizer.decay_epochs together.
 """
 
 from mtl_jax.config import base_config, set_method
@@ -16,6 +16,7 @@ def get_config(method='mtl'):
   c = base_config()
   c.data.name = ''  # to be given
   set_method(c, method, benchmark='glyphs', shots=5, scale='fast')
+  c.model.width = 32  # 64 takes three times as long
   c.validation.tasks = 200
   c.eval.tasks = 1000
   c.eval.baselines = True
