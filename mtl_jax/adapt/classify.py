@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax import heads
+from mtl_jax import fonts, heads
 from mtl_jax.adapt import classifier as classifiers
-from mtl_jax.adapt import fonts, kept, results, sheet
+from mtl_jax.adapt import kept, results, sheet
 from mtl_jax.adapt import learner as learners
 from mtl_jax.config import ConfigDict
 from mtl_jax.data import pictures

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from mtl_jax.adapt import fonts
+from mtl_jax import fonts
 from mtl_jax.evaluate import adapters
 
 DRAWN = 200  # query images on a contact sheet, at most
