@@ -285,6 +285,9 @@ def test_constants_of_ones_own_normalise(exported, tmp_path):
   # A file of --mode=export says by which constants it was trained.
   said = weights.load(config_of(exported, **{'data.normalise': False})).data
   assert said['mean'] == pytest.approx([0.127], abs=1e-3)
+  data = weights.load(config_of(
+      exported, **{'data.mean': '.25,', 'data.std': '.5,'})).data
+  assert (data['mean'], data['std']) == ([.25], [.5])
   store = stores.load('glyphs/tiny', 'test', constants=((.25,), (.5,)))
   assert (store.mean, store.std) == (np.float32(.25), np.float32(.5))
 
