@@ -83,7 +83,7 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
       calibrated=calibrated)
   classifiers.probabilities(classifier, support.images[:1])  # are finite
   return Ready(model, classifier, invert, support,
-               [*(weights.lines(model) if model.weights else ()),
+               [*(weights.lines(model, [name]) if model.weights else ()),
                 *found.notices, *support.notices])
 
 

@@ -103,7 +103,7 @@ def _model(config, checkpoint):
     return trained.load(checkpoint, config)
   model = weights.load(config)
   if config.log.progress:
-    print('\n'.join(weights.lines(model)), flush=True)
+    print('\n'.join(weights.lines(model, config.eval.heads)), flush=True)
   return model
 
 
