@@ -6,15 +6,18 @@ arrays. Nothing in it is executed or unpickled.
 
 import io
 import json
+import math
 import zipfile
 
 import jax
 import numpy as np
 
-from mtl_jax import files
+from mtl_jax import files, heads, registry
 from mtl_jax.adapt import classifier as classifiers
 from mtl_jax.adapt import learner as learners
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.adapt import results
+from mtl_jax.errors import UserError
+from mtl_jax.evaluate import adapters
 from mtl_jax.heads.options import balance
 
 SUFFIX = '.npz'
@@ -26,9 +29,11 @@ def check_name(path):
   """Returns the epath of a head file that may be written.
 
   Raises:
-    UserError: its name does not end in .npz, or another file is there.
+    UserError: its name does not end in .npz, its folder cannot be written, or
+      another file is there.
   """
   path = files.at(path)
+  results.check_folder('--save_head', path.parent)
   if path.suffix != SUFFIX:
     raise UserError(f'--save_head is {str(path)!r}: the name must end in '
                     f'{SUFFIX}')
@@ -83,6 +88,10 @@ def load(path, model):
   """
   path = files.at(path)
   about, arrays = _read('--load_head', path)
+  if about['head'] not in (adapters.OWN, *heads.HEADS) and not registry.is_own(
+      about['head']):
+    raise UserError(f'--load_head {path} holds the head {about["head"]!r}, '
+                    f'which this version does not have: {_FITTED}')
   network = classifiers.fingerprint(model, about['head'])
   if about['network'] != network:
     raise UserError(
@@ -166,11 +175,11 @@ def _arrays(path):
 
 def _check(about, arrays):
   """Raises an error unless the head file has what `save` writes."""
-  check_choice('format', about['format'], (_FORMAT,))
   sizes = about['classes'].values()
   temperature = about['calibration'] and about['calibration']['temperature']
-  if not (all(isinstance(about[name], str) for name in (
-      'head', 'network', 'method', 'model', 'trained_on', 'count_alike'))
+  texts = ('head', 'network', 'method', 'model', 'trained_on', 'count_alike')
+  if not (about['format'] == _FORMAT
+          and all(isinstance(about[name], str) for name in texts)
           and isinstance(about['options'], dict)
           and isinstance(about['batch_norm'], str | None)
           and isinstance(about['residuals'], dict)
@@ -179,5 +188,5 @@ def _check(about, arrays):
           and len(sizes) > 1 and all(type(n) is int and n > 0 for n in sizes)
           and arrays['marks'].shape == (sum(sizes), 16)
           and arrays['marks'].dtype == np.uint8
-          and (temperature is None or temperature > 0)):
+          and (temperature is None or 0 < temperature < math.inf)):
     raise ValueError('contents')
