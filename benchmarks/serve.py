@@ -37,7 +37,8 @@ def make_run(path):
   config = base_config()
   set_method(config, 'mtl', benchmark='mini_imagenet', shots=5, scale='cpu')
   config.update_from_flattened_dict({
-      'model.name': 'conv4', 'data.name': 'mini_imagenet'})
+      'model.name': 'conv4', 'data.name': 'mini_imagenet',
+      'parallel.cpu_devices': 0})
   data = {'name': 'mini_imagenet', 'classes': ['x'] * 64,
           'image_shape': [84, 84, 3], 'mean': [0.5] * 3, 'std': [0.25] * 3}
   path = files.at(path)
@@ -119,10 +120,10 @@ def main(argv=None):
     for i in range(CLASSES):
       make_pictures(folder / f'known/{i}', shape, SHOTS)
     paths = make_pictures(folder / 'new', shape, given.images + 1)
-    flags = [f'--checkpoint={run}', f'--load_head={folder / "head.npz"}']
+    head = folder / 'head.safetensors'
+    flags = [f'--checkpoint={run}', f'--load_head={head}']
     assert not adapt.main([flags[0], f'--support={folder / "known"}',
-                           f'--save_head={folder / "head.npz"}',
-                           '--head=logistic'])
+                           f'--save_head={head}', '--head=logistic'])
     print(f'pictures of {"x".join(map(str, shape))}, {os.cpu_count()} cores')
     print('| start | seconds to the first answer | images a second after it '
           '|\n|---|---|---|')

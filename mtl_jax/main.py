@@ -22,9 +22,9 @@
     --help --config=NAME[:METHOD]               all fields of one config
 
 With --checkpoint the default config is that of the run, and the default workdir
-is CHECKPOINT/evaluate (/export, with --images /images). --mode=evaluate and --mode=features
-take --weights, --config and --workdir in place of --checkpoint; see
-docs/weights.md.
+is CHECKPOINT/evaluate (CHECKPOINT/export; with --images CHECKPOINT/images).
+--mode=evaluate and --mode=features take --weights, --config and --workdir in
+place of --checkpoint; see docs/weights.md.
 """
 
 import sys

@@ -5,15 +5,16 @@ import json
 import pathlib
 import pickle
 import shutil
-import zipfile
 
 import numpy as np
 import pytest
 import untrained
 
+from mtl_jax import weight_files
 from mtl_jax.adapt import classify, kept
 from mtl_jax.adapt.__main__ import main
 from mtl_jax.errors import UserError
+from mtl_jax.weight_files import safetensors
 
 SIZES = {'a': 4, 'b': 3, '猫': 5}
 MAML = {'train__ways': 3, 'eval__ways': 3, 'validation__ways': 3,
@@ -31,7 +32,7 @@ def home(tmp_path_factory):
   untrained.pictures(path / 'new', dict.fromkeys(SIZES, 2), seed=1)
   shutil.copy(path / 'known/a/0.png', path / 'new/a')
   assert main([f'--checkpoint={path / "run"}', f'--support={path / "known"}',
-               f'--save_head={path / "head.npz"}']) == 0
+               f'--save_head={path / "head.safetensors"}']) == 0
   return path
 
 
@@ -41,7 +42,7 @@ def home(tmp_path_factory):
     ('maml', {'batch_norm': 'support', 'calibrated': False})])
 def test_it_classifies_as_on_the_day_it_was_fitted(run, options, home,
                                                    tmp_path):
-  file = tmp_path / 'head.npz'
+  file = tmp_path / 'head.safetensors'
   first = classify.adapt(home / run, home / 'known', home / 'new',
                          save_head=file, **options)
   again = classify.adapt(home / run, query=home / 'new', load_head=file)
@@ -53,9 +54,9 @@ def test_it_classifies_as_on_the_day_it_was_fitted(run, options, home,
 def test_the_command_needs_the_file_alone(home, tmp_path, capsys):
   for name in ('run', 'new'):
     shutil.copytree(home / name, tmp_path / name)
-  shutil.copy(home / 'head.npz', tmp_path)
+  shutil.copy(home / 'head.safetensors', tmp_path)
   assert main([f'--checkpoint={tmp_path / "run"}',
-               f'--load_head={tmp_path / "head.npz"}',
+               f'--load_head={tmp_path / "head.safetensors"}',
                f'--query={tmp_path / "new"}']) == 0
   printed = capsys.readouterr().out
   assert '3 classes: a 4, b 3, 猫 5 images' in printed
@@ -75,7 +76,7 @@ def refused(home, capsys, *flags):
 
 def test_the_head_of_another_network_is_refused(home, capsys):
   assert main([f'--checkpoint={home / "other"}', f'--query={home / "new"}',
-               f'--load_head={home / "head.npz"}']) == 2
+               f'--load_head={home / "head.safetensors"}']) == 2
   said = capsys.readouterr().err
   assert said.count('\n') == 1 and 'belongs to another network (mtl' in said
 
@@ -88,11 +89,11 @@ def test_a_network_file_of_the_users_that_changed_is_another_network(
   source.write_text('from mtl_jax.heads.ridge import *\n'
                     'from mtl_jax.heads.ridge import OPTIONS\n')
   classify.keep(classify.learn(home / 'run', classify.pictures.list_support(
-      home / 'known'), head='head.py'), kept.check_name('kept.npz'))
-  classify.recall(home / 'run', 'kept.npz')
+      home / 'known'), head='head.py'), kept.check_name('kept.safetensors'))
+  classify.recall(home / 'run', 'kept.safetensors')
   source.write_text(source.read_text() + '# Changed.\n')
   with pytest.raises(UserError, match='belongs to another network'):
-    classify.recall(home / 'run', 'kept.npz')
+    classify.recall(home / 'run', 'kept.safetensors')
 
 
 class Hostile:
@@ -104,48 +105,30 @@ class Hostile:
 
 def rewrite(home, change):
   """Returns the bytes of the head file after change(about, arrays)."""
-  with np.load(home / 'head.npz') as file:
-    arrays = dict(file)
-  about = json.loads(arrays['about'].tobytes())
+  weights = weight_files.read(home / 'head.safetensors')
+  about = weight_files.json_of(weights, 'mtl_jax_head')
+  arrays = dict(weights.arrays)
   change(about, arrays)
-  if 'about' in arrays:
-    arrays['about'] = np.frombuffer(json.dumps(about).encode(), np.uint8)
+  return safetensors.pack(arrays, {'mtl_jax_head': json.dumps(about)})
+
+
+def npz(home):
+  """Returns the arrays of the head file as NumPy would write objects."""
   packed = io.BytesIO()
-  np.savez(packed, **arrays)
+  np.savez(packed, state_0=np.array([Hostile()], object))
   return packed.getvalue()
-
-
-def zipped(home, compression=zipfile.ZIP_DEFLATED, extra=()):
-  """Returns the head file as another zip."""
-  packed = io.BytesIO()
-  with zipfile.ZipFile(home / 'head.npz') as source, zipfile.ZipFile(
-      packed, 'w', compression) as target:
-    for name in source.namelist():
-      target.writestr(name, source.read(name))
-    for name, content in extra:
-      target.writestr(name, content)
-  return packed.getvalue()
-
-
-def huge(home):
-  """Claims an array of more numbers than any memory holds."""
-  content = io.BytesIO()
-  np.lib.format.write_array_header_1_0(content, {
-      'descr': '<f4', 'fortran_order': False, 'shape': (2**50,)})
-  return zipped(home, zipfile.ZIP_STORED, [('x.npy', content.getvalue())])
 
 
 BAD = {
     'empty': lambda home: b'',
     'a picture': lambda home: (home / 'new/a/0.png').read_bytes(),
-    'cut off': lambda home: (home / 'head.npz').read_bytes()[:-400],
+    'cut off': lambda home: (home / 'head.safetensors').read_bytes()[:-400],
     'a pickle': lambda home: pickle.dumps(Hostile()),
-    'a pickle within': lambda home: rewrite(home, lambda about, arrays: (
-        arrays.update(state_0=np.array([Hostile()], object)))),
-    'compressed': zipped,
-    'huge': huge,
-    'without about': lambda home: rewrite(
-        home, lambda about, arrays: arrays.pop('about')),
+    'a pickle within': npz,
+    'weights': lambda home: safetensors.pack({'x': np.zeros(3)}, {}),
+    'without a head': lambda home: rewrite(
+        home, lambda about, arrays: about.pop('head')),
+    'deep': lambda home: safetensors.pack({}, {'mtl_jax_head': 10**5 * '['}),
     'without classes': lambda home: rewrite(
         home, lambda about, arrays: about.update(classes=[])),
     'a negative temperature': lambda home: rewrite(
@@ -164,7 +147,7 @@ BAD = {
     'an unknown head': lambda home: rewrite(
         home, lambda about, arrays: about.update(head='nothing')),
     'another version': lambda home: rewrite(
-        home, lambda about, arrays: about.update(format='mtl_jax head 0')),
+        home, lambda about, arrays: about.update(version=2)),
 }
 
 
@@ -173,28 +156,30 @@ def test_a_bad_head_file_gets_one_line_and_runs_nothing(
     case, home, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   content = BAD[case](home)
-  (tmp_path / 'bad.npz').write_bytes(content)
-  said = refused(home, capsys, '--load_head=bad.npz', f'--query={home / "new"}')
-  assert '--load_head' in said and 'bad.npz' in said
-  assert [p.name for p in tmp_path.iterdir()] == ['bad.npz']
+  (tmp_path / 'x.safetensors').write_bytes(content)
+  said = refused(home, capsys, '--load_head=x.safetensors',
+                 f'--query={home / "new"}')
+  assert '--load_head' in said and 'x.safetensors' in said
+  assert [p.name for p in tmp_path.iterdir()] == ['x.safetensors']
 
 
 @pytest.mark.parametrize('flags, line', [
-    (('--load_head=nope.npz', '--query=new'), 'nope.npz is not there'),
-    (('--load_head=x.npz', '--support=known', '--query=new'),
+    (('--load_head=no.safetensors', '--query=new'), 'no.safetensors: is not'),
+    (('--load_head=x.safetensors', '--support=known', '--query=new'),
      '--support or --load_head is required, and not both'),
     (('--query=new',), '--support or --load_head is required'),
-    (('--load_head=x.npz', '--query=new', '--invert'),
+    (('--load_head=x.safetensors', '--query=new', '--invert'),
      '--invert does not go with --load_head'),
-    (('--load_head=x.npz', '--query=new', '--head=svm'),
+    (('--load_head=x.safetensors', '--query=new', '--head=svm'),
      '--head does not go with --load_head'),
-    (('--load_head=x.npz',), '--query is required'),
+    (('--load_head=x.safetensors',), '--query is required'),
     (('--support=known', '--query=new', '--save_head=x.pkl'),
-     'must end in .npz'),
-    (('--support=known', '--query=new', '--save_head=.npz/x.npz'),
-     '.npz is a file; name a folder'),
-    (('--support=known', '--query=new', '--save_head=mine.npz'),
-     'mine.npz: the file there is no head file'),
+     'must end in .safetensors'),
+    (('--support=known', '--query=new',
+      '--save_head=.safetensors/x.safetensors'),
+     '.safetensors is a file; name a folder'),
+    (('--support=known', '--query=new', '--save_head=mine.safetensors'),
+     'mine.safetensors: the file there is no head file'),
     (('--support=known', '--query=new', '--watch=new'), 'one of them'),
     (('--support=known', '--query', '-', 'new'), '--query - is stdin'),
     (('--support=known', '--query=-', '--out=out'), '--out is for')])
@@ -203,10 +188,11 @@ def test_flags_that_do_not_go_together(flags, line, home, tmp_path,
   monkeypatch.chdir(tmp_path)
   for name in ('known', 'new'):
     (tmp_path / name).symlink_to(home / name)
-  np.savez(tmp_path / 'mine.npz', x=1)
-  (tmp_path / '.npz').write_text('')
-  before = (tmp_path / 'mine.npz').read_bytes()
+  (tmp_path / 'mine.safetensors').write_bytes(
+      safetensors.pack({'x': np.zeros(3)}, {}))
+  (tmp_path / '.safetensors').write_text('')
+  before = (tmp_path / 'mine.safetensors').read_bytes()
   assert line in refused(home, capsys, *flags)
-  assert (tmp_path / 'mine.npz').read_bytes() == before
+  assert (tmp_path / 'mine.safetensors').read_bytes() == before
   assert {p.name for p in tmp_path.iterdir()} == {
-      'known', 'new', 'mine.npz', '.npz'}
+      'known', 'new', 'mine.safetensors', '.safetensors'}

@@ -28,7 +28,7 @@ def home(tmp_path_factory):
   untrained.pictures(path / 'known', SIZES)
   untrained.pictures(path / 'new', SIZES, seed=1)
   assert main([f'--checkpoint={path / "run"}', f'--support={path / "known"}',
-               f'--save_head={path / "head.npz"}']) == 0
+               f'--save_head={path / "head.safetensors"}']) == 0
   return path
 
 
@@ -36,7 +36,7 @@ def home(tmp_path_factory):
 def answers(home):
   """Returns name -> probabilities of the pictures in `new`."""
   result = classify.adapt(home / 'run', query=home / 'new',
-                          load_head=home / 'head.npz')
+                          load_head=home / 'head.safetensors')
   return {os.path.relpath(row['file'], home): row
           for row in result['predictions']}
 
@@ -70,10 +70,10 @@ def check(said, answers, name):
 
 
 def test_each_line_of_stdin_gets_a_line_at_once_until_the_end(home, answers):
-  process = start(home, '--load_head=head.npz', '--query=-')
+  process = start(home, '--load_head=head.safetensors', '--query=-')
   for name, error in (
       ('new/a/0.png', None), ('nope.png', 'cannot be read'),
-      ('head.npz', 'is no image'), ('a\0b', 'cannot be read'),
+      ('head.safetensors', 'is no image'), ('a\0b', 'cannot be read'),
       ('new/b/1.png', None)):
     process.stdin.write(name.encode() + b'\n')
     process.stdin.flush()
@@ -91,9 +91,9 @@ def test_each_line_of_stdin_gets_a_line_at_once_until_the_end(home, answers):
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_folder_is_served_until_a_signal(number, home, answers, tmp_path):
   (tmp_path / 'inbox').mkdir()
-  for name in ('run', 'head.npz'):
+  for name in ('run', 'head.safetensors'):
     (tmp_path / name).symlink_to(home / name)
-  process = start(tmp_path, '--load_head=head.npz', '--watch=inbox')
+  process = start(tmp_path, '--load_head=head.safetensors', '--watch=inbox')
   content = (home / 'new/b/2.png').read_bytes()
   file = tmp_path / 'inbox/later/x.png'
   file.parent.mkdir()
@@ -111,7 +111,7 @@ def test_a_folder_is_served_until_a_signal(number, home, answers, tmp_path):
 
 def test_nothing_is_said_where_nobody_listens_any_more(home):
   """Fails if `| head -1` ends in a traceback."""
-  process = start(home, '--load_head=head.npz', '--query=-')
+  process = start(home, '--load_head=head.safetensors', '--query=-')
   process.stdout.close()
   _, err = process.communicate(b'new/a/0.png\n' * 5, timeout=120)
   assert (process.returncode, err) == (0, b'')
@@ -184,7 +184,7 @@ def test_pictures_that_influence_each_other_are_not_served(home, capsys):
 
 def test_a_white_background_is_noted(home, tmp_path):
   Image.new('L', (30, 30), 'white').save(tmp_path / 'white.png')
-  ready = classify.recall(home / 'run', home / 'head.npz')
+  ready = classify.recall(home / 'run', home / 'head.safetensors')
   ready = ready._replace(model=ready.model._replace(
       data={**ready.model.data, 'mean': [0.1]}))
   said = serve.answers(ready)(str(tmp_path / 'white.png'))
