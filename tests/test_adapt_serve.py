@@ -117,6 +117,15 @@ def test_nothing_is_said_where_nobody_listens_any_more(home):
   assert (process.returncode, err) == (0, b'')
 
 
+def test_what_a_start_does_not_need_is_not_imported():
+  """Fails if libraries for data sets or drawing delay the first answer."""
+  done = command.run(
+      ['import sys\nfrom mtl_jax.adapt import classify, serve\n'
+       'print({"matplotlib", "tensorflow_datasets"} & {*sys.modules})'],
+      program=('-c',))
+  assert done.stdout == 'set()\n', done.stdout + done.stderr
+
+
 class Clock:
   """Time that passes when the loop waits; things happen at their time."""
 
