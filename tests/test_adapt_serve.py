@@ -191,6 +191,17 @@ def test_pictures_that_influence_each_other_are_not_served(home, capsys):
   assert '--batch_norm=support' in said
 
 
+def test_a_picture_costs_one_image(home):
+  """Fails if it passes through the network with 31 empty ones."""
+  ready, seen = classify.recall(home / 'run', home / 'head.safetensors'), []
+  learner = ready.classifier.learner
+  inputs = lambda x: seen.append(x.shape) or learner.inputs(x)
+  ready = ready._replace(classifier=ready.classifier._replace(
+      learner=learner._replace(inputs=inputs)))
+  serve.answers(ready)(str(home / 'new/a/0.png'))
+  assert set(seen) == {(1, untrained.SIDE, untrained.SIDE, 1)}
+
+
 def test_a_white_background_is_noted(home, tmp_path):
   Image.new('L', (30, 30), 'white').save(tmp_path / 'white.png')
   ready = classify.recall(home / 'run', home / 'head.safetensors')
