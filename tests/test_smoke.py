@@ -41,6 +41,10 @@ PEER_PYTHON = os.environ.get('MTL_JAX_PEER_PYTHON', sys.executable)
 # to the folder that the script runs in.
 SMALLEST = [
     ('build_mini_imagenet', ['files', 'made'], 'the same store from all'),
+    ('calibration',
+     ['--checkpoint=runs/glyphs/mtl', '--heads', 'centroid', '--shots=3',
+      '--queries=2', '--tasks=2'],
+     '| centroid | 3 | '),
     ('fuzz_config',
      ['--workers=0', '--processes=0', '--seed=1', '--only', '4', '7', '10'],
      '3 cases, 0 run, 3 refused, 0 stopped, 0 long, 0 fault'),
@@ -73,6 +77,9 @@ SMALLEST = [
     ('ntk',
      ['--points=20', '--depth=2', '--dims', '3', '--repeats=1'],
      '20 points of 3'),
+    ('serve',
+     ['--checkpoint=runs/glyphs/mtl', '--starts=1', '--images=3'],
+     '| median | '),
     ('svm_optimum',
      ['runs/glyphs/mtl', '--shots=2', '--tasks=1', '--reference=1'],
      '| runs/glyphs/mtl | 8 | '),
@@ -191,6 +198,8 @@ PREPARED = {'build_mini_imagenet': prepare_mini_imagenet,
             'independent': prepare_peer('torch', 'qpth'),
             'torch_weights': prepare_peer('torch', 'safetensors'),
             'methods': prepare_finished_run,
+            'calibration': prepare_finished_run,
+            'serve': prepare_finished_run,
             'svm_optimum': prepare_finished_run,
             'unequal_support': prepare_finished_run}
 
@@ -271,6 +280,7 @@ REFUSED = {  # command -> what the error says
     'python -m mtl_jax.ntk bound --depths=1,2': '--depths: three or more',
     'python -m mtl_jax.report a --format=b': "'b': allowed are text",
     'python -m mtl_jax.adapt --checkpoint=a': '--support or --load_head',
+    'python -m mtl_jax.adapt --checkpoint=a --support=b': '--query is required',
     'python -m mtl_jax.adapt --checkpoint=a --support=b --query=c '
     '--head=nothing': "'nothing': allowed are centroid",
     'python -m mtl_jax.config nothing': '2 == 0',

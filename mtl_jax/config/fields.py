@@ -9,7 +9,7 @@ and docs/fields.md follow from FIELDS. A config file in configs/ starts from
 import ml_collections
 
 from mtl_jax import fields, files, heads
-from mtl_jax.data import augment, store
+from mtl_jax.data import augment, feed
 from mtl_jax.data.source import SPLITS
 from mtl_jax.evaluate import tune_all
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Field, Range
@@ -68,7 +68,7 @@ DATA = {
     'store': Field('device', "Where the training pixels are: all on the "
                    "'device', or on the 'host', with a thread that gathers "
                    'those of the next steps; the episodes are the same',
-                   store.PLACES, free=True),
+                   feed.PLACES, free=True),
 }
 
 AUGMENT = {

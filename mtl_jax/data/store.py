@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import files
-from mtl_jax.data import building, pixels, sources
+from mtl_jax.data import building, feed, pixels, sources
 from mtl_jax.errors import UserError, check_choice, first_line
 
-PLACES = ('device', 'host')
 MEASURED = 'normalisation.json'  # mean and std, where the source has none
 
 prepare = building.prepare
@@ -51,7 +50,7 @@ def arrays(store, place='device'):
     store: the split.
     place: where the pixels are, 'device' or 'host' (then `images` is None).
   """
-  check_choice('config.data.store', place, PLACES)
+  check_choice('config.data.store', place, feed.PLACES)
   return Arrays(
       jnp.asarray(store.images) if place == 'device' else None,
       *(jnp.asarray(x) for x in (store.offsets, store.mean, store.std)))

@@ -55,6 +55,21 @@ def load(config):
       {'file': weights.path, 'sha256': weights.sha256, 'taken': taken})
 
 
+def of(config, checkpoint):
+  """Returns the Trained of a run, or of the file config.weights.
+
+  Args:
+    config: as in `load` and trained.load.
+    checkpoint: workdir of the run; None: there is a file.
+  """
+  if checkpoint is not None:
+    return trained.load(checkpoint, config)
+  model = load(config)
+  if config.log.progress:
+    print('\n'.join(lines(model, config.eval.heads)), flush=True)
+  return model
+
+
 def lines(model, used):
   """Returns what is to say of a Trained that `load` returned, line by line.
 
