@@ -26,12 +26,14 @@ from mtl_jax import errors
 from mtl_jax.data import __main__ as data_main
 from mtl_jax.data import building, store
 from mtl_jax.data.sources import mini_imagenet
-from mtl_jax.data.sources.mini_imagenet import files, images, lists
+from mtl_jax.data.sources.imagenet import images
+from mtl_jax.data.sources.mini_imagenet import files
 
 REAL = os.environ.get('MTL_JAX_TEST_DATA') and pathlib.Path(
     os.environ['MTL_JAX_TEST_DATA']) / 'mini_imagenet'
 CLASSES = {split: wnids[:count] for (split, wnids), count in zip(
     mini_imagenet.published_classes().items(), fake.NUM_CLASSES, strict=True)}
+WANTED = mini_imagenet.wanted()  # before it is shrunk
 
 
 @pytest.fixture(autouse=True)
@@ -300,7 +302,7 @@ import os, signal, sys
 import mini_imagenet_fake as fake
 from mtl_jax.data import __main__ as data_main
 from mtl_jax.data.sources import mini_imagenet
-from mtl_jax.data.sources.mini_imagenet import images
+from mtl_jax.data.sources.imagenet import images
 fake.shrink(setattr)
 encode, calls = images.encode, []
 def encode_some(*args):
@@ -355,8 +357,7 @@ real = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def layout():
-  return files.find(REAL, lists.Wanted(
-      mini_imagenet.published_classes(), 600))
+  return files.find(REAL, WANTED)
 
 
 @real
@@ -387,5 +388,4 @@ def test_real_lists_that_are_exchanged_are_refused(layout, tmp_path):
   (tmp_path / 'images').mkdir()
   with pytest.raises(errors.UserError, match='val.csv has class n01930112, '
                      'which is of the test split'):
-    files.find(tmp_path, lists.Wanted(
-        mini_imagenet.published_classes(), 600))
+    files.find(tmp_path, WANTED)
