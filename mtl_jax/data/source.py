@@ -33,6 +33,7 @@ class Checked(NamedTuple):
   lines: Iterable[str] = ()  # for the user
   files: Any = None  # handed on to `build`
   image_shape: tuple[int, int, int] | None = None  # where the source has none
+  metadata: Mapping[str, str] = {}  # kept with the built data
 
 
 def nothing_to_check(request):
