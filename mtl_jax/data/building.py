@@ -81,7 +81,7 @@ def prepare(name, directory=None, manual_dir=None, **options):
     # another process may have renamed its build into place since.
     return built if built.info.splits else builder(name, directory)
   request = Request(chosen.variant, _folder(name, chosen.source, manual_dir),
-                    options)
+                    options, _scratch(built.data_path))
   checked = _check(chosen.source, request)
   for line in checked.lines:
     print(pictures.text(line), flush=True)
@@ -155,6 +155,13 @@ def _folder(name, source, manual_dir):
     raise UserError(f'manual_dir {folder} cannot be read ({error.strerror}): '
                     'make it readable, or name another folder') from error
   return folder
+
+
+def _scratch(path):
+  """Returns the nearest folder of `path` that exists; None: it is remote."""
+  if '://' in str(path):
+    return None
+  return next(p for p in pathlib.Path(path).parents if p.exists())
 
 
 def _check(source, request):

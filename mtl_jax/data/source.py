@@ -25,6 +25,7 @@ class Request(NamedTuple):
   variant: str  # of DataSource.variants; '' where there are none
   folder: pathlib.Path | None  # of published files; None: the source has none
   options: Mapping[str, str]  # a value of every option
+  scratch: pathlib.Path | None = None  # for large temporary files
 
 
 class Checked(NamedTuple):

@@ -7,6 +7,7 @@ common to all data sets, are here.
 import functools
 import itertools
 import pathlib
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,7 +19,8 @@ from mtl_jax.data.sources.imagenet import wanted as wanted_files
 from mtl_jax.data.sources.imagenet.wanted import IMAGES, WNID
 from mtl_jax.errors import UserError, first_line
 
-_PACKED = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.7z', '.rar')
+_PACKED = ('.tar.gz', '.tgz', '.tar.bz2', '.7z', '.rar')
+_TAR_OF_CLASS = re.compile(r'(n\d{8})\.tar')
 # What stands for a split in the names of lists, pickles and folders.
 NAMES = {'train': ('train',), 'validation': ('val', 'validation'),
          'test': ('test',)}
@@ -64,7 +66,7 @@ def find(top, wanted, kinds, suffixes=()):
   """Finds the first complete layout and checks its classes.
 
   It is looked for in the folder `top`, in its folder of the data set's name,
-  then deeper and deeper, and in zips.
+  then deeper and deeper, and in zips and tars.
 
   Args:
     top: pathlib.Path of the folder.
@@ -78,7 +80,13 @@ def find(top, wanted, kinds, suffixes=()):
   Raises:
     UserError: nothing complete, or classes that are not those of the data set.
   """
-  found = published.look(top, IMAGES + suffixes)
+  classes = set(itertools.chain(*wanted.classes.values()))
+
+  def tars(name):
+    of_class = _TAR_OF_CLASS.fullmatch(name)
+    return not of_class or of_class[1] in classes  # others are not even opened
+
+  found = published.look(top, IMAGES + suffixes, tars)
   tree = Tree(top, found, found.in_folders(), [
       file for file in found.files if file.name.lower().endswith(IMAGES)])
   candidates = [candidate for kind in kinds for candidate in kind(tree, wanted)]
@@ -109,7 +117,7 @@ def _what_is_missing(top, near, candidates, found, wanted):
     return (f'{top} holds nothing of {wanted.name} that can be read, but '
             f'{packed[0].name}: unpack it there')
   for path, what in found.damaged.items():
-    if path.parent in near:
+    if path.parent in near or path.suffix == '.tar':
       return f'{path} is {what}: fetch it again'
   return f'{top} holds nothing of {wanted.name}: put {wanted.put} into it'
 
@@ -175,13 +183,18 @@ def class_folders(tree, wanted):
     of_class = _class_folder(tree.top, folder)
     if of_class is None:
       continue
-    above = of_class.parent
+    above, wnid = of_class.parent, of_class.name[:len('n01234567')]
     rows = (divided.setdefault(above.parent, {}).setdefault(above, {})
             if above.name in split_of and above != tree.top
             else whole.setdefault(above, {}))
     for file in files.values():
       if file.name.lower().endswith(IMAGES):
-        rows.setdefault((of_class.name, file.name), file)
+        rows.setdefault((wnid, file.name), file)
+  for folder, of_folder in list(divided.items()):
+    for above, rows in of_folder.items():
+      if _is_whole(rows, wanted):  # ILSVRC's train has the classes of all
+        whole[above] = rows
+        divided.pop(folder, None)
   for folder, of_folder in divided.items():
     named = {split_of[above.name]: above for above in of_folder}
     yield _folders(
@@ -196,11 +209,18 @@ def class_folders(tree, wanted):
           dict.fromkeys(SPLITS, folder), of_split)
 
 
+def _is_whole(rows, wanted):
+  """Returns whether (class, name) rows have most classes of every split."""
+  held = {wnid for wnid, _ in rows}
+  return all(len(held & set(of_split)) > len(of_split) / 2
+             for of_split in wanted.classes.values())
+
+
 def _class_folder(top, folder):
-  """Returns the outermost folder below `top` with the name of a class."""
+  """Returns the outermost folder, or tar, below `top` named after a class."""
   inside = folder.relative_to(top).parts
   for i, part in enumerate(inside):
-    if WNID.fullmatch(part):
+    if WNID.fullmatch(part.removesuffix('.tar')):
       return top.joinpath(*inside[:i + 1])
   return None
 
@@ -226,7 +246,8 @@ def _read_folders(tree, wanted, named, of_split):
     if set(closed.parents) & set(named.values()):
       raise UserError(f'{closed} may not be read: make it readable')
   # Other folders may give two classes the same file names.
-  wanted_files.check({split: [(wnid, '') for wnid, _ in rows]
-               for split, rows in of_split.items()}, named, wanted)
+  wanted_files.check(
+      {split: [(wnid, '') for wnid, _ in rows]
+       for split, rows in of_split.items()}, named, wanted)
   return {split: of_files(sorted_rows(rows, wanted.classes[split]), rows)
           for split, rows in of_split.items()}.__getitem__

@@ -19,6 +19,7 @@ class Wanted(NamedTuple):
   sizes: Mapping[str, int] | None  # wnid -> its images; None: any number
   put: str  # which files the user must put there
   lists: str  # which lists are the right ones
+  whole: str = ''  # where a class may get too many images from
 
 
 def check(rows, where, wanted):
@@ -67,4 +68,4 @@ def check(rows, where, wanted):
       if of_split[wnid] != wanted.sizes[wnid]:
         raise UserError(
             f'{where[split]}: class {wnid} has {of_split[wnid]} images, not '
-            f'{wanted.sizes[wnid]}: fetch it again, whole')
+            f'{wanted.sizes[wnid]}: fetch it again, whole{wanted.whole}')

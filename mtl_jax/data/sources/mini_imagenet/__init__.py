@@ -43,7 +43,8 @@ def wanted():
   classes = _classes()
   sizes = dict.fromkeys(itertools.chain(*classes.values()), IMAGES_PER_CLASS)
   return Wanted('mini_imagenet', classes, sizes, files.WHAT_TO_PUT,
-                lists.LISTS)
+                lists.LISTS, '; or, for the originals of ILSVRC-2012, put '
+                'train.csv, val.csv and test.csv beside them')
 
 
 def _check(request):

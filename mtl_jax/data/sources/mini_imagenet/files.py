@@ -1,21 +1,25 @@
-"""Finds the published files of mini-ImageNet, in one of five layouts.
+"""Finds the published files of mini-ImageNet, in one of six layouts.
 
 See docs/mini_imagenet.md for the layouts.
 """
 
 import functools
+import re
 
-from mtl_jax.data.sources.imagenet import files
+from mtl_jax.data.sources.imagenet import files, ilsvrc
 from mtl_jax.data.sources.imagenet import wanted as wanted_files
 from mtl_jax.data.sources.mini_imagenet import lists, pickles
 from mtl_jax.errors import UserError
 
 _OTHERS = ('.csv', '.pkl', '.pickle')
+_RANKED = re.compile(r'(n\d{8})(\d{8})\.jpe?g', re.IGNORECASE)
 WHAT_TO_PUT = (
     'train.csv, val.csv, test.csv and the images (a folder images '
     'or *.zip), or mini-imagenet-cache-{train,val,test}.pkl, or '
     'miniImageNet_category_split_{train_phase_train,val,test}.pickle, or '
-    'folders {train,val,test}/WNID/*.jpg, or the 100 folders WNID/*.jpg')
+    'folders {train,val,test}/WNID/*.jpg, or the 100 folders WNID/*.jpg, or '
+    'train.csv, val.csv, test.csv and the training images of ILSVRC-2012 '
+    '(WNID/*.JPEG, or ILSVRC2012_img_train.tar)')
 
 
 def find(top, wanted):
@@ -27,7 +31,7 @@ def _lists(tree, wanted):
   """Layout c: lists, and images anywhere, which are found by their names."""
   read = functools.partial(_read_lists, tree, wanted)
   for candidate in files.pieces(tree, 'lists and JPEGs (layout c)',
-                           files.patterns('{}.csv'), read):
+                                files.patterns('{}.csv'), read):
     if not candidate.missing and not _may_have_images(tree, candidate.folder):
       candidate.missing.append('images')
     yield candidate
@@ -73,6 +77,59 @@ def _read_lists(tree, wanted, csvs):
       files.sorted_rows(of_split, wanted.classes[split]),
       {row: by_name[row[1]] for row in of_split})
           for split, of_split in rows.items()}.__getitem__
+
+
+def _originals(tree, wanted):
+  """Layout f: lists, and the training images of ILSVRC-2012.
+
+  The name of a list, n0153282900000005.jpg, is that of the fifth image of a
+  class in the order of the numbers that ILSVRC gives.
+  """
+  of_class = {}
+  for file in tree.images:
+    name = ilsvrc.NAME.fullmatch(file.name)
+    if name:
+      of_class.setdefault(name[1], {}).setdefault(int(name[2]), file)
+  if any(len(of_class.get(wnid, ())) > size
+         for wnid, size in wanted.sizes.items()):
+    for candidate in files.pieces(
+        tree, 'lists and originals of ILSVRC-2012 (layout f)',
+        files.patterns('{}.csv'),
+        functools.partial(_read_originals, of_class, wanted)):
+      if not _may_have_images(tree, candidate.folder):
+        yield candidate
+
+
+def _read_originals(of_class, wanted, csvs):
+  paths = {split: file.path for split, file in csvs.items()}
+  rows = {split: lists.read_csv(file) for split, file in csvs.items()}
+  wanted_files.check(rows, paths, wanted)
+  ranked = {wnid: [file for _, file in sorted(numbered.items())]
+            for wnid, numbered in of_class.items()}
+  opened = {}
+  for split, of_split in rows.items():
+    for wnid, size in ilsvrc.sizes(wanted.classes[split]).items():
+      have = ranked.get(wnid, [])
+      if len(have) != size:
+        where = have[0].holder if have else paths[split].parent
+        raise UserError(
+            f'{where}: class {wnid} has {len(have)} images, not {size} as in '
+            'ILSVRC-2012. The lists count the images of a class, so it must be '
+            'whole: fetch it again')
+    opened[split] = files.of_files(
+        files.sorted_rows(of_split, wanted.classes[split]),
+        {(wnid, name): ranked[wnid][_rank(paths[split], wnid, name) - 1]
+         for wnid, name in of_split})
+  return opened.__getitem__
+
+
+def _rank(path, wnid, name):
+  """Returns which image of its class a name of a list means, from 1 on."""
+  rank = _RANKED.fullmatch(name)
+  if not rank or not 1 <= int(rank[2]) <= ilsvrc.sizes([wnid])[wnid]:
+    raise UserError(f'{path}: image {name} of class {wnid} is not numbered as '
+                    f'{wnid}00000005.jpg is: {lists.LISTS}')
+  return int(rank[2])
 
 
 def _missing_images(tree, path, missing, of_split):
@@ -123,4 +180,4 @@ def _category_splits(tree, wanted):
       functools.partial(_read_pickles, pickles.load_category_split, wanted))
 
 
-KINDS = (_lists, _caches, _category_splits, files.class_folders)
+KINDS = (_originals, _lists, _caches, _category_splits, files.class_folders)

@@ -54,7 +54,7 @@ def _check(request):
       'tiered_imagenet', _classes(),
       sizes() if request.options['counts'] == 'published' else None,
       files.WHAT_TO_PUT, files.LISTS)
-  layout = files.find(request.folder, wanted, names())
+  layout = files.find(request.folder, wanted, names(), request.scratch)
   means, notices = images.look(layout, RESIZE)
   swap, said = _order(means, request.options['channel_order'])
   lines = [layout.text, *notices, *said]
