@@ -114,13 +114,14 @@ def _row(what, images, seconds, peak, own):
         f'{peak:,.0f} | {own:,.0f} |', flush=True)
 
 
-def training(place, folder):
-  """Returns the command that trains a few steps with pixels on `place`."""
+def training(place, folder, steps):
+  """Returns the command that trains with the pixels on `place`."""
   values = {'data.name': 'tiered_imagenet', 'data.store': place,
             'train.epoch_tasks': steps * _TASKS, 'train.max_epochs': 1,
             'optimizer.decay_epochs': 1, 'validation.tasks': 2,
             'validation.shots': 1, 'validation.queries': 1, 'eval.shots': 1,
-            'eval.queries': 1, 'eval.tasks': 2, 'eval.baselines': False, 'log.every_steps': 1}
+            'eval.queries': 1, 'eval.tasks': 2, 'eval.baselines': False,
+            'log.every_steps': 1}
   return [sys.executable, '-m', 'mtl_jax.main', '--config=mini_5shot_cpu',
           f'--workdir={folder / place}',
           *(f'--config.{name}={value}' for name, value in values.items())]
