@@ -87,6 +87,8 @@ SMALLEST = [
      ['--networks=conv4_32', '--data=glyphs/tiny', '--images=2', '--tasks=2',
       f'--peer_python={PEER_PYTHON}'],
      '| conv4_32 | '),
+    ('tiered_size', ['--per_class=1', 'sized', '--places'],
+     '| data build | 608 |'),
     ('unequal_support',
      ['--checkpoint=runs/glyphs/mtl', '--heads', 'centroid', '--growths=2',
       '--queries=1', '--tasks=2'],

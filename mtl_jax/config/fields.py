@@ -65,9 +65,11 @@ DATA = {
                   "of the training images', such as that of published weights",
                   NOT_NEGATIVE),
     'std': Field((), 'Standard deviation that belongs to `mean`', POSITIVE),
-    'store': Field('device', "Where the training pixels are: all on the "
+    'store': Field('auto', "Where the training pixels are: all on the "
                    "'device', or on the 'host', with a thread that gathers "
-                   'those of the next steps; the episodes are the same',
+                   "those of the next steps; 'auto' takes the host if they "
+                   'need more than half of the free memory of a device; the '
+                   'episodes are the same',
                    feed.PLACES, free=True),
 }
 

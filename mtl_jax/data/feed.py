@@ -13,7 +13,7 @@ import numpy as np
 
 from mtl_jax.data import episodes
 
-PLACES = ('device', 'host')  # of the training pixels
+PLACES = ('auto', 'device', 'host')  # of the training pixels
 AHEAD = 2  # steps that wait, ready, for the device
 
 
