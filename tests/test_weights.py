@@ -22,6 +22,7 @@ from mtl_jax.models import plain_weights
 from mtl_jax.run import (
   build,
   evaluate_mode,
+  features_file,
   init_from,
   trained,
   weights,
@@ -88,7 +89,7 @@ def test_an_exported_file_gives_the_same_features_and_scores(
     c = config if checkpoint is None else workdir.saved_config(run)
     c.eval.update(config.eval)
     c.log.progress = False
-    evaluate_mode.write_features(c, checkpoint, tmp_path / name)
+    features_file.write(c, checkpoint, tmp_path / name)
     results[name] = evaluate_mode.evaluate_run(
         c, checkpoint, tmp_path / f'{name} test')
   one, two = (np.load(tmp_path / name / 'features.npz') for name in results)
