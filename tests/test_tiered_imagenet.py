@@ -285,6 +285,9 @@ DAMAGES = {
     'a tar of links and paths': (
         lambda f: fake.write_files(f, {'x.tar': hostile_tar()}),
         'holds nothing of tiered_imagenet'),
+    'a tar with a header of 2 MiB': (
+        lambda f: fake.write_files(f, {'x.tar': tar_of_a_huge_header()}),
+        'x.tar is not readable (a header of 2097152 bytes)'),
     'a class tar is missing': (
         lambda f: fake.write_files(f, {k: v for k, v in
                                        fake.class_tars().items()
@@ -304,6 +307,13 @@ def hostile_tar():
       info.type, info.linkname = kind, '/etc/passwd'
       archive.addfile(info)
   return file.getvalue()
+
+
+def tar_of_a_huge_header():
+  """Returns a tar whose extended header says that it has 2 MiB and has."""
+  info = tarfile.TarInfo('x')
+  info.type, info.size = tarfile.XHDTYPE, 2**21
+  return info.tobuf(tarfile.USTAR_FORMAT) + bytes(2**21 + 1024)
 
 
 @pytest.mark.parametrize('case', DAMAGES)

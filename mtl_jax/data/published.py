@@ -95,7 +95,7 @@ class Reader(io.RawIOBase):
   def readinto(self, buffer):
     """Fills a buffer; returns how many bytes there were."""
     if self._most is not None and len(buffer) > self._most:
-      raise OSError(f'a part of {len(buffer)} bytes')
+      raise OSError(f'a header of {len(buffer)} bytes')
     piece = self._view[self._at:self._at + len(buffer)]
     buffer[:len(piece)] = piece
     self._at += len(piece)
