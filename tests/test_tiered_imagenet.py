@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import re
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -327,3 +328,29 @@ def test_damaged_files_get_one_line_and_build_nothing(case, data, capsys):
   assert re.search(re.escape(said), line) and 'it ran' not in out
   assert str(data / 'files') in line
   assert not (data / 'data').exists()
+
+
+def test_a_full_disk_is_named(data, capsys, monkeypatch):
+  """Fails if a file is called damaged that had no room to be unpacked."""
+  fake.write_npz(data / 'files', save=np.savez_compressed)
+  monkeypatch.setattr(tempfile, 'TemporaryFile',
+                      lambda dir: open('/dev/full', 'r+b'))
+  assert fake.build(data / 'files') == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert 'train_images.npz takes' in line and 'make room there' in line
+
+
+def test_originals_are_resized_with_a_notice(data, capsys):
+  files = fake.named('train/{wnid}/{wnid}_{number}.JPEG')
+  rng = np.random.default_rng(0)
+  large = fake.mini_imagenet_fake.jpeg(rng.integers(
+      0, 256, (50, 70, 3), np.uint8), size=(300, 200))
+  files['train/n01530575/n01530575_1.JPEG'] = large
+  fake.write_files(data / 'files', files)
+  assert fake.build(data / 'files') == 0
+  line, = [line for line in capsys.readouterr().out.splitlines()
+           if 'not 84x84' in line]
+  assert '300x200' in line and 'cubic filter of OpenCV' in line
+  np.testing.assert_array_equal(
+      stores.load('tiered_imagenet', 'train').images[0], cubic.resize(
+          Image.fromarray(fake.mini_imagenet_fake.decode(large)), 84))
