@@ -74,6 +74,15 @@ class Array:
     self.array = array
 
 
+class _LongText:
+  """Text that is decoded when it is needed: Python 3 writes bytes as text."""
+
+  __slots__ = ('raw',)
+
+  def __init__(self, raw):
+    self.raw = raw
+
+
 def load(data, functions=None, persistent=None):
   """Returns the value in a pickle.
 
@@ -85,8 +94,9 @@ def load(data, functions=None, persistent=None):
 
   Returns:
     None, numbers, text, bytes (large ones as a memoryview), lists, tuples,
-    dicts, sets and ranges of these, and Array; `plain` turns the last into
-    arrays. Text of Python 2 is bytes. Attributes of a dict are dropped.
+    dicts, sets and ranges of these, and Array and long text; `plain` turns
+    these into arrays and text. Text of Python 2 is bytes. Attributes of a
+    dict are dropped.
 
   Raises:
     UserError: it asks for something else; the message lacks the file's name.
@@ -112,7 +122,9 @@ def load(data, functions=None, persistent=None):
 
 
 def plain(value):
-  """Returns the array of an Array, and other values as they are."""
+  """Returns the array of an Array, long text, and other values as they are."""
+  if isinstance(value, _LongText):
+    return str(value.raw, 'utf-8', 'surrogatepass')
   if isinstance(value, Array) and value.array is None:
     raise Damaged('an array without data')
   return value.array if isinstance(value, Array) else value
@@ -177,7 +189,9 @@ def _line_bytes(raw):
 
 
 def _text(raw):
-  return str(raw, 'utf-8', 'surrogatepass')
+  """Short text may be a key; long text is not copied."""
+  return _LongText(raw) if len(raw) > 4096 else str(
+      raw, 'utf-8', 'surrogatepass')
 
 
 _VALUES = {
@@ -209,6 +223,7 @@ def _spend(state, count):
 def _encode(state, text, encoding='latin1'):
   if encoding not in ('latin1', 'latin-1'):
     raise Damaged(f'text in {encoding!r:.20}')
+  text = plain(text)
   _spend(state, len(text))
   return text.encode('latin1')
 

@@ -88,8 +88,7 @@ def test_each_line_of_stdin_gets_a_line_at_once_until_the_end(home, answers):
   assert (process.returncode, err) == (0, b'')
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_a_folder_is_served_until_a_signal(number, home, answers, tmp_path):
+def test_a_folder_is_served_until_a_signal(home, answers, tmp_path):
   (tmp_path / 'inbox').mkdir()
   for name in ('run', 'head.safetensors'):
     (tmp_path / name).symlink_to(home / name)
@@ -104,9 +103,23 @@ def test_a_folder_is_served_until_a_signal(number, home, answers, tmp_path):
   expected = answers['new/b/2.png']
   assert said['file'] == 'inbox/later/x.png'
   assert said['predicted'] == expected['predicted']
-  process.send_signal(number)
+  process.send_signal(signal.SIGTERM)
   out, err = process.communicate(timeout=120)
   assert (process.returncode, out, err) == (0, b'', b'')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_loop_after_the_picture_that_it_is_at(number, capsys):
+  before = signal.getsignal(number)
+
+  def loop(write, stopped):
+    signal.raise_signal(number)
+    write({'file': 'a'})
+    assert stopped.is_set()
+
+  serve.run(loop)
+  assert capsys.readouterr().out == '{"file": "a"}\n'
+  assert signal.getsignal(number) is before
 
 
 def test_nothing_is_said_where_nobody_listens_any_more(home):

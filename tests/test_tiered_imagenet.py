@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import re
 import tarfile
+import tempfile
 
 import numpy as np
 import pytest
@@ -285,6 +286,9 @@ DAMAGES = {
     'a tar of links and paths': (
         lambda f: fake.write_files(f, {'x.tar': hostile_tar()}),
         'holds nothing of tiered_imagenet'),
+    'a tar with a header of 2 MiB': (
+        lambda f: fake.write_files(f, {'x.tar': tar_of_a_huge_header()}),
+        'x.tar is not readable (a header of 2097152 bytes)'),
     'a class tar is missing': (
         lambda f: fake.write_files(f, {k: v for k, v in
                                        fake.class_tars().items()
@@ -306,6 +310,13 @@ def hostile_tar():
   return file.getvalue()
 
 
+def tar_of_a_huge_header():
+  """Returns a tar whose extended header says that it has 2 MiB and has."""
+  info = tarfile.TarInfo('x')
+  info.type, info.size = tarfile.XHDTYPE, 2**21
+  return info.tobuf(tarfile.USTAR_FORMAT) + bytes(2**21 + 1024)
+
+
 @pytest.mark.parametrize('case', DAMAGES)
 def test_damaged_files_get_one_line_and_build_nothing(case, data, capsys):
   """Fails if wrong files end in a traceback or in a wrong data set."""
@@ -317,3 +328,29 @@ def test_damaged_files_get_one_line_and_build_nothing(case, data, capsys):
   assert re.search(re.escape(said), line) and 'it ran' not in out
   assert str(data / 'files') in line
   assert not (data / 'data').exists()
+
+
+def test_a_full_disk_is_named(data, capsys, monkeypatch):
+  """Fails if a file is called damaged that had no room to be unpacked."""
+  fake.write_npz(data / 'files', save=np.savez_compressed)
+  monkeypatch.setattr(tempfile, 'TemporaryFile',
+                      lambda dir: open('/dev/full', 'r+b'))
+  assert fake.build(data / 'files') == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert 'train_images.npz takes' in line and 'make room there' in line
+
+
+def test_originals_are_resized_with_a_notice(data, capsys):
+  files = fake.named('train/{wnid}/{wnid}_{number}.JPEG')
+  rng = np.random.default_rng(0)
+  large = fake.mini_imagenet_fake.jpeg(rng.integers(
+      0, 256, (50, 70, 3), np.uint8), size=(300, 200))
+  files['train/n01530575/n01530575_1.JPEG'] = large
+  fake.write_files(data / 'files', files)
+  assert fake.build(data / 'files') == 0
+  line, = [line for line in capsys.readouterr().out.splitlines()
+           if 'not 84x84' in line]
+  assert '300x200' in line and 'cubic filter of OpenCV' in line
+  np.testing.assert_array_equal(
+      stores.load('tiered_imagenet', 'train').images[0], cubic.resize(
+          Image.fromarray(fake.mini_imagenet_fake.decode(large)), 84))

@@ -158,10 +158,11 @@ def _folder(name, source, manual_dir):
 
 
 def _scratch(path):
-  """Returns the nearest folder of `path` that exists; None: it is remote."""
-  if '://' in str(path):
+  """Returns the nearest folder of `path` that takes files; None: none does."""
+  if '://' in str(path):  # remote
     return None
-  return next(p for p in pathlib.Path(path).parents if p.exists())
+  return next((p for p in pathlib.Path(path).parents
+               if os.access(p, os.W_OK | os.X_OK)), None)
 
 
 def _check(source, request):

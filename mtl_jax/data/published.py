@@ -95,7 +95,7 @@ class Reader(io.RawIOBase):
   def readinto(self, buffer):
     """Fills a buffer; returns how many bytes there were."""
     if self._most is not None and len(buffer) > self._most:
-      raise OSError(f'a part of {len(buffer)} bytes')
+      raise OSError(f'a header of {len(buffer)} bytes')
     piece = self._view[self._at:self._at + len(buffer)]
     buffer[:len(piece)] = piece
     self._at += len(piece)
@@ -262,20 +262,21 @@ def mapped(file, scratch):
       unpacked there, into a file without a name, of which nothing stays.
 
   Raises:
-    OSError: it cannot be read, or the disk is full.
-    Exception: of ERRORS, for a damaged zip.
+    UserError: the disk is full.
+    Exception: of ERRORS, for a file that cannot be read, or a damaged zip.
   """
   if file.span is not None:
     return file.span
   if file.zip:
-    return _unpacked(file.zip, file.zip.getinfo(file.member), scratch)
+    return _unpacked(file.path, file.zip, file.zip.getinfo(file.member),
+                     scratch)
   with open(file.path, 'rb') as opened:
     if not os.fstat(opened.fileno()).st_size:
       return memoryview(b'')
     return memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def _unpacked(archive, info, scratch):
+def _unpacked(path, archive, info, scratch):
   """Returns the bytes of a member of a zip, from a file without a name."""
   with tempfile.TemporaryFile(dir=scratch) as target:
     with archive.open(info) as source:
@@ -284,10 +285,17 @@ def _unpacked(archive, info, scratch):
         left -= len(piece)
         if left < 0:
           raise zipfile.BadZipFile('it is longer than it says')
-        target.write(piece)
+        try:
+          target.write(piece)
+          target.flush()
+        except OSError as error:
+          raise UserError(
+              f'{path} takes {info.file_size} bytes of '
+              f'{scratch or tempfile.gettempdir()} while it is read '
+              f'({error.strerror}): make room there, or set config.data.dir '
+              'to another folder') from error
     if left or not info.file_size:
       raise zipfile.BadZipFile('it is shorter than it says')
-    target.flush()
     return memoryview(mmap.mmap(target.fileno(), 0, access=mmap.ACCESS_READ))
 
 
@@ -312,7 +320,7 @@ def npz_array(file, name, scratch):
                         f'{", ".join(names)[:80]}): fetch the file again')
       info = archive.getinfo(f'{name}.npy')
       if info.compress_type != zipfile.ZIP_STORED:
-        return _array(_unpacked(archive, info, scratch))
+        return _array(_unpacked(file.path, archive, info, scratch))
       archive.open(info).close()  # it checks the header
       head = view[info.header_offset:info.header_offset + 30]
       start = info.header_offset + 30 + sum(

@@ -63,8 +63,9 @@ def _check(request):
     lines.append(f'tiered_imagenet: the number of images, {count}, was not '
                  'compared with the published ones (--counts=any).')
   return Checked(lines, (layout, swap), metadata={
-      'channels': 'BGR in the files, turned to RGB' if swap else 'RGB',
-      'found': ' '.join(lines)})
+      'channels': 'BGR in the files, turned to RGB' if swap else
+                  'as in the files', 'found': ' '.join(lines),
+      **request.options})
 
 
 def _order(means, order):
