@@ -14,7 +14,7 @@ from mtl_jax.config import ConfigDict
 from mtl_jax.data import pictures
 from mtl_jax.evaluate import adapters
 from mtl_jax.heads.options import check_size
-from mtl_jax.run import trained, weights, workdir
+from mtl_jax.run import trained, workdir
 
 
 class Ready(NamedTuple):
@@ -44,8 +44,19 @@ def load(checkpoint):
   Raises:
     UserError: as trained.load and weights.load.
   """
-  return (weights.load(checkpoint) if isinstance(checkpoint, ConfigDict)
-          else trained.load(checkpoint))
+  if isinstance(checkpoint, ConfigDict):
+    return _weights().load(checkpoint)
+  return trained.load(checkpoint)
+
+
+def _weights():
+  """Returns the module that reads files of weights.
+
+  It is imported late: it knows data sets, whose libraries take a while to
+  start.
+  """
+  from mtl_jax.run import weights
+  return weights
 
 
 def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
@@ -83,7 +94,7 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
       calibrated=calibrated)
   classifiers.probabilities(classifier, support.images[:1])  # are finite
   return Ready(model, classifier, invert, support,
-               [*(weights.lines(model) if model.weights else ()),
+               [*(_weights().lines(model, [name]) if model.weights else ()),
                 *found.notices, *support.notices])
 
 

@@ -33,7 +33,7 @@ class Learner(NamedTuple):
   fit(inputs [S, ..], labels [S], num_ways, example_weights) -> (state, a tree
     of arrays; residuals by name). example_weights [S] may be None.
   logits(state, inputs [B, ..]) -> [B, N].
-  batch: images in a call of `logits`.
+  batch: images in a call of `inputs` or `logits`.
   together: whether images in a call influence each other's logits.
   """
 
@@ -185,7 +185,7 @@ def inputs_of(learner, images):
   if learner.name == adapters.OWN:
     return images
   return np.concatenate([np.asarray(learner.inputs(batch))[:count]
-                         for batch, count in _filled(images, BATCH)])
+                         for batch, count in _filled(images, learner.batch)])
 
 
 def logits_of(learner, state, inputs):

@@ -127,7 +127,7 @@ def confusion(result):
   import matplotlib.figure
 
   counts = np.array(result['score']['confusion'])
-  names = [_short(name, 24) for name in result['classes']]
+  names = [_short(fonts.shown(name), 24) for name in result['classes']]
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   small = NAMED < len(names) <= NAMED_SMALL
   ticks = _evenly(len(names), NAMED_SMALL if small else NAMED)
@@ -142,7 +142,7 @@ def confusion(result):
                 color='white' if shares[row, column] > 0.5 else 'black',
                 fontsize=size)
   # A $ in a name would start a formula.
-  names = [fonts.shown(names[i]).replace('$', r'\$') for i in ticks]
+  names = [names[i].replace('$', r'\$') for i in ticks]
   family = fonts.families(names)
   style = {'family': family, 'fontsize': size}
   axes.set_xticks(ticks, names, rotation=90 if small else 45,

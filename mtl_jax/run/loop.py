@@ -153,11 +153,12 @@ def train(config, path, run, state, pending=()):
   latest = checkpoint.manager(path, 'latest')
   best = checkpoint.manager(path, 'best')
   compiled = compile_step(config, run)
-  arrays, key = compiled.put((
-      stores.arrays(run.splits['train'], config.data.store),
-      episodes.stream_key(config.seed, episodes.Stream.TRAIN)))
+  place = place_of_pixels(config, run)
+  arrays = compiled.share(stores.arrays(run.splits['train'], place))
+  key = compiled.put(
+      episodes.stream_key(config.seed, episodes.Stream.TRAIN))
   one_step = lambda state, pixels: compiled.step(state, arrays, key, pixels)
-  pixels = training_pixels(config, run, compiled.divide)
+  pixels = training_pixels(config, run, place, compiled.divide)
   validation = make_validation(config, run)
   save = checkpoint.every(c.save_minutes, latest)
   log = metrics.Log(path, config.log, int(state.step),
@@ -197,9 +198,15 @@ def train(config, path, run, state, pending=()):
     log.close()
 
 
-def training_pixels(config, run, divide):
+def place_of_pixels(config, run):
+  """Returns where the training pixels are: 'device' or 'host'."""
+  return stores.place(config.data.store, run.splits['train'],
+                      run.mesh.devices.flat[0])
+
+
+def training_pixels(config, run, place, divide):
   """Returns numbers of steps -> their pixels, None where the device has all."""
-  if config.data.store == 'device':
+  if place == 'device':
     return lambda numbers: (None for _ in numbers)
   key = episodes.stream_key(config.seed, episodes.Stream.TRAIN)
   return feed.make(run.splits['train'], key, config.train, run.meta_batch,
@@ -286,7 +293,8 @@ def describe(config, run, state, weights=''):
   return '\n'.join((
       f'{config.method.name} with {config.model.name} on '
       f'{config.data.name}: {count:,} parameters, {run.mesh.size} x {device}',
-      f'data: {sizes}',
+      f'data: {sizes}' + (', pixels on the host' if place_of_pixels(
+          config, run) == 'host' else ''),
       f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
       f'{c.queries} images per class; an epoch: {run.epoch_steps} steps; at '
       f'most {c.max_epochs} epochs',
