@@ -12,7 +12,8 @@ from fontTools.pens import ttGlyphPen
 from matplotlib import figure, font_manager
 from PIL import Image
 
-from mtl_jax.adapt import classify, fonts, results, sheet
+from mtl_jax import fonts
+from mtl_jax.adapt import classify, results, sheet
 from mtl_jax.data import pictures
 
 
@@ -140,10 +141,10 @@ def test_tables_are_written_before_pictures(tmp_path, monkeypatch):
 
 
 def test_long_names_are_cut_where_they_are_alike():
-  assert sheet._short('short', 5) == 'short'
-  assert sheet._short('Armenian_U+0531', 9) == 'Arme…0531'
-  assert sheet._fit('Armenian_U+0531' * 9, 80) != sheet._fit(
-      'Armenian_U+0531' * 8 + 'Armenian_U+0549', 80)
+  assert fonts.short('short', 5) == 'short'
+  assert fonts.short('Armenian_U+0531', 9) == 'Arme…0531'
+  assert fonts.fit('Armenian_U+0531' * 9, 80, 13) != fonts.fit(
+      'Armenian_U+0531' * 8 + 'Armenian_U+0549', 80, 13)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
     list          the data sets and whether they are built
     build NAME    builds one
-    check NAME    loads every split, and checks and draws what is in it
+    check NAME    loads every split, checks and draws what is in it
     where [NAME]  folder of all data sets, or of one
 
 NAME is one of the list, the path of a .py file that defines SOURCE, or the

@@ -213,9 +213,7 @@ def contact_sheet(loaded):
   draw = ImageDraw.Draw(sheet)
   for row, label in enumerate(classes):
     first, end = loaded.offsets[label:label + 2]
-    name = loaded.class_names[label]
-    while len(name) > 1 and fonts.length(name, _SIZE) > _NAMES - 2 * _GAP:
-      name = name[:-2].rstrip('.') + '..' if len(name) > 3 else name[:-1]
+    name = fonts.fit(loaded.class_names[label], _NAMES - 2 * _GAP, _SIZE)
     fonts.write(draw, (_GAP, row * step + _PICTURE // 2 - _SIZE // 2), name,
                 'black', _SIZE)
     chosen = np.linspace(first, end - 1, min(_COLUMNS, end - first))
