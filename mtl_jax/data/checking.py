@@ -6,7 +6,7 @@ import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from mtl_jax import files, fonts
 from mtl_jax.data import pictures, pixels, sources, store
@@ -25,7 +25,7 @@ _PICTURE, _NAMES, _GAP, _SIZE = 56, 170, 4, 13  # pixels of a contact sheet
 class Prints(NamedTuple):
   """What tells the images of a split apart."""
 
-  store: Any
+  store: Any  # without its images
   exact: np.ndarray  # uint64 [I], of the pixels
   looks: np.ndarray  # uint64 [I], alike for images that look alike
 
@@ -95,7 +95,9 @@ def fingerprint(loaded):
     exact += [int.from_bytes(hashlib.blake2b(
         image, digest_size=8).digest(), 'little') for image in images]
     looks.append(_looks(images))
-  return Prints(loaded, np.array(exact, np.uint64), np.concatenate(looks))
+  # Without the images, whose pages would stay in memory.
+  return Prints(loaded._replace(images=None), np.array(exact, np.uint64),
+                np.concatenate(looks))
 
 
 def _looks(images):
@@ -220,7 +222,7 @@ def contact_sheet(loaded):
     for column, i in enumerate(chosen.round().astype(int)):
       image = np.asarray(loaded.images[i])
       picture = Image.fromarray(image.squeeze()).convert('RGB')
-      picture.thumbnail((_PICTURE, _PICTURE))
+      picture = ImageOps.contain(picture, (_PICTURE, _PICTURE))
       sheet.paste(picture, (_NAMES + column * step, row * step))
   encoded = io.BytesIO()
   sheet.save(encoded, 'PNG')
