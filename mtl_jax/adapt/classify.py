@@ -91,7 +91,7 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
                           invert=invert, show=show)
   classifier = classifiers.fit(
       model, learners.make(model, name, options), support, balanced=balanced,
-      calibrated=calibrated)
+      calibrated=calibrated, show=show)
   classifiers.probabilities(classifier, support.images[:1])  # are finite
   return Ready(model, classifier, invert, support,
                [*(_weights().lines(model, [name]) if model.weights else ()),
@@ -185,7 +185,7 @@ def classify(checkpoint, ready, found, show=False):
   model, classifier, invert, support, notices = ready
   query = pictures.load(found, support.classes, model.data['image_shape'],
                         invert=invert, show=show)
-  probabilities = classifiers.probabilities(classifier, query.images)
+  probabilities = classifiers.probabilities(classifier, query.images, show)
   about = classifier.about
   return {
       'checkpoint': None if model.weights else str(checkpoint), **about,
