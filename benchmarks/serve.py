@@ -12,6 +12,8 @@ in colour, with random weights: they change no time.
 """
 
 import argparse
+import contextlib
+import io
 import os
 import pathlib
 import statistics
@@ -122,8 +124,9 @@ def main(argv=None):
     paths = make_pictures(folder / 'new', shape, given.images + 1)
     head = folder / 'head.safetensors'
     flags = [f'--checkpoint={run}', f'--load_head={head}']
-    assert not adapt.main([flags[0], f'--support={folder / "known"}',
-                           f'--save_head={head}', '--head=logistic'])
+    with contextlib.redirect_stdout(io.StringIO()):
+      assert not adapt.main([flags[0], f'--support={folder / "known"}',
+                             f'--save_head={head}', '--head=logistic'])
     print(f'pictures of {"x".join(map(str, shape))}, {os.cpu_count()} cores')
     print('| start | seconds to the first answer | images a second after it '
           '|\n|---|---|---|')
