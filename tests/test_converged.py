@@ -74,8 +74,9 @@ def trained(algorithm, episode, path):
                               same, None)
   log = metrics.Log(path, LOG, 0, 4, {'': algorithm.remedy})
   run = loop.Run(algorithm, None, 1, 4, None, {})
-  loop.train_epoch(compiled, jnp.int32(0), [None] * 4, range(4), [], log, run,
-                   checkpoint.every(0, None))
+  training = loop.Training(None, path, None, jnp.int32(0), log=log,
+                           save=checkpoint.every(0, None))
+  loop.train_epoch(compiled, [training], [None] * 4, range(4), run)
   return [json.loads(line)
           for line in (path / metrics.FILE).read_text().splitlines()]
 

@@ -70,10 +70,10 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
     every_steps = 10 ** 6
     record = staticmethod(lambda values: None)
   run = loop.Run(None, None, 1, 500, None, {})
-  end = loop.train_epoch(
-      compiled, jnp.int32(0), [None] * 500, range(500), [], Log, run,
-      checkpoint.every(0, None))
-  assert int(end) == 500
+  training = loop.Training(None, None, None, jnp.int32(0), log=Log,
+                           save=checkpoint.every(0, None))
+  end, = loop.train_epoch(compiled, [training], [None] * 500, range(500), run)
+  assert int(end.state) == 500
   assert 1 < most <= devices.STEPS_AHEAD + 1
 
 

@@ -26,6 +26,7 @@ def validate(config, trains=True):
   values = config.to_dict()
   fields.check({**FIELDS, 'method': _any_named(values, 'method'),
                 'model': _any_named(values, 'model')}, values)
+  _check_seeds(values, trains)
   devices.split_cpu(values['parallel']['cpu_devices'])
   devices.check_platform()
   method, options = _named(values['method'])
@@ -41,6 +42,26 @@ def validate(config, trains=True):
     _check_use(method, options, values)
   _check_eval(values)
   build_method(values)
+
+
+def _check_seeds(c, trains):
+  """Refuses seeds that are no list of several runs."""
+  seeds, given = c['seeds'], c.get('recipe', {}).get('command_line', ())
+  if not trains and seeds:
+    raise UserError(f'config.seeds is {seeds}: a finished run is tested by '
+                    'its own workdir, --checkpoint=WORKDIR/seed_N')
+  if len(set(seeds)) < len(seeds):
+    twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+    raise UserError(f'config.seeds is {seeds}: {twice} is there twice; name '
+                    'each seed once')
+  if not seeds and 'seeds' in given:
+    raise UserError('config.seeds is empty: name at least one seed, such as '
+                    '--config.seeds=0,1,2')
+  alone = 'seed' in given or (
+      'seeds' not in given and c['seed'] != FIELDS['seed'].default)
+  if seeds and alone:
+    raise UserError(f'config.seeds is {seeds} and config.seed {c["seed"]}: '
+                    'set one of them')
 
 
 def build_method(config, num_classes=1):

@@ -189,6 +189,10 @@ PARALLEL = {
     'tasks_at_once': Field(0, 'Tasks of a device in one pass; the gradients of '
                            'several passes are averaged, with the same result '
                            'and less memory; 0: all', NOT_NEGATIVE),
+    'seeds': Field('in_turn', "Whether config.seeds train one after another, "
+                   "'in_turn', or side by side in one compiled step, "
+                   "'together', which is equal to round-off and takes memory "
+                   'for each', ('in_turn', 'together'), free=True),
     'unroll_passes': Field(
         False, 'Whether those passes are unrolled; a loop compiles faster and '
         'suits an accelerator, but a CPU runs convolutions in a loop several '
@@ -206,6 +210,9 @@ LOG = {
 FIELDS = {
     'seed': Field(0, 'Seed of the initial values and of training and '
                   'validation tasks', SEED),
+    'seeds': Field((), 'Seeds of several runs of this config, each in '
+                   'WORKDIR/seed_N; empty: one run, of `seed`',
+                   SEED._replace(whole=True)),
     'source': Field('', 'Where the settings come from, printed at the start',
                     free=True),
     'recipe': _each(RECIPE, free=True),

@@ -112,7 +112,7 @@ class Log:
   parts, of which only the last one is written again.
   """
 
-  def __init__(self, path, config, upto, total_steps, remedies=()):
+  def __init__(self, path, config, upto, total_steps, remedies=(), name=''):
     """Keeps the records up to a step.
 
     Args:
@@ -122,8 +122,9 @@ class Log:
       total_steps: of the whole run.
       remedies: '' (training) and 'validation_' -> which fields to change where
         tasks have not converged; it is said once a run.
+      name: of the run, shown before its progress where several go at once.
     """
-    self._path = path
+    self._path, self._name = path, name
     kept = read(path, upto)
     self._keep(kept)
     self._last = kept[-1] if kept else {}
@@ -134,7 +135,8 @@ class Log:
     self._bar = None
     if config.progress and _columns():
       self._bar = tqdm.tqdm(total=total_steps, initial=upto, unit='step',
-                            dynamic_ncols=True, smoothing=0.05)
+                            dynamic_ncols=True, smoothing=0.05,
+                            desc=name or None)
     self._plain = config.progress and self._bar is None
     self._remedies = dict(remedies)  # of what this run has not said yet
     for record in kept:
@@ -191,7 +193,7 @@ class Log:
 
   def say(self, text):
     """Prints a line above the bar."""
-    tqdm.tqdm.write(text)
+    tqdm.tqdm.write(f'{self._name}: {text}' if self._name else text)
     sys.stdout.flush()
 
   def _converged(self, values):
