@@ -1,0 +1,118 @@
+"""Compares seeds side by side with the same seeds one after another.
+
+    python benchmarks/seeds.py [--config=configs/quickstart.py] [--seeds=0,1,2]
+                               [--steps=20] [--config.FIELD=VALUE ..]
+
+Both start from the same states and draw the same tasks. The difference is the
+largest one of any loss, and of any parameter or statistic, after a number of
+steps; JAX_ENABLE_X64=1 does not change it, as parameters are float32. The time
+is the median of a step of all seeds, and the memory what the compiled steps
+need in addition to their arguments.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mtl_jax.config import flags
+from mtl_jax.config.check import validate
+from mtl_jax.data import episodes
+from mtl_jax.data import store as stores
+from mtl_jax.run import build, loop
+from mtl_jax.run import seeds as seeds_of
+from mtl_jax.train import together
+
+
+def train(run, config, states, seeds, steps):
+  """Moves these seeds side by side.
+
+  Returns:
+    (each step's states and losses, of each seed; seconds of each step; seconds
+    of compilation; bytes).
+  """
+  compiled = loop.compile_step(config, run, len(seeds))
+  # A copy, as the step takes its first state away.
+  arrays, key, state = compiled.put((
+      stores.arrays(run.splits['train']),
+      together.stack([episodes.stream_key(seed, episodes.Stream.TRAIN)
+                      for seed in seeds]),
+      jax.tree.map(jnp.copy, together.stack(states))))
+  start = time.monotonic()
+  step = compiled.lower(state, arrays, key, None).compile()
+  compilation = time.monotonic() - start
+  history, times = [], []
+  for _ in range(steps):
+    start = time.monotonic()
+    state, metrics = jax.block_until_ready(step(state, arrays, key, None))
+    times.append(time.monotonic() - start)
+    loss = jax.tree.map(np.asarray, metrics['loss'])
+    found = jax.device_get(compiled.get(state.variables))
+    history.append(together.split((found, loss[0] / loss[1]), len(seeds)))
+  return (history, times, compilation,
+          step.memory_analysis().temp_size_in_bytes)
+
+
+def largest(first, second):
+  """Returns the largest differences of (variables, loss) of all seeds."""
+  gap = lambda a, b: max(
+      float(np.max(np.abs(np.asarray(x) - np.asarray(y))))
+      for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+  return [max(gap(a[i], b[i]) for a, b in zip(first, second, strict=True))
+          for i in range(2)]
+
+
+def parse(argv=None):
+  """Returns (flags, changes of the config)."""
+  parser = argparse.ArgumentParser(
+      description=__doc__.splitlines()[0], allow_abbrev=False)
+  parser.add_argument('--config', default='configs/quickstart.py')
+  parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument('--steps', default=20, type=int)
+  args, rest = parser.parse_known_args(argv)
+  changes = [text.lstrip('-').partition('=') for text in rest]
+  for name, assigned, _ in changes:
+    if not (name.startswith('config.') and assigned):
+      parser.error(f'unknown argument --{name}')
+  return args, [(name, value) for name, _, value in changes]
+
+
+def main(argv=None):
+  """Prints the differences, then a row for each way."""
+  args, changes = parse(argv)
+  config = flags.load(args.config)
+  for name, value in changes:
+    flags.override(config, name, value)
+  validate(config)
+  seeds = [int(seed) for seed in args.seeds.split(',')]
+  run = loop.make_run(config)
+  shape = run.splits['train'].images.shape[1:]
+  states = [build.initial_state(seeds_of.of_seed(config, seed), run.algorithm,
+                                shape) for seed in seeds]
+  alone = [train(run, config, [state], [seed], args.steps)
+           for state, seed in zip(states, seeds, strict=True)]
+  both = train(run, config, states, seeds, args.steps)
+  for step in sorted({1, 5, 10, args.steps}):
+    if step <= args.steps:
+      variables, loss = largest(
+          [history[step - 1][0] for history, *_ in alone], both[0][step - 1])
+      print(f'after {step} steps: loss {loss:.1e}, parameters and statistics '
+            f'{variables:.1e}')
+  print('| seeds | way | ms per step of all | compilation, s | MiB |')
+  print('|---|---|---|---|---|')
+  median = lambda times: 1e3 * statistics.median(times[1:] or times)
+  row = lambda way, times, compilation, size: print(
+      f'| {len(seeds)} | {way} | {median(times):.0f} | {compilation:.0f} '
+      f'| {size / 2 ** 20:.0f} |')
+  row('one after another',
+      [sum(times) for times in zip(*(a[1] for a in alone), strict=True)],
+      sum(a[2] for a in alone[:1]), alone[0][3])
+  row('side by side', *both[1:])
+
+
+if __name__ == '__main__':
+  sys.exit(main())
