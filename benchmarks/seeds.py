@@ -1,13 +1,18 @@
 """Compares seeds side by side with the same seeds one after another.
 
     python benchmarks/seeds.py [--config=configs/quickstart.py] [--seeds=0,1,2]
-                               [--steps=20] [--config.FIELD=VALUE ..]
+                               [--steps=20] [--float64]
+                               [--config.FIELD=VALUE ..]
 
 Both start from the same states and draw the same tasks. The difference is the
 largest one of any loss, and of any parameter or statistic, after a number of
-steps; JAX_ENABLE_X64=1 does not change it, as parameters are float32. The time
-is the median of a step of all seeds, and the memory what the compiled steps
-need in addition to their arguments.
+steps. The time is the median of a step of all seeds, and the memory what the
+compiled steps need in addition to their arguments.
+
+In float32 the two differ by round-off, which Adam makes as large as its rate
+where a gradient is nearly zero, and a max or a ReLU may turn at it. With
+--float64, which no config offers, parameters and computation are float64: what
+then differs is no round-off of float32.
 """
 
 import argparse
@@ -23,6 +28,7 @@ from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
+from mtl_jax.models import layers
 from mtl_jax.run import build, loop
 from mtl_jax.run import seeds as seeds_of
 from mtl_jax.train import together
@@ -57,6 +63,12 @@ def train(run, config, states, seeds, steps):
           step.memory_analysis().temp_size_in_bytes)
 
 
+def as_float64(tree):
+  """Returns a tree with float64 in place of float32."""
+  return jax.tree.map(lambda x: x.astype(jnp.float64)
+                      if x.dtype == jnp.float32 else x, tree)
+
+
 def largest(first, second):
   """Returns the largest differences of (variables, loss) of all seeds."""
   gap = lambda a, b: max(
@@ -73,6 +85,7 @@ def parse(argv=None):
   parser.add_argument('--config', default='configs/quickstart.py')
   parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument('--steps', default=20, type=int)
+  parser.add_argument('--float64', action='store_true')
   args, rest = parser.parse_known_args(argv)
   changes = [text.lstrip('-').partition('=') for text in rest]
   for name, assigned, _ in changes:
@@ -85,6 +98,10 @@ def main(argv=None):
   """Prints the differences, then a row for each way."""
   args, changes = parse(argv)
   config = flags.load(args.config)
+  if args.float64:
+    jax.config.update('jax_enable_x64', True)
+    layers.DTYPES = (*layers.DTYPES, 'float64')
+    config.model.dtype = 'float64'
   for name, value in changes:
     flags.override(config, name, value)
   validate(config)
@@ -93,6 +110,8 @@ def main(argv=None):
   shape = run.splits['train'].images.shape[1:]
   states = [build.initial_state(seeds_of.of_seed(config, seed), run.algorithm,
                                 shape) for seed in seeds]
+  if args.float64:
+    states = [as_float64(state) for state in states]
   alone = [train(run, config, [state], [seed], args.steps)
            for state, seed in zip(states, seeds, strict=True)]
   both = train(run, config, states, seeds, args.steps)

@@ -268,8 +268,7 @@ def test_a_full_disk(finished, tmp_path):
   path = copy_of(finished, tmp_path)
   before = command.snapshot(path)
   result = command.run(
-      command.arguments(path, config__train__max_epochs=6,
-                        config__log__tensorboard=False),
+      command.arguments(path, config__train__max_epochs=6),
       preexec_fn=lambda: resource.setrlimit(
           resource.RLIMIT_FSIZE, (8192, 8192)))
   assert_one_line(result, 'cannot be written', str(path))
@@ -280,8 +279,7 @@ def test_a_full_disk(finished, tmp_path):
       k: v for k, v in before.items() if k not in growing}
   assert after['metrics.jsonl'].startswith(before['metrics.jsonl'])
   assert json.loads(after['config.json'])['train']['max_epochs'] == 6
-  result = command.run(command.arguments(path, config__train__max_epochs=6,
-                                         config__log__tensorboard=False))
+  result = command.run(command.arguments(path, config__train__max_epochs=6))
   assert result.returncode == 0, result.stderr
   assert 'Resuming at step 16' in result.stdout
 

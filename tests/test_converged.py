@@ -22,7 +22,7 @@ from mtl_jax.run import checkpoint, loop, metrics, report, score
 
 KEY = jax.random.key(5)
 LOG = ml_collections.ConfigDict(
-    {'every_steps': 2, 'progress': False, 'tensorboard': False})
+    {'every_steps': 2, 'progress': False})
 UNSOLVED = lambda gram, penalty, right: right
 # Options by which a method's problem is solved, options by which it is not,
 # what is patched for the latter, and the field that the line names.

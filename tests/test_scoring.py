@@ -37,7 +37,7 @@ def run(tmp_path_factory):
   path = tmp_path_factory.mktemp('run') / 'run'
   result = command.run(command.arguments(
       path, config__train__max_epochs=1, config__validation__tasks=20,
-      config__log__tensorboard=False, config__parallel__cpu_devices=2,
+      config__parallel__cpu_devices=2,
       config__eval__baselines=True))
   assert result.returncode == 0, result.stderr
   assert '2 x cpu' in result.stdout, 'the CPU was not counted as two'

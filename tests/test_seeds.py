@@ -1,25 +1,21 @@
 """Several seeds of one config: one after another, and side by side."""
 
-import functools
-import importlib.util
 import json
 
 import command
 import jax
 import numpy as np
 import pytest
+import tiny_run
 from etils import epath
-from test_resume import final_state, lasting
-from test_step import META_BATCH, METHOD_NAMES, assert_same, small_config
+from tiny_run import final_state, lasting
 
-from mtl_jax import devices
-from mtl_jax.config.check import build_method, validate
+from mtl_jax.algorithms import METHODS
+from mtl_jax.config.check import validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, loop, metrics, seeds
-from mtl_jax.train import optimizer as optimizers
-from mtl_jax.train import step as steps
+from mtl_jax.run import build, checkpoint, loop, metrics, seeds
 from mtl_jax.train import together
 
 SEEDS = 0, 3
@@ -27,17 +23,9 @@ SEEDS = 0, 3
 
 def config_of(**changes):
   """Returns the config of 20 tiny steps; seed 0 stops early, seed 3 not."""
-  spec = importlib.util.spec_from_file_location('quick', command.CONFIG)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config()
-  config.update_from_flattened_dict({
-      k.removeprefix('config.'): v for k, v in command.TINY.items()} | {
-          'log.progress': False, 'log.every_steps': 1, 'seeds': SEEDS,
-          'parallel.devices': 1, 'train.max_epochs': 5,
-          'train.stop_patience': 2} | {
-              k.replace('__', '.'): v for k, v in changes.items()})
-  return config
+  return tiny_run.config_of(**{
+      'log__every_steps': 1, 'seeds': SEEDS, 'train__max_epochs': 5,
+      'train__stop_patience': 2, 'method__head_init': 'rows', **changes})
 
 
 @pytest.fixture(scope='module')
@@ -56,18 +44,18 @@ def side_by_side(tmp_path_factory):
   path = tmp_path_factory.mktemp('side') / 'runs'
   config = config_of(parallel__seeds='together', train__save_minutes=1e-9)
   with pytest.MonkeyPatch.context() as patch:
-    save = loop.checkpoint.save
+    save = checkpoint.save
     def dies(manager, step, *args):
       if step == 7 and 'seed_0' in str(manager.directory):
         raise InterruptedError
       save(manager, step, *args)
-    patch.setattr(loop.checkpoint, 'save', dies)
+    patch.setattr(checkpoint, 'save', dies)
     with pytest.raises(InterruptedError):
       seeds.train_and_evaluate(config, path)
   alone = seeds.of_seed(config, 3)
   alone.train.max_epochs = 2
   loop.train_and_evaluate(alone, path / 'seed_3')
-  assert [loop.checkpoint.last_step(epath.Path(path / f'seed_{seed}'))
+  assert [checkpoint.last_step(epath.Path(path / f'seed_{seed}'))
           for seed in SEEDS] == [6, 8]
   return path, seeds.train_and_evaluate(config, path)
 
@@ -112,71 +100,61 @@ def test_side_by_side_the_first_20_steps_are_the_same(
       results[0]['ci95'])
 
 
-def stepped(config, seeds, how, num_devices, count):
-  """Returns the variables of each seed after `count` steps side by side."""
-  store = stores.load(config.data.name, 'train')
-  algorithm = build_method(config.to_dict(), store.num_classes)
-  optimizer = optimizers.build(config.optimizer)
-  step = steps.make_step(
-      algorithm, optimizer, optimizers.schedule(config.optimizer, 10),
-      functools.partial(steps.draw_episode, train=config.train,
-                        augmentation=config.augment), META_BATCH)
-  compiled = devices.compile(together.step(step, len(seeds)),
-                             devices.mesh(num_devices, META_BATCH), how)
-  keys = together.stack([
-      episodes.stream_key(seed, episodes.Stream.TRAIN) for seed in seeds])
-  states = [build.initial_state(seeds_config(config, seed), algorithm,
-                                store.images.shape[1:]) for seed in seeds]
-  arrays, key, state = compiled.put((
-      stores.arrays(store, config.data.store), keys, together.stack(states)))
-  batches = [None] * count if config.data.store == 'device' else feed.make(
-      store, keys, config.train, META_BATCH, compiled.divide)(range(count))
+def prepared(config, numbers):
+  """Returns (compiled step, state, arrays, keys, run) of seeds."""
+  run = loop.make_run(config)
+  store = run.splits['train']
+  keys = together.stack([episodes.stream_key(seed, episodes.Stream.TRAIN)
+                         for seed in numbers])
+  state = together.stack([build.initial_state(
+      seeds.of_seed(config, seed), run.algorithm, store.images.shape[1:])
+                          for seed in numbers])
+  compiled = loop.compile_step(config, run, len(numbers))
+  return (compiled, *compiled.put((state, stores.arrays(
+      store, config.data.store), keys)), keys, run)
+
+
+def stepped(config, numbers):
+  """Returns the variables of each seed after two steps side by side."""
+  compiled, state, arrays, key, keys, run = prepared(config, numbers)
+  batches = [None] * 2 if config.data.store == 'device' else feed.make(
+      run.splits['train'], keys, config.train, run.meta_batch,
+      compiled.divide)(range(2))
   for pixels in batches:
     state, _ = compiled.step(state, arrays, key, pixels)
   return [s.variables for s in together.split(
-      jax.device_get(compiled.get(state)), len(seeds))]
+      jax.device_get(compiled.get(state)), len(numbers))]
 
 
-def seeds_config(config, seed):
-  return seeds.of_seed(config, seed)
+# Adam would divide round-off by its own size where a gradient is zero.
+SGD = {'optimizer__name': 'sgd', 'optimizer__learning_rate': 0.1,
+       'optimizer__warmup_epochs': 0}
 
 
 @pytest.fixture(scope='module')
 def each_alone():
-  config = small_config('mtl')
-  return [stepped(config, [seed], 'jit', 1, 2)[0] for seed in (4, 5)]
+  return [stepped(config_of(**SGD), [seed])[0] for seed in (4, 5)]
 
 
 @pytest.mark.parametrize('how, num_devices, place', [
     ('jit', 2, 'host'), ('pmap', 2, 'host'), ('pmap', 1, 'device')])
 def test_a_step_of_seeds_on_any_devices(how, num_devices, place, each_alone):
   """Fails if seeds exchange their tasks, their pixels or their states."""
-  config = small_config('mtl', **{'data.store': place})
-  for a, b in zip(each_alone, stepped(config, [4, 5], how, num_devices, 2),
-                  strict=True):
-    assert_same(a, b)
+  config = config_of(data__store=place, parallel__compile=how,
+                     parallel__devices=num_devices, **SGD)
+  for a, b in zip(each_alone, stepped(config, [4, 5]), strict=True):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(
+        x, y, rtol=1e-4, atol=1e-5), a, b)
+  gaps = jax.tree.map(lambda x, y: np.abs(x - y).max(), *each_alone)
+  assert max(jax.tree.leaves(gaps)) > 0.01, 'the seeds are the same'
 
 
-@pytest.mark.parametrize('method', METHOD_NAMES)
+@pytest.mark.parametrize('method', sorted(METHODS))
 def test_every_method_can_be_mapped_over_seeds(method):
   """Fails if a solver of a method has no rule for a mapped axis."""
-  config = small_config(method)
-  store = stores.load(config.data.name, 'train')
-  algorithm = build_method(config.to_dict(), store.num_classes)
-  step = steps.make_step(
-      algorithm, optimizers.build(config.optimizer),
-      optimizers.schedule(config.optimizer, 10),
-      functools.partial(steps.draw_episode, train=config.train,
-                        augmentation=config.augment), 2)
-  state = build.initial_state(config, algorithm, store.images.shape[1:])
-  keys = together.stack([jax.random.key(0), jax.random.key(1)])
-  mapped = jax.shard_map(
-      together.step(step, 2), mesh=devices.mesh(1, 2), check_vma=False,
-      in_specs=jax.sharding.PartitionSpec(),
-      out_specs=jax.sharding.PartitionSpec())
-  new, found = jax.eval_shape(
-      mapped, together.stack([state, state]), stores.arrays(store), keys, None)
-  assert new.step.shape == found['loss'][0].shape == (2,)
+  compiled, state, arrays, key, *_ = prepared(
+      tiny_run.config_of(method), [0, 1])
+  compiled.lower(state, arrays, key, None)
 
 
 def test_the_command_ends_with_a_table_of_the_seeds(in_turn):

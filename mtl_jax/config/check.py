@@ -4,7 +4,7 @@
 classes, once the data are loaded.
 """
 
-from mtl_jax import algorithms, devices, fields, heads, models
+from mtl_jax import algorithms, devices, fields, heads, models, writers
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
@@ -32,6 +32,7 @@ def validate(config, trains=True):
   method, options = _named(values['method'])
   algorithms.check(method, options, config.train)
   if trains:
+    writers.check(values['log']['writers'])
     sources.check_name('config.data.name', values['data']['name'])
   _check_names(values)
   _check_constants(values['data'])

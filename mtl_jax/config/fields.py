@@ -8,7 +8,7 @@ and docs/fields.md follow from FIELDS. A config file in configs/ starts from
 
 import ml_collections
 
-from mtl_jax import fields, files, heads
+from mtl_jax import fields, files, heads, writers
 from mtl_jax.data import augment, store
 from mtl_jax.data.source import SPLITS
 from mtl_jax.evaluate import tune_all
@@ -203,8 +203,8 @@ LOG = {
     'every_steps': Field(50, 'Steps between two records of losses', COUNT),
     'progress': Field(True, 'Whether progress is shown: a bar on a terminal, '
                       'plain lines elsewhere'),
-    'tensorboard': Field(True, 'Whether events for TensorBoard are written, if '
-                         'the extra is installed'),
+    'writers': Field((), 'Where the numbers go beside metrics.jsonl; each '
+                     'needs the extra of its name', tuple(writers.PACKAGES)),
 }
 
 FIELDS = {

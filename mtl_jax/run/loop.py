@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import devices, files
+from mtl_jax import devices, files, writers
 from mtl_jax.config import settings
 from mtl_jax.config.check import validate
 from mtl_jax.data import augment, episodes, feed
@@ -52,6 +52,7 @@ class Training(NamedTuple):
   state: Any  # TrainState now
   pending: Any = ()  # metrics of the last steps, which no record holds yet
   weights: str = ''  # says whose weights it started from
+  write: Any = None  # (step, values) -> None, of writers.opened
   # While it trains:
   log: Any = None  # metrics.Log
   latest: Any = None  # Orbax managers, see run/checkpoint.py
@@ -119,7 +120,9 @@ def begun(config, path, run):
     workdir.check(path, config)  # another start may have ended since
     state, pending = checkpoint.restore_latest(path, start.state)
     workdir.claim(path, config, data)
-    yield Training(config, path, initial, state, pending, start.line)
+    with writers.opened(config.log.writers, path, config.to_dict(),
+                        resumed=bool(state.step)) as write:
+      yield Training(config, path, initial, state, pending, start.line, write)
 
 
 def tested(run, training):
@@ -130,6 +133,9 @@ def tested(run, training):
       config, path, run.algorithm, best, run.splits,
       build.describe_data(run.splits['train']),
       initial.variables if config.eval.baselines else None)
+  training.write(result['checkpoint_step'], {
+      f'test_{label}': score['accuracy']
+      for label, score in result['scores'].items()})
   report.curves(path)
   say(config, report.scores(result))
   say(config, f'Everything is in {path}')
@@ -248,7 +254,7 @@ def opened(run, training, logs, count):
           '': run.algorithm.remedy,
           'validation_': measure.remedy(run.algorithm,
                                         config.validation.head)},
-      f'seed {config.seed}' if count > 1 else '')
+      f'seed {config.seed}' if count > 1 else '', training.write)
   logs.callback(log.close)
   return training._replace(
       log=log, latest=latest, best=best,

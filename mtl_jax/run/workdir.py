@@ -20,6 +20,7 @@ from mtl_jax.run import checkpoint
 
 CONFIG = 'config.json'
 DATA = 'data.json'
+_GONE = (('log', 'tensorboard'),)  # fields that older versions wrote
 
 
 def read_config(path):
@@ -56,6 +57,9 @@ def saved_config(path):
   path = files.at(path)
   saved = read_config(path)
   config = base_config()
+  for section, field in _GONE:
+    if section in saved and field in saved[section]:
+      del saved[section][field]
   for section in ('model', 'method'):  # these have fields of their own
     config[section] = saved[section]
   try:
