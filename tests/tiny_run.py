@@ -23,7 +23,7 @@ def config_of(method='mtl', **changes):
   config.method.update({
       k: v for k, v in SHORT.items() if k in config.method})
   config.update_from_flattened_dict({
-      'log.progress': False, 'parallel.devices': 1} | {
+      'train.ways': 5, 'log.progress': False, 'parallel.devices': 1} | {
           k.replace('__', '.'): v for k, v in changes.items()})
   return config
 
