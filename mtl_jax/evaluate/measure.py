@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax import progress
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
 from mtl_jax.evaluate import protocol as drawing
@@ -71,10 +72,14 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
                for rows, count in drawing.chunks(len(tasks.numbers),
                                                  adapter.at_once)]
       answers = adapter.answers(variables, [tasks for _, tasks, _ in parts])
-      for (result, tasks, count), by_label in zip(parts, answers, strict=True):
-        for label, (logits, convergence) in by_label.items():
-          result[label].append((Measured(
-              _accuracies(logits, tasks.query_y), convergence), count))
+      with progress.bar(sum(count for *_, count in parts), 'adapting',
+                        unit='task', show=protocols[0].progress) as bar:
+        for (result, tasks, count), by_label in zip(parts, answers,
+                                                    strict=True):
+          for label, (logits, convergence) in by_label.items():
+            result[label].append((Measured(
+                _accuracies(logits, tasks.query_y), convergence), count))
+          bar.update(count)
     return [{label: _joined(label, parts) for label, parts in result.items()}
             for result in results]
 

@@ -78,7 +78,7 @@ def write_features(config, checkpoint, path):
       config.data.manual_dir), model.data)
   values = features.of_store(
       model.algorithm, model.variables, store, c.normalise_features,
-      c.batch_size)
+      c.batch_size, config.log.progress)
   packed = io.BytesIO()
   np.savez(packed, features=values, class_names=np.array(store.class_names),
            labels=np.repeat(np.arange(store.num_classes, dtype=np.int32),

@@ -3,13 +3,12 @@
 import collections
 import concurrent.futures
 import os
-import sys
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 from PIL import Image
 
+from mtl_jax import progress
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError
 from mtl_jax.files import is_html
@@ -84,8 +83,7 @@ def check(layout, splits, channel_order):
     UserError: an image that cannot be decoded, or colours in another order.
   """
   notices, resized, converted = [], [], []
-  with tqdm.tqdm(total=sum(splits.values()), desc='Checking', unit='images',
-                 leave=False, disable=not sys.stderr.isatty()) as bar:
+  with progress.bar(sum(splits.values()), 'checking') as bar:
     for split in splits:
       images = layout.open(split)
       broken, mean = [], np.zeros(3)
