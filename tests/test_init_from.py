@@ -35,7 +35,7 @@ def first(tmp_path_factory):
 def start_of(first, tmp_path_factory):
   """Returns (config) -> (state of random weights, Start from `first`)."""
   def start(config):
-    run = loop.make_run(config)
+    run = build.make_run(config)
     data = build.describe_data(run.splits['train'])
     initial = build.initial_state(config, run.algorithm, data['image_shape'])
     config.init_from = str(first)

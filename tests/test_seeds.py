@@ -102,14 +102,14 @@ def test_side_by_side_the_first_20_steps_are_the_same(
 
 def prepared(config, numbers):
   """Returns (compiled step, state, arrays, keys, run) of seeds."""
-  run = loop.make_run(config)
+  run = build.make_run(config)
   store = run.splits['train']
   keys = together.stack([episodes.stream_key(seed, episodes.Stream.TRAIN)
                          for seed in numbers])
   state = together.stack([build.initial_state(
       seeds.of_seed(config, seed), run.algorithm, store.images.shape[1:])
                           for seed in numbers])
-  compiled = loop.compile_step(config, run, len(numbers))
+  compiled = build.compile_step(config, run, len(numbers))
   return (compiled, *compiled.put((state, stores.arrays(
       store, config.data.store), keys)), keys, run)
 

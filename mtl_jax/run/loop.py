@@ -10,10 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import devices, files, writers
-from mtl_jax.config import settings
 from mtl_jax.config.check import validate
-from mtl_jax.data import augment, episodes, feed
-from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import interval, measure
 from mtl_jax.run import (
@@ -21,26 +18,11 @@ from mtl_jax.run import (
   checkpoint,
   init_from,
   metrics,
-  protocols,
   report,
   score,
-  tested_split,
   workdir,
 )
 from mtl_jax.train import optimizer, together
-from mtl_jax.train import step as steps
-
-
-class Run(NamedTuple):
-  """What is built from a config, once; all seeds of it share it."""
-
-  algorithm: Any
-  optimizer: Any
-  meta_batch: int
-  epoch_steps: int  # steps of an epoch
-  mesh: Any
-  splits: dict[str, stores.Store]
-  compiled: Any = None  # number of seeds side by side -> devices.Compiled
 
 
 class Training(NamedTuple):
@@ -79,7 +61,7 @@ def train_and_evaluate(config, path):
     raise UserError(f'config.seeds is {config.seeds}: mtl_jax.run.seeds trains '
                     'several')
   workdir.check(path, config)
-  result, = side_by_side(make_run(config), [config], [path])
+  result, = side_by_side(build.make_run(config), [config], [path])
   return result
 
 
@@ -98,10 +80,11 @@ def side_by_side(run, configs, paths):
     first, *others = trainings = [
         stack.enter_context(begun(config, path, run))
         for config, path in zip(configs, paths, strict=True)]
-    say(first.config, describe(first.config, run, first.state, first.weights))
+    say(first.config, report.describe(
+        first.config, run, first.state, first.weights))
     for t in others:
       say(t.config, f'Side by side with seed {t.config.seed}: '
-          f'{starting(t.state)}')
+          f'{report.starting(t.state)}')
     train(run, trainings)
     return [tested(run, t) for t in trainings]
 
@@ -134,8 +117,8 @@ def tested(run, training):
       build.describe_data(run.splits['train']),
       initial.variables if config.eval.baselines else None)
   training.write(result['checkpoint_step'], {
-      f'test_{label}': score['accuracy']
-      for label, score in result['scores'].items()})
+      f'test_{label}': of_label['accuracy']
+      for label, of_label in result['scores'].items()})
   report.curves(path)
   say(config, report.scores(result))
   say(config, f'Everything is in {path}')
@@ -148,70 +131,6 @@ def say(config, text):
     print(text, flush=True)
 
 
-def make_run(config):
-  """Builds method, optimizer, devices and stores; writes nothing in a run.
-
-  Raises:
-    UserError: the config does not fit the data or the devices.
-  """
-  c = config.data
-  splits = {split: stores.load(c.name, split, c.dir, c.manual_dir,
-                               stores.constants(c.normalise, c.mean, c.std))
-            for split in ('train', 'validation')}
-  for split, store in splits.items():
-    c = config[split]
-    episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
-                   field=split)
-  augment.check(config.augment.operations,
-                splits['train'].images.shape[-1])
-  splits['test'] = tested_split.load(
-      config, build.describe_data(splits['train']), splits)
-  tested_split.check_test(config, splits)
-  meta_batch, mesh = make_mesh(config)
-  build.check_network(config, splits['train'].images.shape[1:])
-  run = Run(build.algorithm_of(config, splits['train'].num_classes),
-            optimizer.build(config.optimizer), meta_batch,
-            steps.steps_per_epoch(config.train.epoch_tasks, meta_batch), mesh,
-            splits)
-  return run._replace(compiled=functools.cache(
-      functools.partial(compile_step, config, run)))
-
-
-def make_mesh(config):
-  """Returns T and the mesh of the devices that share it.
-
-  Raises:
-    UserError: the devices cannot share the tasks of a step.
-  """
-  c = config.parallel
-  meta_batch = config.train.meta_batch
-  if c.tasks_per_device is not None:
-    meta_batch = c.tasks_per_device * c.devices
-  mesh = devices.mesh(c.devices, meta_batch)
-  if c.tasks_at_once and meta_batch // mesh.size % c.tasks_at_once:
-    raise UserError(
-        f'config.parallel.tasks_at_once is {c.tasks_at_once}: must divide the '
-        f'{meta_batch // mesh.size} tasks of a device')
-  return meta_batch, mesh
-
-
-def compile_step(config, run, count=1):
-  """Compiles the step of a run for `count` seeds side by side.
-
-  Returns:
-    devices.Compiled.
-  """
-  step = steps.make_step(
-      run.algorithm, run.optimizer,
-      optimizer.schedule(config.optimizer, run.epoch_steps),
-      functools.partial(steps.draw_episode, train=config.train,
-                        augmentation=config.augment),
-      run.meta_batch, tasks_at_once=config.parallel.tasks_at_once,
-      unroll_passes=config.parallel.unroll_passes)
-  return devices.compile(together.step(step, count), run.mesh,
-                         config.parallel.compile)
-
-
 def train(run, trainings):
   """Trains each until a limit or until its validation stops gaining.
 
@@ -222,8 +141,8 @@ def train(run, trainings):
     run: Run.
     trainings: whose configs differ in the seed alone.
   """
-  side_by_side = make_steps(trainings[0].config, run)
-  validate_each = make_validation([t.config for t in trainings], run)
+  side_by_side = build.make_steps(trainings[0].config, run)
+  validate_each = build.make_validation([t.config for t in trainings], run)
   number = {t.path: i for i, t in enumerate(trainings)}
   with contextlib.ExitStack() as logs:
     going = [opened(run, t, logs, len(trainings)) for t in trainings]
@@ -271,32 +190,6 @@ def ended(run, training):
   if stops:
     training.log.say(f'No gain in {c.stop_patience} epochs: training ends.')
   return stops
-
-
-def make_steps(config, run):
-  """Returns seeds -> (Compiled, numbers of steps -> their pixels).
-
-  The compiled step is (state, pixels) -> (state, metrics), of one seed as it
-  is, of several stacked (train/together.py). The pixels are None where the
-  device has all.
-  """
-  arrays = run.compiled(1).put(
-      stores.arrays(run.splits['train'], config.data.store))
-
-  @functools.cache
-  def of_seeds(seeds):
-    compiled = run.compiled(len(seeds))
-    own_key = together.stack([
-        episodes.stream_key(seed, episodes.Stream.TRAIN) for seed in seeds])
-    key = compiled.put(own_key)
-    step = lambda state, pixels: compiled.step(state, arrays, key, pixels)
-    pixels = (lambda numbers: (None for _ in numbers)
-              ) if config.data.store == 'device' else feed.make(
-                  run.splits['train'], own_key, config.train, run.meta_batch,
-                  compiled.divide)
-    return compiled._replace(step=step), pixels
-
-  return of_seeds
 
 
 def train_epoch(compiled, group, batches, numbers, run):
@@ -388,44 +281,3 @@ def count_epoch(state, accuracy, c):
       best_score=jnp.float32(max(accuracy, float(state.best_score))),
       epochs_without_gain=jnp.int32(
           0 if gain else int(state.epochs_without_gain) + 1))
-
-
-def make_validation(configs, run):
-  """Returns (number of a config, variables) -> measure.Measured.
-
-  The tasks are those of this config's seed, the same at each call.
-  """
-  head = configs[0].validation.head
-  measured = measure.make_meta_test(
-      run.algorithm, run.splits['validation'],
-      [protocols.validation(config) for config in configs],
-      {head: (head, protocols.options(configs[0], head))})
-  return lambda number, variables: measured(variables, [number])[0][head]
-
-
-def describe(config, run, state, weights=''):
-  """Returns the lines that a run prints at its start."""
-  c = config.train
-  count = sum(x.size for x in jax.tree.leaves(state.variables['params']))
-  sizes = ', '.join(f'{name} {s.num_classes} classes, {len(s.images)} images'
-                    for name, s in run.splits.items())
-  device = run.mesh.devices.flat[0].device_kind
-  to_come = max(c.max_epochs * run.epoch_steps - int(state.step), 0)
-  images = run.meta_batch * c.ways * (c.shots + c.queries)
-  return '\n'.join((
-      f'{config.method.name} with {config.model.name} on '
-      f'{config.data.name}: {count:,} parameters, {run.mesh.size} x {device}',
-      f'data: {sizes}',
-      f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
-      f'{c.queries} images per class; an epoch: {run.epoch_steps} steps; at '
-      f'most {c.max_epochs} epochs',
-      f'to come: {"at most " * bool(c.stop_patience)}{to_come:,} steps, '
-      f'{to_come * images:,} images',
-      settings.summary(config), *([weights] if weights else ()),
-      starting(state)))
-
-
-def starting(state):
-  """Says at which step a run starts."""
-  return f'Resuming at step {int(state.step)}.' if int(
-      state.step) else 'Starting.'
