@@ -1,6 +1,6 @@
 """Compares seeds side by side with the same seeds one after another.
 
-    python benchmarks/seeds.py [--config=configs/quickstart.py] [--seeds=0,1,2]
+    python benchmarks/seeds.py [--config=quickstart] [--seeds=0,1,2]
                                [--steps=20] [--float64]
                                [--config.FIELD=VALUE ..]
 
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax.config import flags
+from mtl_jax.config import flags, load_config
 from mtl_jax.config.check import validate
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
@@ -82,7 +82,7 @@ def parse(argv=None):
   """Returns (flags, changes of the config)."""
   parser = argparse.ArgumentParser(
       description=__doc__.splitlines()[0], allow_abbrev=False)
-  parser.add_argument('--config', default='configs/quickstart.py')
+  parser.add_argument('--config', default='quickstart')
   parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument('--steps', default=20, type=int)
   parser.add_argument('--float64', action='store_true')
@@ -97,7 +97,7 @@ def parse(argv=None):
 def main(argv=None):
   """Prints the differences, then a row for each way."""
   args, changes = parse(argv)
-  config = flags.load(args.config)
+  config = load_config(args.config)
   if args.float64:
     jax.config.update('jax_enable_x64', True)
     layers.DTYPES = (*layers.DTYPES, 'float64')

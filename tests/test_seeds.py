@@ -15,7 +15,7 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, checkpoint, loop, metrics, seeds
+from mtl_jax.run import build, checkpoint, loop, metrics, seeds, workdir
 from mtl_jax.train import together
 
 SEEDS = 0, 3
@@ -192,6 +192,11 @@ def test_a_workdir_of_something_else_is_refused(prepare, line, tmp_path):
   with pytest.raises(UserError, match=line):
     seeds.train_and_evaluate(config_of(), tmp_path)
   assert command.snapshot(tmp_path) == before
+
+
+def test_the_workdir_of_all_is_not_that_of_one(in_turn):
+  with pytest.raises(UserError, match='a seed, such as .*/seed_0$'):
+    workdir.saved_config(in_turn[0])
 
 
 def test_a_config_file_may_set_seeds_but_not_both(tmp_path):

@@ -39,8 +39,10 @@ def read_config(path):
         raise ValueError(f'the section {section} is missing')
     return ml_collections.ConfigDict(_tuples(values))
   except FileNotFoundError as error:
+    of_seed = next(iter(sorted(path.glob(f'seed_*/{CONFIG}'))), None)
+    name = f'that of a seed, such as {of_seed.parent}' if of_seed else 'one'
     raise UserError(f'{file} is missing: {path} is not the workdir of a run; '
-                    'name one') from error
+                    f'name {name}') from error
   except (OSError, ValueError) as error:
     raise UserError(f'{file} cannot be read ({error}): restore it or choose '
                     'an empty --workdir') from error
