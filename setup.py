@@ -49,8 +49,9 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10'],
         'hdf5': ['h5py>=3.12'],  # CIFAR-100 as torchmeta keeps it
         'tensorboard': ['tensorboard>=2.17', 'tensorboardX>=2.6.2'],
+        'wandb': ['wandb>=0.31'],
         'test': ['h5py>=3.12', 'pytest>=8.0', 'pytest-xdist>=3.6',
                  'ruff>=0.9', 'safetensors>=0.4', 'scikit-learn>=1.6',
-                 'setuptools>=70.1'],
+                 'setuptools>=70.1', 'tensorboardX>=2.6.2'],
     },
 )

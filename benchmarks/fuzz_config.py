@@ -54,7 +54,7 @@ TINY = {
     'train.max_epochs': 1, 'validation.tasks': 4, 'validation.shots': 2,
     'validation.queries': 2, 'eval.tasks': 4, 'eval.shots': 2,
     'eval.queries': 2,
-    'eval.baselines': False, 'log.tensorboard': False, 'log.every_steps': 1,
+    'eval.baselines': False, 'log.every_steps': 1,
     'parallel.cpu_devices': 0,
 }
 METHODS = (*['mtl'] * 27, 'anil', 'imaml', 'maml', 'meta_sgd', 'metaoptnet',

@@ -54,7 +54,7 @@ def config_of(network, args, file):
                        'head': 'centroid'})
   c.eval.update({'tasks': args.tasks, 'heads': ('logistic',), 'queries': 5,
                  'baselines': False, 'normalise_features': False})
-  c.log.progress = c.log.tensorboard = False
+  c.log.progress = False
   return c
 
 

@@ -3,6 +3,7 @@
     --config=NAME[:METHOD]                      a config and a method
     --config=FILE.py[:METHOD]                   a config file of your own
     --config.train.max_epochs=3                 any field of the config
+    --config.seeds=0,1,2                        several runs of one config
     --workdir=/some/where                       made, or resumed; the default
                                                 is runs/NAME_METHOD
 
@@ -34,7 +35,15 @@ from absl import logging
 from mtl_jax import devices, files, program
 from mtl_jax.config import flags, help
 from mtl_jax.errors import UserError
-from mtl_jax.run import checkpoint, evaluate_mode, features_file, loop, workdir
+from mtl_jax.report import formats, table
+from mtl_jax.run import (
+  checkpoint,
+  evaluate_mode,
+  features_file,
+  loop,
+  seeds,
+  workdir,
+)
 
 
 def main(argv=None):
@@ -71,7 +80,10 @@ def run(command):
       do not suffice.
   """
   with devices.memory_errors(), files.errors():
-    if command.mode == 'train':
+    if command.mode == 'train' and command.config.seeds:
+      seeds.train_and_evaluate(command.config, command.workdir)
+      report_seeds(command.config, command.workdir)
+    elif command.mode == 'train':
       loop.train_and_evaluate(command.config, command.workdir)
     elif command.images is not None:
       features_file.write_of_folder(
@@ -84,11 +96,27 @@ def run(command):
       do(command.config, command.checkpoint, command.workdir)
 
 
+def report_seeds(config, path):
+  """Writes the table of config.seeds into their workdir, and prints it."""
+  rows = table.rows(seeds.folders(config, path))
+  page, numbers = (files.at(path) / name for name in seeds.TABLE)
+  files.write(page, formats.markdown(rows) + '\n')
+  files.write(numbers, formats.json_text(rows) + '\n')
+  loop.say(config, f'\n{formats.text(rows)}\n\nThe table is in {page}')
+
+
 def _stopped(command):
   """Returns the last line of a command that Ctrl-C ends."""
-  step = (checkpoint.last_step(files.at(command.workdir))
-          if command.mode == 'train' else None)
-  again = 'starts over' if step is None else f'resumes at step {step}'
+  if command.mode == 'train' and command.config.seeds:
+    again = 'resumes ' + ', '.join(
+        f'seed {seed} at step {checkpoint.last_step(files.at(folder)) or 0}'
+        for seed, folder in zip(
+            command.config.seeds,
+            seeds.folders(command.config, command.workdir), strict=True))
+  else:
+    step = (checkpoint.last_step(files.at(command.workdir))
+            if command.mode == 'train' else None)
+    again = 'starts over' if step is None else f'resumes at step {step}'
   return f'{program.tag("mtl_jax")}: stopped; the same command {again}'
 
 

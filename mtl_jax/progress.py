@@ -5,6 +5,9 @@ import sys
 
 import tqdm
 
+# A bar would only flash where all is done by then.
+DELAY = 1.  # seconds
+
 
 def columns():
   """Returns the width of the terminal of stderr, 0 if it is no terminal."""
@@ -14,18 +17,26 @@ def columns():
     return 0
 
 
-def each(items, what, *, total=None, unit='image', show=True):
-  """Yields items, with a bar on stderr where it is a terminal.
+def bar(total, what, *, unit='image', show=True):
+  """Returns a context manager: a bar on stderr, whose update(n) moves it.
 
-  The bar tells the time left and disappears at the end. Elsewhere, such as in
-  a pipe, nothing is printed.
+  The bar tells the time left, and disappears at the end. Where stderr is no
+  terminal, such as in a pipe, nothing is printed.
 
   Args:
-    items: to iterate over.
+    total: number of items.
     what: is done to them, shown before the bar.
-    total: their number; None: len(items), or unknown.
     unit: what one item is.
     show: whether there may be a bar.
   """
-  return tqdm.tqdm(items, desc=what, total=total, unit=unit, leave=False,
-                   dynamic_ncols=True, disable=not (show and columns()))
+  return tqdm.tqdm(total=total, **_options(what, unit, show))
+
+
+def each(items, what, *, total=None, unit='image', show=True):
+  """Yields items, with a `bar` of `total`; None: of as many as there are."""
+  return tqdm.tqdm(items, total=total, **_options(what, unit, show))
+
+
+def _options(what, unit, show):
+  return {'desc': what, 'unit': f' {unit}', 'leave': False, 'delay': DELAY,
+          'dynamic_ncols': True, 'disable': not (show and columns())}

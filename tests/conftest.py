@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Small networks take longer to compile than to run. Not level 0, which makes
@@ -19,3 +21,22 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('MTL_JAX_DATA', str(ROOT / '.data'))
+
+
+@pytest.fixture
+def bars(monkeypatch):
+  """Returns the bars that a terminal has shown: [what, done, total] each."""
+  from mtl_jax import progress
+
+  shown = []
+
+  class Bar(progress.tqdm.tqdm):
+    def close(self):
+      if not (self.disable or getattr(self, 'told', False)):
+        self.told = True
+        shown.append([self.desc, self.n, self.total])
+      super().close()
+
+  monkeypatch.setattr(progress.tqdm, 'tqdm', Bar)
+  monkeypatch.setattr(progress, 'columns', lambda: 80)
+  return shown

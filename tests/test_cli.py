@@ -119,6 +119,14 @@ BAD_FIELDS = {
     'tasks that are not there': (
         {'config.eval.read_episodes': 'none.json'},
         ('eval.read_episodes: none.json', 'write_episodes wrote')),
+    'no seeds': ({'config.seeds': ''}, ('config.seeds is empty', '0,1,2')),
+    'a seed twice': ({'config.seeds': '0,1,0'}, ('config.seeds', '0 is there')),
+    'a negative seed': ({'config.seeds': '0,-1'}, ('config.seeds has -1',)),
+    'a seed that is a text': ({'config.seeds': '0,x'}, ("has 'x'", 'whole')),
+    'a seed and seeds': ({'config.seed': 0, 'config.seeds': '0,1'},
+                         ('config.seeds is (0, 1) and config.seed 0', 'one')),
+    'seeds side by side, misspelt': (
+        {'config.parallel.seeds': 'both'}, ('parallel.seeds', 'together')),
     'unknown flag': ({'confg': 3}, ('confg',)),
 }
 
@@ -260,8 +268,7 @@ def test_a_full_disk(finished, tmp_path):
   path = copy_of(finished, tmp_path)
   before = command.snapshot(path)
   result = command.run(
-      command.arguments(path, config__train__max_epochs=6,
-                        config__log__tensorboard=False),
+      command.arguments(path, config__train__max_epochs=6),
       preexec_fn=lambda: resource.setrlimit(
           resource.RLIMIT_FSIZE, (8192, 8192)))
   assert_one_line(result, 'cannot be written', str(path))
@@ -272,8 +279,7 @@ def test_a_full_disk(finished, tmp_path):
       k: v for k, v in before.items() if k not in growing}
   assert after['metrics.jsonl'].startswith(before['metrics.jsonl'])
   assert json.loads(after['config.json'])['train']['max_epochs'] == 6
-  result = command.run(command.arguments(path, config__train__max_epochs=6,
-                                         config__log__tensorboard=False))
+  result = command.run(command.arguments(path, config__train__max_epochs=6))
   assert result.returncode == 0, result.stderr
   assert 'Resuming at step 16' in result.stdout
 

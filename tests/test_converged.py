@@ -19,10 +19,11 @@ from mtl_jax.evaluate import measure
 from mtl_jax.evaluate.protocol import Protocol
 from mtl_jax.heads import logistic, ridge, svm
 from mtl_jax.run import checkpoint, loop, metrics, report, score
+from mtl_jax.run.build import Run
 
 KEY = jax.random.key(5)
 LOG = ml_collections.ConfigDict(
-    {'every_steps': 2, 'progress': False, 'tensorboard': False})
+    {'every_steps': 2, 'progress': False})
 UNSOLVED = lambda gram, penalty, right: right
 # Options by which a method's problem is solved, options by which it is not,
 # what is patched for the latter, and the field that the line names.
@@ -73,9 +74,10 @@ def trained(algorithm, episode, path):
   compiled = devices.Compiled(lambda state, _: (state, measured), same, same,
                               same, None)
   log = metrics.Log(path, LOG, 0, 4, {'': algorithm.remedy})
-  run = loop.Run(algorithm, None, 1, 4, None, {})
-  loop.train_epoch(compiled, jnp.int32(0), [None] * 4, range(4), [], log, run,
-                   checkpoint.every(0, None))
+  run = Run(algorithm, None, 1, 4, None, {})
+  training = loop.Training(None, path, None, jnp.int32(0), log=log,
+                           save=checkpoint.every(0, None))
+  loop.train_epoch(compiled, [training], [None] * 4, range(4), run)
   return [json.loads(line)
           for line in (path / metrics.FILE).read_text().splitlines()]
 

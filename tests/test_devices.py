@@ -12,7 +12,7 @@ import pytest
 from mtl_jax import devices
 from mtl_jax.devices import AXIS
 from mtl_jax.errors import UserError
-from mtl_jax.run import checkpoint, loop, metrics
+from mtl_jax.run import build, checkpoint, loop, metrics
 
 
 def slow_step(state, arrays, key, pixels):
@@ -69,11 +69,11 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
   class Log:
     every_steps = 10 ** 6
     record = staticmethod(lambda values: None)
-  run = loop.Run(None, None, 1, 500, None, {})
-  end = loop.train_epoch(
-      compiled, jnp.int32(0), [None] * 500, range(500), [], Log, run,
-      checkpoint.every(0, None))
-  assert int(end) == 500
+  run = build.Run(None, None, 1, 500, None, {})
+  training = loop.Training(None, None, None, jnp.int32(0), log=Log,
+                           save=checkpoint.every(0, None))
+  end, = loop.train_epoch(compiled, [training], [None] * 500, range(500), run)
+  assert int(end.state) == 500
   assert 1 < most <= devices.STEPS_AHEAD + 1
 
 

@@ -65,6 +65,16 @@ def test_accuracies_are_those_of_scikit_learn_on_the_same_tasks(
   assert len(np.unique(expected)) > 5, 'tasks too easy to show anything'
 
 
+def test_a_terminal_shows_how_far_a_test_is(store, trained, bars):
+  measure.meta_test(*trained, store, protocol(progress=True), HEADS)
+  (features_of, seen, images), (what, done, tasks) = bars
+  assert (features_of, what) == ('features', 'adapting')
+  assert seen == images > 100 and done == tasks == 30
+  del bars[:]
+  measure.meta_test(*trained, store, protocol(), HEADS)
+  assert not bars, 'what is to be quiet is not'
+
+
 @pytest.mark.parametrize('changes', [
     {'batch_size': 1000}, {'tasks_at_once': 30}, {'tasks_at_once': 1}])
 def test_sizes_of_batches_and_chunks_change_nothing(store, trained, changes):

@@ -14,8 +14,8 @@ from mtl_jax.run import build, init_from, loop, trained
 
 def config_of(path, method='mtl', **changes):
   """Returns the config of a tiny run of one epoch, as flags give it."""
-  values = {'config__train__max_epochs': 1, 'config__log__progress': False,
-            'config__log__tensorboard': False} | changes
+  values = {'config__train__max_epochs': 1,
+            'config__log__progress': False} | changes
   if method != 'mtl':
     values['config__method__head_init'] = None
   return flags.parse(
@@ -35,7 +35,7 @@ def first(tmp_path_factory):
 def start_of(first, tmp_path_factory):
   """Returns (config) -> (state of random weights, Start from `first`)."""
   def start(config, **other):
-    run = loop.make_run(config)
+    run = build.make_run(config)
     data = build.describe_data(run.splits['train']) | other
     initial = build.initial_state(config, run.algorithm, data['image_shape'])
     config.init_from = str(first)
@@ -106,8 +106,7 @@ def test_a_run_records_where_it_started_and_resumes_without_it(
   path, source = tmp_path / 'new', tmp_path / 'first'
   source.symlink_to(first)
   argv = command.arguments(
-      path, config__train__max_epochs=1, config__log__tensorboard=False,
-      config__log__progress=False)
+      path, config__train__max_epochs=1, config__log__progress=False)
   config = flags.parse([*argv, f'--init_from={source}'], None).config
   loop.train_and_evaluate(config, path)
   saved = json.loads((path / 'config.json').read_text())

@@ -11,7 +11,7 @@ from mtl_jax import files
 from mtl_jax.run import metrics
 
 QUIET = ml_collections.ConfigDict(
-    {'every_steps': 1, 'progress': False, 'tensorboard': False})
+    {'every_steps': 1, 'progress': False})
 
 
 def record(step):

@@ -74,6 +74,11 @@ def test_seeds_are_one_row_with_both_intervals(seeds):
   assert row.over_tasks == pytest.approx(1.96 * stats.sem(values.mean(0)))
 
 
+def test_a_terminal_shows_how_many_tests_have_been_read(seeds, bars):
+  table.rows([seeds])
+  assert bars == [['reading', 3, 3]]
+
+
 @pytest.mark.parametrize('freedom', [1, 2, 7, 30, 31, 40, 100, 1e6])
 def test_the_quantiles_are_those_of_students_t(freedom):
   assert interval.t_quantile(freedom) == pytest.approx(

@@ -10,8 +10,9 @@ import pytest
 from conftest import ROOT
 from etils import epath
 from killed import MOMENTS, WITHIN_AN_EPOCH
+from tiny_run import final_state, lasting
 
-from mtl_jax.run import build, checkpoint, loop, metrics, workdir
+from mtl_jax.run import metrics
 
 
 @pytest.fixture(scope='module')
@@ -20,20 +21,6 @@ def uninterrupted(tmp_path_factory):
   result = command.run(command.arguments(path))
   assert result.returncode == 0, result.stderr
   return path
-
-
-def final_state(path):
-  config = workdir.read_config(epath.Path(path))
-  run = loop.make_run(config)
-  like = build.initial_state(config, run.algorithm,
-                               run.splits['train'].images.shape[1:])
-  manager = checkpoint.manager(epath.Path(path), 'latest')
-  return jax.device_get(checkpoint.restore(manager, like))
-
-
-def lasting(records):
-  """Records without the times, which differ from run to run."""
-  return [{k: v for k, v in r.items() if 'second' not in k} for r in records]
 
 
 def kill_and_start_again(moment, path, **changes):

@@ -20,7 +20,7 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.report import compare
-from mtl_jax.run import loop, report, trained
+from mtl_jax.run import build, report, trained
 from mtl_jax.train import step
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
@@ -247,11 +247,11 @@ def test_a_run_beyond_its_limit_has_no_steps_to_come():
   """Fails if a smaller max_epochs announces '-40 steps'."""
   config = parse('--config.train.max_epochs=1').config
   mesh = devices.mesh(1, 1)
-  run = loop.Run(None, None, 4, 10, mesh, {})
+  run = build.Run(None, None, 4, 10, mesh, {})
   state = jax.tree.map(jnp.asarray, step.TrainState(
       step=50, variables={'params': {}}, opt_state={}, plateau={},
       best_score=0., epochs_without_gain=0))
-  assert 'at most 0 steps, 0 images' in loop.describe(config, run, state)
+  assert 'at most 0 steps, 0 images' in report.describe(config, run, state)
 
 
 def test_the_score_of_a_head_names_its_whole_path():

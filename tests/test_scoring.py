@@ -38,7 +38,7 @@ def run(tmp_path_factory):
   path = tmp_path_factory.mktemp('run') / 'run'
   result = command.run(command.arguments(
       path, config__train__max_epochs=1, config__validation__tasks=20,
-      config__log__tensorboard=False, config__parallel__cpu_devices=2,
+      config__parallel__cpu_devices=2,
       config__eval__baselines=True))
   assert result.returncode == 0, result.stderr
   assert '2 x cpu' in result.stdout, 'the CPU was not counted as two'
@@ -165,7 +165,7 @@ def test_a_network_that_no_device_holds_is_refused(run, width):
 ])
 def test_what_a_test_refuses_is_refused_before_training(run, changes, line):
   with pytest.raises(UserError, match=line):
-    loop.make_run(config_of(run, **changes))
+    build.make_run(config_of(run, **changes))
 
 
 def test_tasks_are_written_by_class_and_image(run, written):

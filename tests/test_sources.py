@@ -504,3 +504,24 @@ def test_mean_and_std_need_little_memory():
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < images.nbytes
+
+
+@pytest.mark.parametrize('wrong, said', [
+    ('pictures.png(np.full((20, 25, 3), value, np.uint8))',
+     'is (20, 25, 3), height, width and channels, not (20, 24, 3)'),
+    ('pictures.png(np.full((20, 24, 1), value, np.uint8))',
+     'is (20, 24, 1), height, width and channels, not (20, 24, 3)'),
+    ("b'<html>'", 'it is no image; build() yields the bytes')])
+def test_an_image_of_another_size_is_named(wrong, said, data, capsys):
+  """Fails if it is found when the split is decoded, as damaged data."""
+  path = own.write_file(data / 'mine.py')
+  right = f'pictures.png(np.full({own.SHAPE}, value, np.uint8))'
+  text = path.read_text()
+  assert right in text
+  path.write_text(text.replace(
+      right, f"{wrong} if (name, i) == ('train_c', 3) else {right}"))
+  assert data_main.main(['build', str(path)]) == 2
+  line = line_of(capsys)
+  assert "image 15 of the train split (class 'train_c', file_name " in line
+  assert "'train_c_3.png')" in line and said in line
+  assert not building.builder(str(path)).data_path.exists()

@@ -4,7 +4,7 @@
 classes, once the data are loaded.
 """
 
-from mtl_jax import algorithms, devices, fields, heads, models
+from mtl_jax import algorithms, devices, fields, heads, models, writers
 from mtl_jax.config.fields import FIELDS
 from mtl_jax.data import sources
 from mtl_jax.errors import UserError
@@ -25,8 +25,10 @@ def validate(config, trains=True):
   """
   validate_network(config)
   values = config.to_dict()
+  _check_seeds(values, trains)
   method, options = _named(values['method'])
   if trains:
+    writers.check(values['log']['writers'])
     sources.check_name('config.data.name', values['data']['name'])
   _check_names(values)
   _check_constants(values['data'])
@@ -50,6 +52,26 @@ def validate_network(config):
   devices.check_platform()
   algorithms.check(*_named(values['method']), config.train)
   build_method(values)
+
+
+def _check_seeds(c, trains):
+  """Refuses seeds that are no list of several runs."""
+  seeds, given = c['seeds'], c.get('recipe', {}).get('command_line', ())
+  if not trains and seeds:
+    raise UserError(f'config.seeds is {seeds}: a finished run is tested by '
+                    'its own workdir, --checkpoint=WORKDIR/seed_N')
+  if len(set(seeds)) < len(seeds):
+    twice = next(seed for seed in seeds if seeds.count(seed) > 1)
+    raise UserError(f'config.seeds is {seeds}: {twice} is there twice; name '
+                    'each seed once')
+  if not seeds and 'seeds' in given:
+    raise UserError('config.seeds is empty: name at least one seed, such as '
+                    '--config.seeds=0,1,2')
+  alone = 'seed' in given or (
+      'seeds' not in given and c['seed'] != FIELDS['seed'].default)
+  if seeds and alone:
+    raise UserError(f'config.seeds is {seeds} and config.seed {c["seed"]}: '
+                    'set one of them')
 
 
 def build_method(config, num_classes=1):

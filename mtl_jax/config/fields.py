@@ -8,7 +8,7 @@ and docs/fields.md follow from FIELDS. A config file in configs/ starts from
 
 import ml_collections
 
-from mtl_jax import fields, files, heads
+from mtl_jax import fields, files, heads, writers
 from mtl_jax.data import augment, feed
 from mtl_jax.data.source import SPLITS
 from mtl_jax.evaluate import tune_all
@@ -191,6 +191,10 @@ PARALLEL = {
     'tasks_at_once': Field(0, 'Tasks of a device in one pass; the gradients of '
                            'several passes are averaged, with the same result '
                            'and less memory; 0: all', NOT_NEGATIVE),
+    'seeds': Field('in_turn', "Whether config.seeds train one after another, "
+                   "'in_turn', or side by side in one compiled step, "
+                   "'together', which is equal to round-off and takes memory "
+                   'for each', ('in_turn', 'together'), free=True),
     'unroll_passes': Field(
         False, 'Whether those passes are unrolled; a loop compiles faster and '
         'suits an accelerator, but a CPU runs convolutions in a loop several '
@@ -201,13 +205,16 @@ LOG = {
     'every_steps': Field(50, 'Steps between two records of losses', COUNT),
     'progress': Field(True, 'Whether progress is shown: a bar on a terminal, '
                       'plain lines elsewhere'),
-    'tensorboard': Field(True, 'Whether events for TensorBoard are written, if '
-                         'the extra is installed'),
+    'writers': Field((), 'Where the numbers go beside metrics.jsonl; each '
+                     'needs the extra of its name', tuple(writers.PACKAGES)),
 }
 
 FIELDS = {
     'seed': Field(0, 'Seed of the initial values and of training and '
                   'validation tasks', SEED),
+    'seeds': Field((), 'Seeds of several runs of this config, each in '
+                   'WORKDIR/seed_N; empty: one run, of `seed`',
+                   SEED._replace(whole=True)),
     'source': Field('', 'Where the settings come from, printed at the start',
                     free=True),
     'recipe': _each(RECIPE, free=True),

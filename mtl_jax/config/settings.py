@@ -20,8 +20,9 @@ COMMAND_LINE = 'command line'
 DEFAULT = 'default'
 
 # They say where and how fast a run computes, not what.
-_APART = ('source', 'recipe', 'init_from', 'weights', 'parallel', 'log',
-          'data.dir', 'data.manual_dir', 'data.store', 'train.save_minutes')
+_APART = ('seeds', 'source', 'recipe', 'init_from', 'weights', 'parallel',
+          'log', 'data.dir', 'data.manual_dir', 'data.store',
+          'train.save_minutes')
 PAGE = '''# Where the settings come from
 
 {source}

@@ -9,13 +9,12 @@ import contextlib
 import io
 import os
 import pathlib
-import sys
 import types
 
 import tensorflow_datasets as tfds
 from etils import epath
 
-from mtl_jax import fields, files
+from mtl_jax import fields, files, progress
 from mtl_jax.data import pictures, sources
 from mtl_jax.data.source import SPLITS, Request
 from mtl_jax.errors import UserError, first_line
@@ -91,7 +90,7 @@ def prepare(name, directory=None, manual_dir=None, **options):
   built = _builder(chosen, directory, request, checked)
   print(f'Building {pictures.text(name)} in {built.data_path}, once.',
         flush=True)
-  tfds.display_progress_bar(sys.stderr.isatty())
+  tfds.display_progress_bar(False)  # it knows no number of images
   try:
     with alone(built.data_path), contextlib.redirect_stdout(io.StringIO()):
       if not built.data_path.exists():  # or another process has built it
@@ -231,12 +230,35 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     names = list(source.classes(variant)[split])
     number = self.info.features['label'].str2int
     numbers = {name: number(pictures.text(name)) for name in names}
-    for i, example in enumerate(
-        source.build(request, checked.files, split)):
-      if example.class_name not in numbers:
-        raise UserError(
-            f'{source.name}: the {split} split has an image of class '
-            f'{example.class_name!r}: classes() does not list it')
-      yield i, {'image': io.BytesIO(example.image),
-                'label': numbers[example.class_name],
-                source.text: example.text}
+    shape, seen = self.info.features['image'].shape, set()
+    # How many images there are, no source says; it mostly goes class by class.
+    with progress.bar(len(names), f'building {split}',
+                      unit='class') as bar:
+      for i, example in enumerate(
+          source.build(request, checked.files, split)):
+        if example.class_name not in numbers:
+          raise UserError(
+              f'{source.name}: the {split} split has an image of class '
+              f'{example.class_name!r}: classes() does not list it')
+        if example.class_name not in seen:
+          seen.add(example.class_name)
+          bar.update()
+        _check_image(f'{source.name}: image {i} of the {split} split '
+                     f'(class {example.class_name!r}, {source.text} '
+                     f'{example.text!r})', example.image, shape)
+        yield i, {'image': io.BytesIO(example.image),
+                  'label': numbers[example.class_name],
+                  source.text: example.text}
+
+
+def _check_image(what, content, shape):
+  """Raises UserError for a picture of another shape than a source says."""
+  try:
+    found = pictures.shape(content)
+  except pictures.NoImage as error:
+    raise UserError(f'{what}: {error}; build() yields the bytes of an encoded '
+                    'picture, such as those of pictures.png') from error
+  if found != tuple(shape):
+    raise UserError(f'{what} is {found}, height, width and channels, not '
+                    f'{tuple(shape)}, as image_shape says: resize the image, '
+                    'or change image_shape')

@@ -20,12 +20,13 @@ AHEAD = 2  # steps that wait, ready, for the device
 def make(store, key, train, meta_batch, divide):
   """Returns numbers of steps -> iterator of the pixels of those steps.
 
-  They are uint8 [T, N, K + Q, h, w, c] for each step. Meanwhile a thread
-  gathers the pixels of the next steps and lays them out.
+  They are uint8 [T, N, K + Q, h, w, c] for each step, and [T, S, N, ..] for
+  S seeds side by side. Meanwhile a thread gathers the pixels of the next steps
+  and lays them out.
 
   Args:
     store: the training store.
-    key: of the run's training stream, as the step gets it.
+    key: of the run's training stream, as the step gets it; [S] for S seeds.
     train: section `train` of a config: ways, shots and queries of a task.
     meta_batch: T.
     divide: lays an array out over the devices: devices.Compiled.divide.
@@ -37,15 +38,17 @@ def make(store, key, train, meta_batch, divide):
     host = jax.local_devices()[0]
   key, offsets = jax.device_put((key, store.offsets), host)
 
-  @jax.jit
-  def image_ids(step):
+  def image_ids(key, step):
     keys = episodes.task_keys(jax.random.fold_in(key, step), 0, meta_batch)
     draw = lambda k: episodes.draw_ids(offsets, k, train)[1]
     return jax.vmap(draw)(keys)
 
+  ids_of = jax.jit(jax.vmap(image_ids, (0, None), out_axes=1) if key.ndim
+                   else image_ids)
+
   def gather(step):
     with jax.default_device(host):
-      ids = np.asarray(image_ids(np.int32(step)))
+      ids = np.asarray(ids_of(key, np.int32(step)))
     return divide(store.images[ids])
 
   def batches(numbers):

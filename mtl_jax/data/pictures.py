@@ -116,6 +116,19 @@ def _open(source):
                     else source, formats=_FORMATS)
 
 
+def shape(content):
+  """Returns (h, w, c) of an encoded picture, as its head says.
+
+  Raises:
+    NoImage: it has none of the formats in _FORMATS.
+  """
+  try:
+    image = _open(content)
+  except Image.UnidentifiedImageError as error:
+    raise NoImage('it is no image') from error
+  return (image.height, image.width, len(image.getbands()))
+
+
 def png(pixels, compress_level=6):
   """Encodes uint8 [h, w], [h, w, 1] or [h, w, 3] as the bytes of a PNG."""
   if pixels.shape[2:] == (1,):

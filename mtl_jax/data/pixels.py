@@ -10,6 +10,7 @@ import os
 import numpy as np
 import tensorflow_datasets as tfds
 
+from mtl_jax import progress
 from mtl_jax.data import building, pictures
 
 _CHUNK = 256  # images
@@ -73,7 +74,8 @@ def mean_and_std(images):
   """
   channels = images.shape[-1]
   counts = np.zeros((channels, 256), np.int64)
-  for ids in _chunks(len(images)):
+  for ids in progress.each(_chunks(len(images)), 'measuring',
+                             unit='chunk'):
     pixels = np.asarray(images[ids.start:ids.stop])
     for c in range(channels):
       counts[c] += np.bincount(pixels[..., c].ravel(), minlength=256)
@@ -132,10 +134,13 @@ def _decode(source, order, images):
     for row, record in zip(rows, encoded, strict=True):
       pixels = np.asarray(pictures.decode(record['image']))
       images[row] = pixels.reshape(images.shape[1:])
+    return len(rows)
 
   # Decoding releases the interpreter's lock.
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-    list(pool.map(fill, _chunks(len(source))))
+  with concurrent.futures.ThreadPoolExecutor(
+      os.cpu_count()) as pool, progress.bar(len(source), 'decoding') as bar:
+    for count in pool.map(fill, _chunks(len(source))):
+      bar.update(count)
 
 
 def _chunks(count):

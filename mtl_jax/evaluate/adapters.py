@@ -112,7 +112,8 @@ def new_heads(algorithm, store, protocol, scored):
 
   def answers(variables, tasks):
     of_tasks = lambda tasks: features.of_tasks(
-        batch_features, variables, store, tasks, protocol.batch_size)
+        batch_features, variables, store, tasks, protocol.batch_size,
+        protocol.progress and not pixels)
     used, seen = (None, None) if pixels else of_tasks(tasks)
     for part in tasks:
       if pixels:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax import progress
 from mtl_jax.data import augment
 from mtl_jax.evaluate import protocol
 from mtl_jax.models import layers
@@ -29,16 +30,21 @@ def make(algorithm, store, normalise_features):
   return jax.jit(batch_features)
 
 
-def in_batches(batch_features, variables, store, ids, batch_size):
+def in_batches(batch_features, variables, store, ids, batch_size, show=False):
   """Returns the features of the images `ids`, in a list of batches [B, D].
 
-  The last batch is filled up: rows beyond len(ids) are to be left out.
+  The last batch is filled up: rows beyond len(ids) are to be left out. With
+  `show`, a terminal shows how far it is.
   """
-  return [batch_features(variables, store.images[ids[rows]])
-          for rows, _ in protocol.chunks(len(ids), batch_size)]
+  batches = []
+  with progress.bar(len(ids), 'features', show=show) as bar:
+    for rows, count in protocol.chunks(len(ids), batch_size):
+      batches.append(batch_features(variables, store.images[ids[rows]]))
+      bar.update(count)
+  return batches
 
 
-def of_tasks(batch_features, variables, store, tasks, batch_size):
+def of_tasks(batch_features, variables, store, tasks, batch_size, show=False):
   """Returns the images that tasks use, int [I], sorted, and their features.
 
   Args:
@@ -47,19 +53,21 @@ def of_tasks(batch_features, variables, store, tasks, batch_size):
     store: the split.
     tasks: list of protocol.Tasks.
     batch_size: images of a forward pass.
+    show: as in `in_batches`.
   """
   used = np.unique(np.concatenate(
       [ids.ravel() for part in tasks for ids in (part.support, part.query)]))
   return used, jnp.concatenate(
-      in_batches(batch_features, variables, store, used, batch_size))
+      in_batches(batch_features, variables, store, used, batch_size, show))
 
 
-def of_store(algorithm, variables, store, normalise_features, batch_size):
+def of_store(algorithm, variables, store, normalise_features, batch_size,
+             show=False):
   """Returns the features of all images of a store: float32 [I, D]."""
   batch_features = make(algorithm, store, normalise_features)
   ids = np.arange(len(store.images))
   return np.concatenate([np.asarray(part) for part in in_batches(
-      batch_features, variables, store, ids, batch_size)])[:len(ids)]
+      batch_features, variables, store, ids, batch_size, show)])[:len(ids)]
 
 
 def pixels(algorithm):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mtl_jax import progress
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
 from mtl_jax.evaluate import protocol as drawing
@@ -44,9 +45,10 @@ def meta_test(algorithm, variables, store, protocol, scored):
 
 
 def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
-  """Returns variables -> [{label: Measured}, ..], one per protocol.
+  """Returns (variables, which=None) -> [{label: Measured}, ..].
 
-  Compiled once; all protocols share the features.
+  Compiled once; the protocols that are measured share the features. `which`
+  are their numbers among `protocols`; None: all.
 
   Args:
     algorithm, store, scored: as in `meta_test`.
@@ -61,18 +63,23 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
   all_adapters = adapters.make(algorithm, store, protocols[0], scored,
                                fewest=min(map(len, image_ids)))
 
-  def run(variables):
-    results = [{label: [] for label in scored} for _ in all_tasks]
+  def run(variables, which=None):
+    measured = all_tasks if which is None else [all_tasks[i] for i in which]
+    results = [{label: [] for label in scored} for _ in measured]
     for adapter in all_adapters:
       parts = [(result, drawing.some(tasks, rows), count)
-               for result, tasks in zip(results, all_tasks, strict=True)
+               for result, tasks in zip(results, measured, strict=True)
                for rows, count in drawing.chunks(len(tasks.numbers),
                                                  adapter.at_once)]
       answers = adapter.answers(variables, [tasks for _, tasks, _ in parts])
-      for (result, tasks, count), by_label in zip(parts, answers, strict=True):
-        for label, (logits, convergence) in by_label.items():
-          result[label].append((Measured(
-              _accuracies(logits, tasks.query_y), convergence), count))
+      with progress.bar(sum(count for *_, count in parts), 'adapting',
+                        unit='task', show=protocols[0].progress) as bar:
+        for (result, tasks, count), by_label in zip(parts, answers,
+                                                    strict=True):
+          for label, (logits, convergence) in by_label.items():
+            result[label].append((Measured(
+                _accuracies(logits, tasks.query_y), convergence), count))
+          bar.update(count)
     return [{label: _joined(label, parts) for label, parts in result.items()}
             for result in results]
 

@@ -25,6 +25,7 @@ class Protocol(NamedTuple):
   # not to the image itself (RFS: 5). 0: to the image.
   support_copies: int = 0
   augmentation: Mapping[str, Any] | None = None  # keywords of augment.augment
+  progress: bool = False  # whether a terminal shows how far the tasks are
 
 
 class Tasks(NamedTuple):

@@ -39,7 +39,7 @@ def write(config, checkpoint, path):
       config.data.manual_dir), model.data)
   values = features.of_store(
       model.algorithm, model.variables, store, c.normalise_features,
-      c.batch_size)
+      c.batch_size, config.log.progress)
   _save(path, config, [values], {
       'class_names': np.array(store.class_names),
       'labels': np.repeat(np.arange(store.num_classes, dtype=np.int32),

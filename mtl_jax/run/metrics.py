@@ -1,15 +1,14 @@
-"""What a run reports while it runs: metrics.jsonl, the bar, TensorBoard."""
+"""What a run reports while it runs: metrics.jsonl, a bar, writers."""
 
 import json
 import math
-import os
 import sys
 import time
 
 import jax
 import tqdm
 
-from mtl_jax import files
+from mtl_jax import files, progress
 from mtl_jax.errors import UserError
 
 FILE = 'metrics.jsonl'
@@ -112,7 +111,8 @@ class Log:
   parts, of which only the last one is written again.
   """
 
-  def __init__(self, path, config, upto, total_steps, remedies=()):
+  def __init__(self, path, config, upto, total_steps, remedies=(), name='',
+               write=None):
     """Keeps the records up to a step.
 
     Args:
@@ -122,8 +122,10 @@ class Log:
       total_steps: of the whole run.
       remedies: '' (training) and 'validation_' -> which fields to change where
         tasks have not converged; it is said once a run.
+      name: of the run, shown before its progress where several go at once.
+      write: (step, values) -> None, of writers.opened.
     """
-    self._path = path
+    self._path, self._name = path, name
     kept = read(path, upto)
     self._keep(kept)
     self._last = kept[-1] if kept else {}
@@ -132,14 +134,15 @@ class Log:
     self._start = time.monotonic()
     self.every_steps = config.every_steps
     self._bar = None
-    if config.progress and _columns():
+    if config.progress and progress.columns():
       self._bar = tqdm.tqdm(total=total_steps, initial=upto, unit='step',
-                            dynamic_ncols=True, smoothing=0.05)
+                            dynamic_ncols=True, smoothing=0.05,
+                            desc=name or None)
     self._plain = config.progress and self._bar is None
     self._remedies = dict(remedies)  # of what this run has not said yet
     for record in kept:
       self._converged(record)
-    self._events = _events(path) if config.tensorboard else None
+    self._writers = write or (lambda step, values: None)
 
   def _keep(self, records):
     """Makes FILE hold these records, and no part any."""
@@ -165,10 +168,8 @@ class Log:
     """Adds a record of a step: 'step', 'epoch' and what was measured."""
     before, self._last = self._last, values
     self._write(_line(values))
-    if self._events:
-      for name, value in values.items():
-        if name != 'step':
-          self._events.add_scalar(name, value, values['step'])
+    self._writers(values['step'], {
+        name: value for name, value in values.items() if name != 'step'})
     if self._bar is not None:
       self._bar.update(values['step'] - self._bar.n)
       # Loss and validation come in turn: the bar keeps both.
@@ -191,7 +192,7 @@ class Log:
 
   def say(self, text):
     """Prints a line above the bar."""
-    tqdm.tqdm.write(text)
+    tqdm.tqdm.write(f'{self._name}: {text}' if self._name else text)
     sys.stdout.flush()
 
   def _converged(self, values):
@@ -201,11 +202,9 @@ class Log:
             if values.get(f'{prefix}not_converged', 0) > 0]
 
   def close(self):
-    """Ends the bar and the events."""
+    """Ends the bar."""
     if self._bar is not None:
       self._bar.close()
-    if self._events:
-      self._events.close()
 
 
 def duration(seconds):
@@ -214,22 +213,6 @@ def duration(seconds):
     return f'{seconds:.0f} s'
   minutes = seconds / 60
   return f'{minutes:.0f} min' if minutes < 90 else f'{minutes / 60:.1f} h'
-
-
-def _columns():
-  """Returns the width of the terminal of stderr, 0 if it is no terminal."""
-  try:
-    return os.get_terminal_size(sys.stderr.fileno()).columns
-  except (OSError, ValueError):
-    return 0
-
-
-def _events(path):
-  try:
-    import tensorboardX  # the extra `tensorboard`
-  except ImportError:
-    return None
-  return tensorboardX.SummaryWriter(str(path / 'tensorboard'))
 
 
 def _short(values):

@@ -44,7 +44,7 @@ def _protocol(config, section, shots, key):
       key=key, num_tasks=section.tasks, ways=section.ways, shots=shots,
       queries=section.queries, normalise_features=section.normalise_features,
       batch_size=config.eval.batch_size,
-      tasks_at_once=config.eval.tasks_at_once)
+      tasks_at_once=config.eval.tasks_at_once, progress=config.log.progress)
 
 
 def _copies(config):

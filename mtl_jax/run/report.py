@@ -1,14 +1,46 @@
-"""What a run shows at its end: its scores and its curves."""
+"""What a run shows: at its start, and at its end its scores and curves."""
 
 import io
 import json
 import re
 
+import jax
+
 from mtl_jax import files
+from mtl_jax.config import settings
 from mtl_jax.evaluate import interval
-from mtl_jax.run import metrics
+from mtl_jax.run import build, metrics
 
 _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
+
+
+def describe(config, run, state, weights=''):
+  """Returns the lines that a run prints at its start."""
+  c = config.train
+  count = sum(x.size for x in jax.tree.leaves(state.variables['params']))
+  sizes = ', '.join(f'{name} {s.num_classes} classes, {len(s.images)} images'
+                    for name, s in run.splits.items())
+  device = run.mesh.devices.flat[0].device_kind
+  to_come = max(c.max_epochs * run.epoch_steps - int(state.step), 0)
+  images = run.meta_batch * c.ways * (c.shots + c.queries)
+  return '\n'.join((
+      f'{config.method.name} with {config.model.name} on '
+      f'{config.data.name}: {count:,} parameters, {run.mesh.size} x {device}',
+      f'data: {sizes}' + (', pixels on the host' if build.place_of_pixels(
+          config, run) == 'host' else ''),
+      f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
+      f'{c.queries} images per class; an epoch: {run.epoch_steps} steps; at '
+      f'most {c.max_epochs} epochs',
+      f'to come: {"at most " * bool(c.stop_patience)}{to_come:,} steps, '
+      f'{to_come * images:,} images',
+      settings.summary(config), *([weights] if weights else ()),
+      starting(state)))
+
+
+def starting(state):
+  """Says at which step a run starts."""
+  return f'Resuming at step {int(state.step)}.' if int(
+      state.step) else 'Starting.'
 
 
 def scores(result):

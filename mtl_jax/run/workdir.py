@@ -20,6 +20,7 @@ from mtl_jax.run import checkpoint
 
 CONFIG = 'config.json'
 DATA = 'data.json'
+_GONE = (('log', 'tensorboard'),)  # fields that older versions wrote
 
 
 def read_config(path):
@@ -38,8 +39,10 @@ def read_config(path):
         raise ValueError(f'the section {section} is missing')
     return ml_collections.ConfigDict(_tuples(values))
   except FileNotFoundError as error:
+    of_seed = next(iter(sorted(path.glob(f'seed_*/{CONFIG}'))), None)
+    name = f'that of a seed, such as {of_seed.parent}' if of_seed else 'one'
     raise UserError(f'{file} is missing: {path} is not the workdir of a run; '
-                    'name one') from error
+                    f'name {name}') from error
   except (OSError, ValueError) as error:
     raise UserError(f'{file} cannot be read ({error}): restore it or choose '
                     'an empty --workdir') from error
@@ -56,6 +59,9 @@ def saved_config(path):
   path = files.at(path)
   saved = read_config(path)
   config = base_config()
+  for section, field in _GONE:
+    if section in saved and field in saved[section]:
+      del saved[section][field]
   for section in ('model', 'method'):  # these have fields of their own
     config[section] = saved[section]
   try:

@@ -3,14 +3,13 @@
 import collections
 import concurrent.futures
 import os
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 from PIL import Image
 
+from mtl_jax import progress
 from mtl_jax.data import pictures
 from mtl_jax.data.source import SPLITS
 from mtl_jax.errors import UserError
@@ -108,27 +107,25 @@ def look(layout, resize):
     counts[kind] += 1
     first.setdefault(kind, text)
 
-  with tqdm.tqdm(desc='Checking', unit='images', leave=False,
-                 disable=not sys.stderr.isatty()) as bar:
-    for split in SPLITS:
-      images = layout.open(split)
-      total, mean = len(images.classes), np.zeros(3)
-      seen = in_threads(lambda i, images=images: _look(images.read(i)), total)
-      for i, image in enumerate(seen):
-        bar.update()
-        if isinstance(image, str):
-          note(split, f'{images.where(i)} cannot be decoded ({image}')
-          continue
-        mean += image.mean / total
-        if image.size != (SIZE, SIZE):
-          note('sizes', f'{images.where(i)}, {image.size[0]}x{image.size[1]}')
-        if image.mode != 'RGB':
-          note('modes', f'{images.where(i)}, mode {image.mode}')
-      if split in first:
-        raise UserError(f'{first[split]}; {counts[split]} of {total} images '
-                        f'of the {split} split): fetch it again')
-      means[split] = Means(mean, total, images.where(0).rpartition(' in ')[2])
-      del images, seen  # a pickle is large
+  for split in SPLITS:
+    images = layout.open(split)
+    total, mean = len(images.classes), np.zeros(3)
+    seen = in_threads(lambda i, images=images: _look(images.read(i)), total)
+    for i, image in enumerate(progress.each(seen, f'checking {split}',
+                                            total=total)):
+      if isinstance(image, str):
+        note(split, f'{images.where(i)} cannot be decoded ({image}')
+        continue
+      mean += image.mean / total
+      if image.size != (SIZE, SIZE):
+        note('sizes', f'{images.where(i)}, {image.size[0]}x{image.size[1]}')
+      if image.mode != 'RGB':
+        note('modes', f'{images.where(i)}, mode {image.mode}')
+    if split in first:
+      raise UserError(f'{first[split]}; {counts[split]} of {total} images '
+                      f'of the {split} split): fetch it again')
+    means[split] = Means(mean, total, images.where(0).rpartition(' in ')[2])
+    del images, seen  # a pickle is large
   return means, _notices(sum(mean.images for mean in means.values()), counts,
                          first, resize)
 
