@@ -4,8 +4,8 @@
 
 A folder of images for each class will do; docs/own.md says what else may be in
 it. The network is small and training takes minutes on two cores. With more
-images and an accelerator, raise config.model.width, and config.train.max_epochs and
-config.optimizer.decay_epochs together.
+images and an accelerator, raise config.model.width, and
+config.train.max_epochs and config.optimizer.decay_epochs together.
 """
 
 from mtl_jax.config import base_config, set_method

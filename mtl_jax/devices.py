@@ -43,6 +43,8 @@ class Compiled(NamedTuple):
     devices of a CPU it returns when the step has ended, see `compile`.
   put(tree) -> tree laid out for `step`, which may share memory with what it
     was given; get(tree) -> plain arrays again.
+  share(tree) -> as `put`, for what no step changes: all devices of a CPU read
+    the memory that it was given.
   divide(array [T, ..]) -> the same, every device holding its own tasks.
   lower(state, arrays, key, pixels) -> the step lowered for these arguments.
   """
@@ -52,6 +54,7 @@ class Compiled(NamedTuple):
   get: Callable
   divide: Callable
   lower: Callable
+  share: Callable
 
 
 def split_cpu(count):
@@ -215,21 +218,47 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
     mapped = jax.shard_map(step, mesh=mesh, out_specs=P(), check_vma=False,
                            in_specs=(P(), P(), P(), P(AXIS)))
     jitted = jax.jit(mapped, donate_argnums=0)
-    return Compiled(in_turn(jitted),
-                    lambda tree: place(tree, NamedSharding(mesh, P())),
+    put = lambda tree: place(tree, NamedSharding(mesh, P()))
+    return Compiled(in_turn(jitted), put,
                     lambda tree: place(tree, device),
                     lambda x: place(x, NamedSharding(mesh, P(AXIS))),
-                    jitted.lower)
+                    jitted.lower, _sharing(mesh, P(), put))
   mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
                     donate_argnums=0)
   copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
   # One device's copy. Were x[0] taken of the array of all devices, each number
   # would be a computation of all of them, with an all-reduce.
   first = lambda x: x.addressable_data(0)[0]
+  put = lambda tree: place(jax.tree.map(copies, tree),
+                           NamedSharding(mesh, P(AXIS)))
   return Compiled(
-      in_turn(mapped),
-      lambda tree: place(jax.tree.map(copies, tree),
-                         NamedSharding(mesh, P(AXIS))),
+      in_turn(mapped), put,
       lambda tree: place(jax.tree.map(first, tree), device),
       lambda x: place(x.reshape((mesh.size, -1) + x.shape[1:]),
-                      NamedSharding(mesh, P(AXIS))), mapped.lower)
+                      NamedSharding(mesh, P(AXIS))), mapped.lower,
+      _sharing(mesh, P(AXIS), put))
+
+
+def _sharing(mesh, spec, put):
+  """Returns what lays arrays out without copies where that can be done.
+
+  `jax.device_put` of a numpy array copies nothing if the device is a CPU and
+  the array begins at a multiple of 64 bytes, as a mapped file of numpy's does.
+
+  Args:
+    mesh: of the devices.
+    spec: P(), or P(AXIS) for arrays with an axis of devices in front.
+    put: what copies.
+  """
+  if mesh.devices.flat[0].platform != 'cpu':
+    return put
+
+  def share(x):
+    x = np.asarray(x)  # no copy of what is on a CPU
+    x = x[None] if len(spec) else x
+    shape = (mesh.size, *x.shape[1:]) if len(spec) else x.shape
+    return jax.make_array_from_single_device_arrays(
+        shape, NamedSharding(mesh, spec),
+        [jax.device_put(x, device) for device in mesh.devices.flat])
+
+  return lambda tree: jax.tree.map(share, tree)

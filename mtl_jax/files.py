@@ -78,6 +78,28 @@ def write(path, contents):
                     ) from error
 
 
+@contextlib.contextmanager
+def writing(path):
+  """Yields an open file of bytes that replaces another as a whole.
+
+  For what is too large for `write`. After an error the file is as it was.
+
+  Raises:
+    UserError: the disk is full, or the folder cannot be written.
+  """
+  beside = path.parent / f'{path.name}.tmp'
+  try:
+    with beside.open('wb') as file:
+      yield file
+    beside.replace(path)
+  except OSError as error:
+    raise UserError(f'{path}: cannot be written ({error.strerror})'
+                    ) from error
+  finally:
+    with contextlib.suppress(OSError):
+      beside.unlink(missing_ok=True)
+
+
 def json_text(value, **options):
   """Returns a value as strict JSON, which has no NaN and no infinity.
 

@@ -14,15 +14,18 @@
 
     --mode=evaluate --checkpoint=/some/where    tests a run, with its config
     --mode=features --checkpoint=/some/where    writes features of a split
+    --images=/some/folder                       .. of your own pictures instead;
+                                                --invert exchanges black and
+                                                white
     --mode=export --checkpoint=/some/where      writes weights.safetensors
 
     --help                                      this text, all names and fields
     --help --config=NAME[:METHOD]               all fields of one config
 
 With --checkpoint the default config is that of the run, and the default workdir
-is CHECKPOINT/evaluate (CHECKPOINT/export). --mode=evaluate and --mode=features
-take --weights, --config and --workdir in place of --checkpoint; see
-docs/weights.md.
+is CHECKPOINT/evaluate (CHECKPOINT/export; with --images CHECKPOINT/images).
+--mode=evaluate and --mode=features take --weights, --config and --workdir in
+place of --checkpoint; see docs/weights.md.
 """
 
 import sys
@@ -33,7 +36,14 @@ from mtl_jax import devices, files, program
 from mtl_jax.config import flags, help
 from mtl_jax.errors import UserError
 from mtl_jax.report import formats, table
-from mtl_jax.run import checkpoint, evaluate_mode, loop, seeds, workdir
+from mtl_jax.run import (
+  checkpoint,
+  evaluate_mode,
+  features_file,
+  loop,
+  seeds,
+  workdir,
+)
 
 
 def main(argv=None):
@@ -75,9 +85,13 @@ def run(command):
       report_seeds(command.config, command.workdir)
     elif command.mode == 'train':
       loop.train_and_evaluate(command.config, command.workdir)
+    elif command.images is not None:
+      features_file.write_of_folder(
+          command.config, command.checkpoint, command.images, command.workdir,
+          command.invert)
     else:
       do = {'evaluate': evaluate_mode.evaluate_run,
-            'features': evaluate_mode.write_features,
+            'features': features_file.write,
             'export': evaluate_mode.export}[command.mode]
       do(command.config, command.checkpoint, command.workdir)
 

@@ -22,8 +22,10 @@ import numpy as np
 
 from mtl_jax.errors import UserError
 
-# An array of 38,400 labels takes about ten opcodes for each.
+# An array of 38,400 labels takes about ten opcodes for each. Of arrays that are
+# images, a few dozen opcodes take hundreds of bytes or more.
 _MOST_STEPS = 2_000_000
+_BYTES_PER_STEP = 256  # of a larger file
 _MOST_DIGITS = 19  # of an integer: those of 64 bits
 _PLAIN = re.compile(r'[<>|=]?[biufSU][1-9]\d{0,2}')
 _OPCODES = {opcode.code.encode('latin1')[0]: opcode
@@ -66,31 +68,45 @@ class _DType:
 class Array:
   """An array to be filled: `array` is None until then."""
 
+  __slots__ = ('array',)
+
   def __init__(self, array=None):
     self.array = array
+
+
+class _LongText:
+  """Text that is decoded when it is needed: Python 3 writes bytes as text."""
+
+  __slots__ = ('raw',)
+
+  def __init__(self, raw):
+    self.raw = raw
 
 
 def load(data, functions=None, persistent=None):
   """Returns the value in a pickle.
 
   Args:
-    data: bytes of the file.
+    data: bytes of the file, or a memoryview of them; large ones are not copied.
     functions: (module, name) -> Function, in addition to FUNCTIONS.
     persistent: identifier -> value, for what lies outside of the pickle; None:
       nothing does.
 
   Returns:
     None, numbers, text, bytes (large ones as a memoryview), lists, tuples,
-    dicts, sets and ranges of these, and Array; `plain` turns the last into
-    arrays. Text of Python 2 is bytes. Attributes of a dict are dropped.
+    dicts, sets and ranges of these, and Array and long text; `plain` turns
+    these into arrays and text. Text of Python 2 is bytes. Attributes of a
+    dict are dropped.
 
   Raises:
     UserError: it asks for something else; the message lacks the file's name.
     Exception: damaged bytes raise many kinds.
   """
+  data = memoryview(data)
   state, at = _State([], [], {}, [len(data)],
                      FUNCTIONS | (functions or {}), persistent), 0
-  for _ in range(_MOST_STEPS):
+  most = max(_MOST_STEPS, len(data) // _BYTES_PER_STEP)
+  for _ in range(most):
     opcode = _OPCODES[data[at]]
     raw, at = _argument(data, at + 1, opcode)
     if opcode.name == 'STOP':
@@ -102,11 +118,13 @@ def load(data, functions=None, persistent=None):
       _ACTIONS[opcode.name](state, raw)
     else:
       raise Damaged(f'opcode {opcode.name}')
-  raise Damaged(f'more than {_MOST_STEPS} opcodes')
+  raise Damaged(f'more than {most} opcodes')
 
 
 def plain(value):
-  """Returns the array of an Array, and other values as they are."""
+  """Returns the array of an Array, long text, and other values as they are."""
+  if isinstance(value, _LongText):
+    return str(value.raw, 'utf-8', 'surrogatepass')
   if isinstance(value, Array) and value.array is None:
     raise Damaged('an array without data')
   return value.array if isinstance(value, Array) else value
@@ -116,17 +134,27 @@ def _argument(data, at, opcode):
   """Returns (bytes of an opcode's argument, where the next opcode is)."""
   size = opcode.arg.n if opcode.arg else 0
   if size == pickletools.UP_TO_NEWLINE:
-    end = data.index(b'\n', at)
+    end = _end_of_line(data, at)
     if opcode.name in ('GLOBAL', 'INST'):  # two lines
-      end = data.index(b'\n', end + 1)
-    return memoryview(data)[at:end], end + 1
+      end = _end_of_line(data, end + 1)
+    return data[at:end], end + 1
   if size < 0:
     width = _SIZES[size]
     size = int.from_bytes(data[at:at + width], 'little')
     at += width
   if at + size > len(data):
     raise Damaged('it ends too early')
-  return memoryview(data)[at:at + size], at + size
+  return data[at:at + size], at + size
+
+
+def _end_of_line(data, at):
+  size = 256
+  while at < len(data):
+    found = bytes(data[at:at + size]).find(b'\n')
+    if found >= 0:
+      return at + found
+    at, size = at + size, 4 * size
+  raise Damaged('it ends too early')
 
 
 # Values: of the bytes of an argument.
@@ -161,7 +189,9 @@ def _line_bytes(raw):
 
 
 def _text(raw):
-  return str(raw, 'utf-8', 'surrogatepass')
+  """Short text may be a key; long text is not copied."""
+  return _LongText(raw) if len(raw) > 4096 else str(
+      raw, 'utf-8', 'surrogatepass')
 
 
 _VALUES = {
@@ -193,6 +223,7 @@ def _spend(state, count):
 def _encode(state, text, encoding='latin1'):
   if encoding not in ('latin1', 'latin-1'):
     raise Damaged(f'text in {encoding!r:.20}')
+  text = plain(text)
   _spend(state, len(text))
   return text.encode('latin1')
 

@@ -16,7 +16,7 @@ COMMANDS = ('main', 'adapt', 'report', 'data.__main__', 'config.__main__',
 FLOORS = (('', *COMMANDS), ('run',), ('config',), ('evaluate',), ('train',),
           ('algorithms',), ('heads',), ('models', 'solvers', 'ntk'), ('data',),
           ('devices', 'writers'), ('files', 'unpickle', 'weight_files'),
-          ('fields', 'registry', 'progress'), ('errors', 'program'))
+          ('fields', 'fonts', 'registry', 'progress'), ('errors', 'program'))
 MAY_TAKE_CONFIG = (*COMMANDS, 'run', 'config')
 LONGEST_FUNCTION = 60
 

@@ -161,8 +161,9 @@ def _python2(value):
   if isinstance(value, dict):
     return b'(' + b''.join(
         _python2(k) + _python2(v) for k, v in value.items()) + b'd'
-  dtype = (b'cnumpy\ndtype\n' + _python2(('u1', 0, 1)) + b'R'
-           + _python2((3, '|', None, None, None, -1, -1, 0)) + b'b')
+  dtype = (b'cnumpy\ndtype\n' + _python2((value.dtype.str[1:], 0, 1))
+           + b'R' + _python2((3, value.dtype.str[0], None, None, None, -1, -1,
+                              0)) + b'b')
   return (b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n'
           + _python2((0,)) + _python2('b') + b'tR(' + _python2(1)
           + _python2(value.shape) + dtype + b'I00\n'
@@ -180,3 +181,19 @@ def build(folder, *options):
   """Runs the command that builds from a folder; returns its exit code."""
   return data_main.main(['build', 'mini_imagenet',
                          f'--manual_dir={folder}', *options])
+
+
+def originals(size):
+  """Returns wnid -> the JPEGs of its class in ILSVRC, by number.
+
+  The numbers have gaps. The published images are those whose ranks their names
+  state; the others are grey.
+  """
+  grey = jpeg(np.full((84, 84, 3), 99, np.uint8))
+  of_class = {}
+  for split in CSVS:
+    for wnid, name, content in rows()[split]:
+      numbered = of_class.setdefault(wnid, {7 * i: grey for i in range(
+          1, size + 1)})
+      numbered[7 * int(name[9:17])] = content
+  return of_class

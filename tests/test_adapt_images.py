@@ -1,12 +1,18 @@
 """Pictures of any kind on the way in, and the contact sheet on the way out."""
 
+import functools
 import io
+import warnings
 
 import numpy as np
 import pytest
 from etils import epath
+from fontTools import fontBuilder
+from fontTools.pens import ttGlyphPen
+from matplotlib import figure, font_manager
 from PIL import Image
 
+from mtl_jax import fonts
 from mtl_jax.adapt import classify, results, sheet
 from mtl_jax.data import pictures
 
@@ -135,7 +141,105 @@ def test_tables_are_written_before_pictures(tmp_path, monkeypatch):
 
 
 def test_long_names_are_cut_where_they_are_alike():
-  assert sheet._short('short', 5) == 'short'
-  assert sheet._short('Armenian_U+0531', 9) == 'Arme…0531'
-  assert sheet._fit('Armenian_U+0531' * 9, 80) != sheet._fit(
-      'Armenian_U+0531' * 8 + 'Armenian_U+0549', 80)
+  assert fonts.short('short', 5) == 'short'
+  assert fonts.short('Armenian_U+0531', 9) == 'Arme…0531'
+  assert fonts.fit('Armenian_U+0531' * 9, 80, 13) != fonts.fit(
+      'Armenian_U+0531' * 8 + 'Armenian_U+0549', 80, 13)
+
+
+@pytest.fixture
+def cat(tmp_path, monkeypatch):
+  """Makes a font of this system that holds one sign, a black square."""
+  pen = ttGlyphPen.TTGlyphPen(None)
+  for point in ((0, 0), (0, 1000), (1000, 1000), (1000, 0)):
+    (pen.lineTo if pen.points else pen.moveTo)(point)
+  pen.closePath()
+  empty = ttGlyphPen.TTGlyphPen(None).glyph()
+  font = fontBuilder.FontBuilder(1000)
+  font.setupGlyphOrder(['.notdef', 'cat'])
+  font.setupCharacterMap({ord('猫'): 'cat'})
+  font.setupGlyf({'.notdef': empty, 'cat': pen.glyph()})
+  font.setupHorizontalMetrics({'.notdef': (1000, 0), 'cat': (1000, 0)})
+  font.setupHorizontalHeader(ascent=1000, descent=0)
+  font.setupNameTable({'familyName': 'Cat', 'styleName': 'Regular'})
+  font.setupOS2()
+  font.setupPost()
+  font.save(tmp_path / 'cat.ttf')
+  damaged = tmp_path / 'damaged.ttf'
+  damaged.write_text('no font')
+  return fonts_of(monkeypatch, [str(damaged), str(tmp_path / 'cat.ttf')])
+
+
+def fonts_of(monkeypatch, paths):
+  """Lets this system have these fonts only."""
+  monkeypatch.setattr(font_manager, 'findSystemFonts', lambda: paths)
+  for name in ('of', '_signs', '_system', '_family'):
+    monkeypatch.setattr(fonts, name, functools.cache(
+        getattr(fonts, name).__wrapped__))
+
+
+def test_a_name_is_drawn_by_a_font_that_holds_its_signs(cat):
+  """Fails if a Chinese name is a row of empty boxes."""
+  strip, draw = sheet._strip(40)
+  fonts.write(draw, (10, 5), ('x猫', 'x'), 'black', 20)
+  dark = np.asarray(strip.convert('L')) < 128
+  columns = dark[:40, 10:60].sum(0)
+  assert (columns >= 19).sum() == 20, 'the black square'
+  left = 10 + round(fonts.length('x', 20))
+  assert dark[:, left:left + 20].sum() == pytest.approx(400, abs=25)
+  assert fonts.length('猫x', 20) == 20 + fonts.length('x', 20)
+  assert fonts.notices(['猫', 'x']) == []
+  result, _, _ = many(2)
+  result['classes'] = {'猫猫猫': 1, 'x': 1}
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')  # Matplotlib's, for a sign that it lacks
+    sheet.confusion(result)
+
+
+def test_signs_that_no_font_holds_are_escaped_and_told(monkeypatch):
+  fonts_of(monkeypatch, [])
+  assert fonts.shown('a猫é') == r'a\u732bé'
+  note, = fonts.notices({'猫 1': 1, 'é': 2, '犬': 3})
+  assert note.startswith(r'2 names, such as 猫 1, have signs that no font')
+  assert r'\u732b 1' in note and 'Noto Sans CJK' in note
+  result, support, query = many(2)
+  result['classes'] = {'猫' * 40: 1, 'x': 1}
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    sheet.confusion(result)
+
+
+@pytest.mark.parametrize('classes, sizes', [
+    (5, (10,) * 5), (20, (3,) * 20), (200, (1,) * 200)])
+def test_groups_share_rows_and_are_all_there(classes, sizes):
+  groups = [((f'{i}', ''), list(range(size))) for i, size in enumerate(sizes)]
+  rows = list(sheet._packed(groups))
+  assert len(rows) == {5: 5, 20: 10, 200: 40}[classes]
+  for row in rows:
+    taken = [place for column, columns, _, members in row
+             for place in range(column, column + columns)]
+    assert len(set(taken)) == len(taken) and max(taken) < 10
+  assert [title for row in rows for _, _, title, _ in row] == [
+      title for title, _ in groups]
+
+
+def test_a_large_group_has_rows_of_its_own():
+  rows = list(sheet._packed([(('a', ''), [1]), (('b', ''), list(range(12))),
+                             (('c', ''), [5])]))
+  assert [[(column, len(members), title[0]) for column, _, title, members
+           in row] for row in rows] == [
+               [(0, 1, 'a')], [(0, 10, 'b')], [(0, 2, '')], [(0, 1, 'c')]]
+
+
+@pytest.mark.parametrize('classes, all_of_them', [
+    (61, True), (200, True), (201, False)])
+def test_a_matrix_of_up_to_200_classes_has_all_names_and_numbers(
+    classes, all_of_them, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(figure.Figure, 'savefig', lambda self, *_, **__:
+                      drawn.append(self.axes[0]))
+  result, *_ = many(classes)
+  sheet.confusion(result)
+  names = drawn[0].get_yticklabels()
+  assert len(names) == (classes if all_of_them else sheet.NAMED)
+  assert len(drawn[0].texts) == (classes if all_of_them else 0)

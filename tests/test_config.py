@@ -34,7 +34,9 @@ FEW = {'cifar_fs_1shot': ('maml', 'meta_sgd', 'metaoptnet', 'mtl', 'r2d2',
        'mini_5shot_cpu': ('mtl',), 'mini_5shot_fast': ('mtl',),
        'omniglot_1shot_published': ('imaml', 'maml', 'meta_sgd', 'protonet',
                                     'r2d2'),
-       'omniglot_5shot_published': ('imaml', 'protonet', 'r2d2')}
+       'omniglot_5shot_published': ('imaml', 'protonet', 'r2d2'),
+       'tiered_1shot': ('metaoptnet', 'minibatch_prox', 'mtl', 'whole_class'),
+       'tiered_5shot': ('metaoptnet', 'minibatch_prox', 'mtl', 'whole_class')}
 
 
 @pytest.mark.parametrize('method', sorted(METHODS))

@@ -64,7 +64,7 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
     return [{'loss': (np.float32(1), 1)}] * len(pending)
   monkeypatch.setattr(metrics, 'fetch', fetch)
   same = lambda tree: tree
-  compiled = devices.Compiled(step, same, same, same, None)
+  compiled = devices.Compiled(step, same, same, same, None, same)
 
   class Log:
     every_steps = 10 ** 6
@@ -142,3 +142,15 @@ def test_a_lack_of_memory_gets_one_line(error):
 def test_another_error_of_jax_is_a_fault_of_ours():
   with pytest.raises(jax.errors.JaxRuntimeError), devices.memory_errors():
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
+
+
+@pytest.mark.parametrize('how', ['jit', 'pmap'])
+def test_counted_devices_share_one_copy_of_the_pixels(how, tmp_path):
+  """Fails if a data set takes its size once more for every counted device."""
+  np.save(tmp_path / 'pixels.npy', np.arange(4096, dtype=np.uint8))
+  pixels = np.load(tmp_path / 'pixels.npy', mmap_mode='r')
+  compiled = devices.compile(slow_step, devices.mesh(8, 8), how)
+  shared = compiled.share({'x': jax.device_put(pixels)})['x']
+  assert {shard.data.unsafe_buffer_pointer()
+          for shard in shared.addressable_shards} == {pixels.ctypes.data}
+  assert shared.shape == ((8, 4096) if how == 'pmap' else (4096,))

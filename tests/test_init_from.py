@@ -34,9 +34,9 @@ def first(tmp_path_factory):
 @pytest.fixture(scope='module')
 def start_of(first, tmp_path_factory):
   """Returns (config) -> (state of random weights, Start from `first`)."""
-  def start(config):
+  def start(config, **other):
     run = build.make_run(config)
-    data = build.describe_data(run.splits['train'])
+    data = build.describe_data(run.splits['train']) | other
     initial = build.initial_state(config, run.algorithm, data['image_shape'])
     config.init_from = str(first)
     return initial, init_from.load(
@@ -64,6 +64,20 @@ def test_another_method_takes_the_backbone_alone(first, start_of, tmp_path):
   assert_equal(mine['batch_stats'], theirs['batch_stats'])
   assert_equal(mine['params']['head'], initial.variables['params']['head'])
   assert f'the backbone of step 4 of {first}' in start.line
+
+
+def test_another_data_set_takes_the_backbone_alone(first, start_of, tmp_path):
+  """Fails if heads of other classes are taken, with any schedule and rate."""
+  config = config_of(tmp_path, config__optimizer__schedule='step',
+                     config__optimizer__step_epochs='1,',
+                     config__optimizer__step_scales='.1,')
+  initial, start = start_of(config, classes=['x', 'y'])
+  mine, theirs = start.state.variables, trained.load(first).variables
+  for name, value in mine['params'].items():
+    assert_equal(value, (theirs if name == 'backbone' else initial.variables)[
+        'params'][name])
+  assert_equal(mine['batch_stats'], theirs['batch_stats'])
+  assert_equal(start.state.opt_state, initial.opt_state)
 
 
 @pytest.mark.parametrize('model, line', [

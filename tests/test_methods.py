@@ -318,12 +318,12 @@ def test_weights_of_the_support_are_repeated_images(name):
   balance = heads.balance(episode.support_y[rows], 3, jnp.float64)
   weighted = logits(rows, balance)
   np.testing.assert_allclose(weighted, logits(more, None), atol=1e-12)
-  assert jnp.abs(weighted - logits(rows, None)).max() > 1e-3
+  assert jnp.abs(weighted - logits(rows, jnp.ones(5))).max() > 1e-3
 
 
-@pytest.mark.parametrize('batch_norm', ['running', 'episode'])
-@pytest.mark.parametrize('name, head, options', [
-    ('protonet', centroid, {}), ('metaoptnet', ridge, {'regulariser': 50.})])
+@pytest.mark.parametrize('name, head, options, batch_norm', [
+    ('protonet', centroid, {}, 'episode'),
+    ('metaoptnet', ridge, {'regulariser': 50.}, 'running')])
 def test_a_fitted_head_gets_the_weights_of_the_support(
     name, head, options, batch_norm):
   extra = {'head': 'ridge'} if name == 'metaoptnet' else {}

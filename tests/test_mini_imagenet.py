@@ -19,19 +19,22 @@ import mini_imagenet_fake as fake
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+import tiered_imagenet_fake
 from etils import epath
 from PIL import Image
 
 from mtl_jax import errors
 from mtl_jax.data import __main__ as data_main
-from mtl_jax.data import building, store
+from mtl_jax.data import building, published, store
 from mtl_jax.data.sources import mini_imagenet
-from mtl_jax.data.sources.mini_imagenet import files, images, lists
+from mtl_jax.data.sources.imagenet import ilsvrc, images
+from mtl_jax.data.sources.mini_imagenet import files, lists
 
 REAL = os.environ.get('MTL_JAX_TEST_DATA') and pathlib.Path(
     os.environ['MTL_JAX_TEST_DATA']) / 'mini_imagenet'
 CLASSES = {split: wnids[:count] for (split, wnids), count in zip(
     mini_imagenet.published_classes().items(), fake.NUM_CLASSES, strict=True)}
+WANTED = mini_imagenet.wanted()  # before it is shrunk
 
 
 @pytest.fixture(autouse=True)
@@ -300,7 +303,7 @@ import os, signal, sys
 import mini_imagenet_fake as fake
 from mtl_jax.data import __main__ as data_main
 from mtl_jax.data.sources import mini_imagenet
-from mtl_jax.data.sources.mini_imagenet import images
+from mtl_jax.data.sources.imagenet import images
 fake.shrink(setattr)
 encode, calls = images.encode, []
 def encode_some(*args):
@@ -355,8 +358,7 @@ real = pytest.mark.skipif(
 
 @pytest.fixture(scope='module')
 def layout():
-  return files.find(REAL, lists.Wanted(
-      mini_imagenet.published_classes(), 600))
+  return files.find(REAL, WANTED)
 
 
 @real
@@ -387,5 +389,67 @@ def test_real_lists_that_are_exchanged_are_refused(layout, tmp_path):
   (tmp_path / 'images').mkdir()
   with pytest.raises(errors.UserError, match='val.csv has class n01930112, '
                      'which is of the test split'):
-    files.find(tmp_path, lists.Wanted(
-        mini_imagenet.published_classes(), 600))
+    files.find(tmp_path, WANTED)
+
+
+def write_originals(folder, form):
+  """Writes lists with names of rank 1 to 899 of 900, and ILSVRC's images."""
+  fake.write_lists(folder)
+  files = {f'{wnid}/{wnid}_{number}.JPEG': content
+           for wnid, numbered in fake.originals(900).items()
+           for number, content in numbered.items()}
+  if form == 'tree':
+    tiered_imagenet_fake.write_files(folder / 'ILSVRC/train', files)
+    return
+  tars = {}
+  for name, content in files.items():
+    wnid, image = name.split('/')
+    tars.setdefault(f'{wnid}.tar', {})[image] = content
+  tars = {name: tiered_imagenet_fake.tar(of_class)
+          for name, of_class in tars.items()}
+  if form == 'tar':
+    tars = {'ILSVRC2012_img_train.tar': tiered_imagenet_fake.tar(tars)}
+  tiered_imagenet_fake.write_files(folder, tars)
+
+
+@pytest.fixture
+def ilsvrc_of_900(monkeypatch):
+  monkeypatch.setattr(ilsvrc, 'sizes', lambda wnids: dict.fromkeys(wnids, 900))
+
+
+@pytest.mark.parametrize('form', ['tree', 'tar', 'tars of classes'])
+def test_originals_are_found_by_their_rank(
+    form, tmp_path, capsys, ilsvrc_of_900):
+  """Fails if image 5 of a class is taken for the one that is numbered 5."""
+  write_originals(tmp_path / 'files', form)
+  assert fake.build(tmp_path / 'files') == 0
+  assert 'layout f' in capsys.readouterr().out
+  assert pixels() == wanted_pixels()
+
+
+def test_originals_of_which_one_is_missing_are_refused(
+    tmp_path, capsys, ilsvrc_of_900):
+  """Fails if all images behind a gap are taken for their neighbours."""
+  write_originals(tmp_path / 'files', 'tree')
+  lost, = (tmp_path / 'files').rglob(f'{CLASSES["test"][1]}_14.JPEG')
+  lost.unlink()
+  assert fake.build(tmp_path / 'files') == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert f'class {CLASSES["test"][1]} has 899 images, not 900' in line
+
+
+def test_originals_without_lists_are_told_which_lists(
+    tmp_path, capsys, ilsvrc_of_900):
+  write_originals(tmp_path / 'files', 'tree')
+  for name in fake.CSVS.values():
+    (tmp_path / 'files' / name).unlink()
+  assert fake.build(tmp_path / 'files') == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert 'put train.csv, val.csv and test.csv beside them' in line
+
+
+@real
+def test_real_lists_name_no_image_that_ilsvrc_does_not_have():
+  for split, name in fake.CSVS.items():
+    for wnid, image in lists.read_csv(published.File(REAL, name)):
+      assert 1 <= int(image[9:17]) <= ilsvrc.sizes([wnid])[wnid], split

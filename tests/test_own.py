@@ -12,6 +12,9 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from mtl_jax import main
+from mtl_jax.adapt import classify
+
 NAMES = ('data', 'method', 'network', 'config', 'head')
 FLAGS = [
     '--config=my/config.py:my/method.py', '--config.data.name=my/data.py',
@@ -62,7 +65,8 @@ def test_their_run_is_tested_again(home):
   assert again['scores'] == first['scores']
 
 
-def test_their_run_adapts_to_pictures(home):
+def test_their_run_adapts_to_pictures_without_its_data(home):
+  away = (home / 'my/data.py').rename(home / 'my/away.py')
   rng = np.random.default_rng(0)
   for name in ('stripes', 'noise'):
     for part, count in (('known', 2), ('new', 1)):
@@ -77,6 +81,26 @@ def test_their_run_adapts_to_pictures(home):
   result = json.loads((home / 'out/predictions.json').read_text())
   assert result['head'] == 'my/head.py'
   assert len(result['predictions']) == 2
+  away.rename(home / 'my/data.py')
+
+
+def test_their_network_is_used_where_their_data_and_head_are_gone(
+    home, monkeypatch):
+  """Fails if adapt or features need what they do not use."""
+  monkeypatch.chdir(home)
+  for name in ('data', 'head'):
+    (home / f'my/{name}.py').rename(home / f'my/{name}.away')
+  try:
+    result = classify.adapt('run', 'known', 'new', head='own')
+    assert main.main(['--mode=features', '--checkpoint=run',
+                      '--images=known']) == 0
+  finally:
+    for name in ('data', 'head'):
+      (home / f'my/{name}.away').rename(home / f'my/{name}.py')
+  assert result['method'] == 'my/method.py'
+  # The method of the page takes no weights, and solves nothing.
+  assert (result['count_alike'], result['converged']) == ('unknown', None)
+  assert np.load('run/images/features.npz')['features'].shape == (4, 8)
 
 
 @pytest.mark.parametrize('flag, line', [

@@ -23,6 +23,7 @@ from mtl_jax.run import (
   build,
   checkpoint,
   evaluate_mode,
+  features_file,
   loop,
   protocols,
   report,
@@ -255,7 +256,7 @@ def test_images_of_another_shape_are_refused(other_data):
 
 
 def test_features_are_those_of_the_backbone(run, tmp_path):
-  evaluate_mode.write_features(config_of(run), run, tmp_path)
+  features_file.write(config_of(run), run, tmp_path)
   found = np.load(tmp_path / 'features.npz')
   store = stores.load('glyphs/tiny', 'test')
   expected = trained.load(run).features(store.images[30:50])

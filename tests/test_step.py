@@ -65,9 +65,8 @@ def make(config, num_devices, how='jit', build=build_method,
       unroll_passes=config.parallel.unroll_passes)
   compiled = devices.compile(step, mesh, how)
   key = episodes.stream_key(0, episodes.Stream.TRAIN)
-  arrays, key = compiled.put((
-      stores.arrays(store, config.data.store), key))
-  return compiled, compiled.put(state), arrays, key
+  arrays = compiled.share(stores.arrays(store, config.data.store))
+  return compiled, compiled.put(state), arrays, compiled.put(key)
 
 
 def run(compiled, state, arrays, key, batches):

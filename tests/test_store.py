@@ -133,3 +133,15 @@ def test_constants_that_are_damaged_are_measured_again(content, data):
   wanted = stores._normalisation(source, built)
   (folder / stores.MEASURED).write_text(content)
   np.testing.assert_array_equal(stores._normalisation(source, built), wanted)
+
+
+@pytest.mark.parametrize('wanted, limit, place', [
+    ('auto', 100, 'host'), ('auto', 10**9, 'device'), ('auto', None, 'device'),
+    ('device', 100, 'device'), ('host', 10**9, 'host')])
+def test_pixels_that_do_not_fit_stay_on_the_host(wanted, limit, place):
+  """Fails if a large data set ends a run for lack of memory."""
+  class Device:
+    platform = 'gpu'
+    memory_stats = staticmethod(lambda: limit and {
+        'bytes_limit': limit, 'bytes_in_use': 10})
+  assert stores.place(wanted, stores.load(DATA, 'test'), Device) == place

@@ -22,6 +22,7 @@ from mtl_jax.models import plain_weights
 from mtl_jax.run import (
   build,
   evaluate_mode,
+  features_file,
   init_from,
   trained,
   weights,
@@ -88,7 +89,7 @@ def test_an_exported_file_gives_the_same_features_and_scores(
     c = config if checkpoint is None else workdir.saved_config(run)
     c.eval.update(config.eval)
     c.log.progress = False
-    evaluate_mode.write_features(c, checkpoint, tmp_path / name)
+    features_file.write(c, checkpoint, tmp_path / name)
     results[name] = evaluate_mode.evaluate_run(
         c, checkpoint, tmp_path / f'{name} test')
   one, two = (np.load(tmp_path / name / 'features.npz') for name in results)
@@ -285,6 +286,9 @@ def test_constants_of_ones_own_normalise(exported, tmp_path):
   # A file of --mode=export says by which constants it was trained.
   said = weights.load(config_of(exported, **{'data.normalise': False})).data
   assert said['mean'] == pytest.approx([0.127], abs=1e-3)
+  data = weights.load(config_of(
+      exported, **{'data.mean': '.25,', 'data.std': '.5,'})).data
+  assert (data['mean'], data['std']) == ([.25], [.5])
   store = stores.load('glyphs/tiny', 'test', constants=((.25,), (.5,)))
   assert (store.mean, store.std) == (np.float32(.25), np.float32(.5))
 

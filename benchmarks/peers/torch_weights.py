@@ -39,8 +39,9 @@ class Block(nn.Module):
     return nn.MaxPool2d(2)(y)
 
 
-def resnet12(channels, widths, wrap):
-  """Returns ResNet-12; `wrap` is applied to each block."""
+def resnet12(channels, widths, as_in_rfs):
+  """Returns ResNet-12, with the names of RFS or those of Meta-Baseline."""
+  wrap = nn.Sequential if as_in_rfs else lambda block: block
   module, depths = nn.Sequential(), (channels, *widths)
   for i, (depth, width) in enumerate(zip(depths, widths, strict=False)):
     module.add_module(f'layer{i + 1}', wrap(Block(depth, width)))
@@ -59,9 +60,10 @@ def cnn4(channels, width):
 
 
 NETWORKS = {
-    'resnet12': lambda c: resnet12(c, (64, 160, 320, 640), nn.Sequential),
-    'resnet12_narrow': lambda c: resnet12(c, (64, 128, 256, 512), lambda x: x),
-    'conv4': lambda c: cnn4(c, 64), 'conv4_32': lambda c: cnn4(c, 32)}
+    'resnet12': lambda c, read: resnet12(c, (64, 160, 320, 640), True),
+    'resnet12_narrow': lambda c, read: resnet12(c, (64, 128, 256, 512), read),
+    'conv4': lambda c, read: cnn4(c, 64),
+    'conv4_32': lambda c, read: cnn4(c, 32)}
 
 
 def shake(module):
@@ -85,7 +87,8 @@ def main(argv):
   task, network, folder, *file = argv
   folder = pathlib.Path(folder)
   images = torch.tensor(np.load(folder / 'images.npy'))
-  module = NETWORKS[network](images.shape[1])
+  # What --mode=export writes has the names of RFS.
+  module = NETWORKS[network](images.shape[1], task == 'read')
   if task == 'write':
     shake(module)
     torch.save({'epoch': 1, 'state_dict': {

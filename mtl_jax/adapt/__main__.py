@@ -139,8 +139,8 @@ def parse(argv=None):
   add('--batch_norm', metavar='WHICH', help='for --head=own: statistics of '
       "BatchNorm in place of the run's config.method.batch_norm, such as "
       'support')
-  add('--save_head', metavar='FILE.npz', help='keeps what was fitted')
-  add('--load_head', metavar='FILE.npz', help='in place of --support')
+  add('--save_head', metavar='FILE.safetensors', help='keeps what was fitted')
+  add('--load_head', metavar='FILE.safetensors', help='in place of --support')
   add('--out', help='folder for the results; default CHECKPOINT/adapt')
   add('--invert', action='store_true',
       help='exchange black and white in all images')

@@ -15,7 +15,7 @@ from mtl_jax.evaluate import adapters
 FEWEST = 3  # images that every class must have
 _FOLDS = {True: 3, False: 10}  # of a method's own adaptation; of a head
 _LARGE, _FOLDS_OF_LARGE = 1000, 5  # images; one of these folds is used
-_RANGE = np.log(1000.)  # of the temperature, either way
+_RANGE = np.log(1e6)  # of the temperature, either way
 _HALVINGS = 60
 
 
@@ -127,7 +127,7 @@ def log_loss(logits, truth, weights):
 
 
 def least_loss(logits, truth, weights):
-  """Returns the temperature with the least log loss, of 1/1000..1000.
+  """Returns the temperature with the least log loss, of 1e-6..1e6.
 
   One more image is counted, of which nothing is known: its class has an even
   chance to be another one than predicted. Without it, the temperature would be

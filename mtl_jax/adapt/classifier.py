@@ -30,7 +30,8 @@ class Classifier(NamedTuple):
   marks: np.ndarray
 
 
-def fit(model, learner, support, *, balanced=True, calibrated=True):
+def fit(model, learner, support, *, balanced=True, calibrated=True,
+        show=False):
   """Learns the classes of a support.
 
   Args:
@@ -39,6 +40,7 @@ def fit(model, learner, support, *, balanced=True, calibrated=True):
     support: Pictures.
     balanced: whether all classes count alike, where the learner can do that.
     calibrated: whether to find a temperature.
+    show: whether a terminal may show the progress.
 
   Returns:
     Classifier. Its `about` has the classes with their numbers of images, the
@@ -54,7 +56,7 @@ def fit(model, learner, support, *, balanced=True, calibrated=True):
   weights = None
   if balanced and len(set(sizes)) > 1:
     weights = np.asarray(heads.balance(labels, num_ways))
-  inputs = learners.inputs_of(learner, support.images)
+  inputs = learners.inputs_of(learner, support.images, show)
   learners.check_memory(learner, inputs, labels, num_ways, weights)
   state, residuals = learner.fit(inputs, labels, num_ways, weights)
   # JSON has no number for what is not finite.
@@ -83,19 +85,20 @@ def fit(model, learner, support, *, balanced=True, calibrated=True):
   return Classifier(learner, state, about, marks(support.images))
 
 
-def probabilities(classifier, images):
+def probabilities(classifier, images, show=False):
   """Returns the probabilities of the classes, float32 [I, N].
 
   Args:
     classifier: Classifier.
     images: uint8 [I, h, w, c].
+    show: whether a terminal may show the progress.
 
   Raises:
     UserError: numbers are not finite.
   """
   learner = classifier.learner
   logits = learners.logits_of(learner, classifier.state,
-                              learners.inputs_of(learner, images))
+                              learners.inputs_of(learner, images, show))
   calibration = classifier.about['calibration']
   values = np.asarray(jax.nn.softmax(
       logits / np.float32(calibration['temperature'] if calibration else 1)))

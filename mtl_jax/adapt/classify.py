@@ -6,15 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mtl_jax import heads
+from mtl_jax import fonts, heads
 from mtl_jax.adapt import classifier as classifiers
-from mtl_jax.adapt import fonts, kept, results, sheet
+from mtl_jax.adapt import kept, results, sheet
 from mtl_jax.adapt import learner as learners
 from mtl_jax.config import ConfigDict
 from mtl_jax.data import pictures
 from mtl_jax.evaluate import adapters
 from mtl_jax.heads.options import check_size
-from mtl_jax.run import trained, weights, workdir
+from mtl_jax.run import trained, workdir
 
 
 class Ready(NamedTuple):
@@ -44,8 +44,19 @@ def load(checkpoint):
   Raises:
     UserError: as trained.load and weights.load.
   """
-  return (weights.load(checkpoint) if isinstance(checkpoint, ConfigDict)
-          else trained.load(checkpoint))
+  if isinstance(checkpoint, ConfigDict):
+    return _weights().load(checkpoint)
+  return trained.load(checkpoint)
+
+
+def _weights():
+  """Returns the module that reads files of weights.
+
+  It is imported late: it knows data sets, whose libraries take a while to
+  start.
+  """
+  from mtl_jax.run import weights
+  return weights
 
 
 def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
@@ -80,10 +91,10 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
                           invert=invert, show=show)
   classifier = classifiers.fit(
       model, learners.make(model, name, options), support, balanced=balanced,
-      calibrated=calibrated)
+      calibrated=calibrated, show=show)
   classifiers.probabilities(classifier, support.images[:1])  # are finite
   return Ready(model, classifier, invert, support,
-               [*(weights.lines(model) if model.weights else ()),
+               [*(_weights().lines(model, [name]) if model.weights else ()),
                 *found.notices, *support.notices])
 
 
@@ -174,7 +185,7 @@ def classify(checkpoint, ready, found, show=False):
   model, classifier, invert, support, notices = ready
   query = pictures.load(found, support.classes, model.data['image_shape'],
                         invert=invert, show=show)
-  probabilities = classifiers.probabilities(classifier, query.images)
+  probabilities = classifiers.probabilities(classifier, query.images, show)
   about = classifier.about
   return {
       'checkpoint': None if model.weights else str(checkpoint), **about,

@@ -1,24 +1,25 @@
 """A head file: a classifier that is kept and used again without its support.
 
-It is a zip of .npy files, as numpy.savez writes it: `about`, JSON in UTF-8, and
-arrays. Nothing in it is executed or unpickled.
+It is a file of safetensors: arrays, and JSON in its metadata. Nothing in it can
+be executed.
 """
 
-import io
-import json
-import zipfile
+import math
 
 import jax
 import numpy as np
 
-from mtl_jax import files
+from mtl_jax import files, heads, registry, weight_files
 from mtl_jax.adapt import classifier as classifiers
 from mtl_jax.adapt import learner as learners
-from mtl_jax.errors import UserError, check_choice
+from mtl_jax.adapt import results
+from mtl_jax.errors import UserError
+from mtl_jax.evaluate import adapters
 from mtl_jax.heads.options import balance
+from mtl_jax.weight_files import safetensors
 
-SUFFIX = '.npz'
-_FORMAT = 'mtl_jax head 1'
+SUFFIX = '.safetensors'
+_KEY, _VERSION = 'mtl_jax_head', 1  # in the metadata
 _FITTED = 'give its checkpoint, or fit a head to this one by --support'
 
 
@@ -26,9 +27,11 @@ def check_name(path):
   """Returns the epath of a head file that may be written.
 
   Raises:
-    UserError: its name does not end in .npz, or another file is there.
+    UserError: its name does not end in .safetensors, its folder cannot be
+      written, or another file is there.
   """
   path = files.at(path)
+  results.check_folder('--save_head', path.parent)
   if path.suffix != SUFFIX:
     raise UserError(f'--save_head is {str(path)!r}: the name must end in '
                     f'{SUFFIX}')
@@ -56,16 +59,13 @@ def save(path, model, classifier, invert):
     UserError: it cannot be written.
   """
   leaves = jax.tree.leaves(jax.device_get(classifier.state))
-  about = {'format': _FORMAT, **classifier.about, 'inverted': invert,
+  about = {'version': _VERSION, **classifier.about, 'inverted': invert,
            'image_shape': model.data['image_shape'],
            'network': classifiers.fingerprint(model, classifier.learner.name)}
-  packed = io.BytesIO()
-  np.savez(packed, about=np.frombuffer(
-      files.json_text(about).encode(), np.uint8), marks=classifier.marks,
-           **{f'state_{i}': np.asarray(leaf, order='C')
-              for i, leaf in enumerate(leaves)})
+  arrays = {f'state_{i}': np.asarray(leaf) for i, leaf in enumerate(leaves)}
   files.make(path.parent)
-  files.write(path, packed.getvalue())
+  files.write(path, safetensors.pack(
+      {'marks': classifier.marks, **arrays}, {_KEY: files.json_text(about)}))
 
 
 def load(path, model):
@@ -83,6 +83,10 @@ def load(path, model):
   """
   path = files.at(path)
   about, arrays = _read('--load_head', path)
+  if about['head'] not in (adapters.OWN, *heads.HEADS) and not registry.is_own(
+      about['head']):
+    raise UserError(f'--load_head {path} holds the head {about["head"]!r}, '
+                    f'which this version does not have: {_FITTED}')
   network = classifiers.fingerprint(model, about['head'])
   if about['network'] != network:
     raise UserError(
@@ -103,7 +107,7 @@ def load(path, model):
   except Exception as error:  # of `fit`, which may raise anything
     raise UserError(f'--load_head {path}: its arrays are not those of its head '
                     f'in this version: {_FITTED}') from error
-  for own in ('format', 'network', 'image_shape'):
+  for own in ('version', 'network', 'image_shape'):
     del about[own]
   invert = about.pop('inverted')
   return classifiers.Classifier(
@@ -127,50 +131,27 @@ def _shapes(learner, model, about):
 def _read(flag, path):
   """Returns (about, name -> array) of a head file; UserError if it is none."""
   try:
-    arrays = _arrays(path)
-    about = json.loads(arrays.pop('about').tobytes())
-    _check(about, arrays)
-    return about, arrays
-  except FileNotFoundError as error:
-    raise UserError(f'{flag} {path} is not there: name a file that --save_head '
-                    'has written') from error
-  except OSError as error:
-    raise UserError(f'{flag} {path} cannot be read ({error.strerror}): name a '
+    weights = weight_files.read(path)
+  except UserError as error:
+    raise UserError(f'{flag} {error}') from error
+  about = weight_files.json_of(weights, _KEY)
+  try:
+    if about is None:
+      raise ValueError('no head')
+    _check(about, weights.arrays)
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'{flag} {path} is no head file of this version: name a '
                     'file that --save_head has written') from error
-  except (ValueError, KeyError, TypeError, AttributeError, EOFError,
-          RecursionError, MemoryError, NotImplementedError, RuntimeError,
-          zipfile.BadZipFile) as error:
-    raise UserError(f'{flag} {path} is no head file, or is damaged: name a '
-                    'file that --save_head has written') from error
-
-
-def _arrays(path):
-  """Returns name -> array of a zip that is not compressed.
-
-  So no array has more bytes than the file, whatever its head says.
-  """
-  arrays = {}
-  with path.open('rb') as file, zipfile.ZipFile(file) as packed:
-    for entry in packed.infolist():
-      if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError('compressed')
-      content = io.BytesIO(packed.read(entry))
-      np.lib.format.read_magic(content)
-      shape, by_columns, dtype = np.lib.format.read_array_header_1_0(content)
-      if by_columns or dtype.kind not in 'biuf':
-        raise ValueError('kind of array')
-      arrays[entry.filename.removesuffix('.npy')] = np.frombuffer(
-          content.read(), dtype).reshape(shape)
-  return arrays
+  return about, weights.arrays
 
 
 def _check(about, arrays):
   """Raises an error unless the head file has what `save` writes."""
-  check_choice('format', about['format'], (_FORMAT,))
   sizes = about['classes'].values()
   temperature = about['calibration'] and about['calibration']['temperature']
-  if not (all(isinstance(about[name], str) for name in (
-      'head', 'network', 'method', 'model', 'trained_on', 'count_alike'))
+  texts = ('head', 'network', 'method', 'model', 'trained_on', 'count_alike')
+  if not (about['version'] == _VERSION
+          and all(isinstance(about[name], str) for name in texts)
           and isinstance(about['options'], dict)
           and isinstance(about['batch_norm'], str | None)
           and isinstance(about['residuals'], dict)
@@ -179,5 +160,5 @@ def _check(about, arrays):
           and len(sizes) > 1 and all(type(n) is int and n > 0 for n in sizes)
           and arrays['marks'].shape == (sum(sizes), 16)
           and arrays['marks'].dtype == np.uint8
-          and (temperature is None or temperature > 0)):
+          and (temperature is None or 0 < temperature < math.inf)):
     raise ValueError('contents')

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from mtl_jax import algorithms, devices, fields, heads, registry
+from mtl_jax import algorithms, devices, fields, heads, progress, registry
 from mtl_jax.config import ConfigDict
 from mtl_jax.data import augment, episodes
 from mtl_jax.errors import UserError, check_choice
@@ -33,7 +33,7 @@ class Learner(NamedTuple):
   fit(inputs [S, ..], labels [S], num_ways, example_weights) -> (state, a tree
     of arrays; residuals by name). example_weights [S] may be None.
   logits(state, inputs [B, ..]) -> [B, N].
-  batch: images in a call of `logits`.
+  batch: images in a call of `inputs` or `logits`.
   together: whether images in a call influence each other's logits.
   """
 
@@ -180,12 +180,21 @@ def check_memory(learner, inputs, labels, num_ways, example_weights):
         'fewer, or choose another --head, such as logistic')
 
 
-def inputs_of(learner, images):
-  """Returns `inputs` of any number of images, [I, ..]."""
+def inputs_of(learner, images, show=False):
+  """Returns `inputs` of any number of images, [I, ..].
+
+  Args:
+    learner: Learner.
+    images: uint8 [I, h, w, c].
+    show: whether a terminal may show the progress.
+  """
   if learner.name == adapters.OWN:
     return images
+  batches = progress.each(
+      _filled(images, learner.batch), 'network', unit='batch',
+      total=-(-len(images) // learner.batch), show=show)
   return np.concatenate([np.asarray(learner.inputs(batch))[:count]
-                         for batch, count in _filled(images, BATCH)])
+                         for batch, count in batches])
 
 
 def logits_of(learner, state, inputs):

@@ -21,27 +21,37 @@ def check_out(out, inputs):
   Raises:
     UserError: results cannot be written there, or would be read as input.
   """
-  if '://' in str(out):
-    return epath.Path(out)
+  path = check_folder('--out', out)
+  for given in inputs if '://' not in str(out) else ():
+    folder = pathlib.Path(given).expanduser().resolve()
+    if folder.is_dir() and path.is_relative_to(folder):
+      raise UserError(f'--out {out} is within {folder}: the next start would '
+                      'read the results as your pictures; choose another '
+                      'folder')
+  return path
+
+
+def check_folder(flag, given):
+  """Returns the path of a folder for results, which need not be there.
+
+  Raises:
+    UserError: it names the flag; nothing can be written there.
+  """
+  if '://' in str(given):
+    return epath.Path(given)
   try:
-    path = pathlib.Path(out).expanduser().resolve()
-    for folder in (pathlib.Path(given).expanduser().resolve()
-                   for given in inputs):
-      if folder.is_dir() and path.is_relative_to(folder):
-        raise UserError(f'--out {out} is within {folder}: the next start would '
-                        'read the results as your pictures; choose another '
-                        'folder')
+    path = pathlib.Path(given).expanduser().resolve()
     nearest = next(p for p in (path, *path.parents) if p.exists())
     is_folder = nearest.is_dir()
   except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
     reason = getattr(error, 'strerror', None) or first_line(error)
-    raise UserError(f'--out {out} cannot be read ({reason}): name another '
+    raise UserError(f'{flag} {given} cannot be read ({reason}): name another '
                     'folder') from error
   if not is_folder:
-    raise UserError(f'--out {out}: {nearest} is a file; name a folder')
+    raise UserError(f'{flag} {given}: {nearest} is a file; name a folder')
   if not os.access(nearest, os.R_OK | os.W_OK | os.X_OK):
-    raise UserError(f'--out {out}: {nearest} cannot be written; name another '
-                    'folder')
+    raise UserError(f'{flag} {given}: {nearest} cannot be written; name '
+                    'another folder')
   return epath.Path(path)
 
 

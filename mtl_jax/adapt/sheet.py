@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
-from mtl_jax.adapt import fonts
+from mtl_jax import fonts
 from mtl_jax.evaluate import adapters
 
 DRAWN = 200  # query images on a contact sheet, at most
@@ -127,7 +127,7 @@ def confusion(result):
   import matplotlib.figure
 
   counts = np.array(result['score']['confusion'])
-  names = [_short(name, 24) for name in result['classes']]
+  names = [fonts.short(fonts.shown(name), 24) for name in result['classes']]
   shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
   small = NAMED < len(names) <= NAMED_SMALL
   ticks = _evenly(len(names), NAMED_SMALL if small else NAMED)
@@ -142,7 +142,7 @@ def confusion(result):
                 color='white' if shares[row, column] > 0.5 else 'black',
                 fontsize=size)
   # A $ in a name would start a formula.
-  names = [fonts.shown(names[i]).replace('$', r'\$') for i in ticks]
+  names = [names[i].replace('$', r'\$') for i in ticks]
   family = fonts.families(names)
   style = {'family': family, 'fontsize': size}
   axes.set_xticks(ticks, names, rotation=90 if small else 45,
@@ -220,7 +220,8 @@ def _support_rows(result, support):
       if len(of_class) > most:
         count = f' ({most} of {len(of_class)})'
       room = block - 3 * _GAP - fonts.length(count, 13)
-      fonts.write(draw, (left, 0), (_fit(name, room), count), _BLACK, 13)
+      fonts.write(draw, (left, 0), (fonts.fit(name, room, 13), count), _BLACK,
+                  13)
       for i, image in enumerate(support.images[of_class[:most]]):
         strip.paste(_thumb(image, _SMALL), (left + i * step, _LINE))
     yield strip
@@ -275,7 +276,7 @@ def _query_row(rows, query, row):
     for column, columns, (name, text), _ in row:
       room = columns * step - 8 - fonts.length(text, 13)
       fonts.write(draw, (_MARGIN + column * step, 2),
-                  (_fit(name, room), text), _BLACK, 13)
+                  (fonts.fit(name, room, 13), text), _BLACK, 13)
     yield strip
   strip, draw = _strip(_THUMB + 2 * _LINE + 3 * _GAP)
   for column, _, _, members in row:
@@ -297,7 +298,7 @@ def _draw_query(strip, draw, left, room, row, query, i):
   percent = f'{row["probabilities"][predicted]:.0%}'
   mark = '' if query.labels[i] < 0 else '  ✗ wrong' if is_wrong else '  ✓'
   top = 4 + _THUMB + _GAP
-  fonts.write(draw, (left, top), _fit(predicted, room), _BLACK, 13)
+  fonts.write(draw, (left, top), fonts.fit(predicted, room, 13), _BLACK, 13)
   fonts.write(draw, (left, top + _LINE), percent + mark,
               colour if mark else _BLACK, 13)
 
@@ -305,7 +306,8 @@ def _draw_query(strip, draw, left, room, row, query, i):
 def _heading(title, note):
   strip, draw = _strip(62)
   fonts.write(draw, (_MARGIN, 12), title, _BLACK, 19)
-  fonts.write(draw, (_MARGIN, 37), _fit(note, _WIDTH - 2 * _MARGIN), _GREY, 13)
+  fonts.write(draw, (_MARGIN, 37), fonts.fit(note, _WIDTH - 2 * _MARGIN, 13),
+              _GREY, 13)
   return strip
 
 
@@ -319,20 +321,3 @@ def _thumb(image, side):
   image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
   return ImageOps.pad(image.convert('RGB'), (side, side),
                       Image.Resampling.BICUBIC, color='white')
-
-
-def _fit(text, width):
-  """Returns text that fits into `width` pixels, shortened in the middle."""
-  for length in range(len(text), 0, -1):
-    short = _short(text, length)
-    if fonts.length(short, 13) <= width:
-      return short
-  return text[:1]
-
-
-def _short(text, length):
-  """Returns at most `length` characters: both ends, where names differ."""
-  if len(text) <= length:
-    return text
-  tail = (length - 1) // 2
-  return f'{text[:length - 1 - tail]}…{text[len(text) - tail:]}'

@@ -23,14 +23,10 @@ def validate(config, trains=True):
     trains: whether the training data are needed. A finished run may be used
       where they are not.
   """
+  validate_network(config)
   values = config.to_dict()
-  fields.check({**FIELDS, 'method': _any_named(values, 'method'),
-                'model': _any_named(values, 'model')}, values)
   _check_seeds(values, trains)
-  devices.split_cpu(values['parallel']['cpu_devices'])
-  devices.check_platform()
   method, options = _named(values['method'])
-  algorithms.check(method, options, config.train)
   if trains:
     writers.check(values['log']['writers'])
     sources.check_name('config.data.name', values['data']['name'])
@@ -42,6 +38,19 @@ def validate(config, trains=True):
     _check_counts(values['train'], values['optimizer'])
     _check_use(method, options, values)
   _check_eval(values)
+
+
+def validate_network(config):
+  """Does that part of `validate` that a trained network needs.
+
+  The data, the heads and the test of its run may be out of reach.
+  """
+  values = config.to_dict()
+  fields.check({**FIELDS, 'method': _any_named(values, 'method'),
+                'model': _any_named(values, 'model')}, values)
+  devices.split_cpu(values['parallel']['cpu_devices'])
+  devices.check_platform()
+  algorithms.check(*_named(values['method']), config.train)
   build_method(values)
 
 

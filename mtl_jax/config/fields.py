@@ -9,7 +9,7 @@ and docs/fields.md follow from FIELDS. A config file in configs/ starts from
 import ml_collections
 
 from mtl_jax import fields, files, heads, writers
-from mtl_jax.data import augment, store
+from mtl_jax.data import augment, feed
 from mtl_jax.data.source import SPLITS
 from mtl_jax.evaluate import tune_all
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, SHARE, Field, Range
@@ -65,10 +65,12 @@ DATA = {
                   "of the training images', such as that of published weights",
                   NOT_NEGATIVE),
     'std': Field((), 'Standard deviation that belongs to `mean`', POSITIVE),
-    'store': Field('device', "Where the training pixels are: all on the "
+    'store': Field('auto', "Where the training pixels are: all on the "
                    "'device', or on the 'host', with a thread that gathers "
-                   'those of the next steps; the episodes are the same',
-                   store.PLACES, free=True),
+                   "those of the next steps; 'auto' takes the host if they "
+                   'need more than half of the free memory of a device; the '
+                   'episodes are the same',
+                   feed.PLACES, free=True),
 }
 
 AUGMENT = {

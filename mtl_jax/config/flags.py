@@ -15,7 +15,8 @@ from mtl_jax.errors import UserError, check_choice
 
 MODES = ('train', 'evaluate', 'features', 'export')
 FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'init_from', 'weights',
-         'help')
+         'images', 'invert', 'help')
+_WITHOUT_VALUE = ('invert', 'help')
 _NETWORK, _METHOD = 'config.model.name', 'config.method.name'
 _WORDS = {'true': True, 't': True, '1': True,
           'false': False, 'f': False, '0': False}
@@ -33,6 +34,8 @@ class Command(NamedTuple):
   workdir: str
   checkpoint: str | None  # workdir of the run to evaluate; None: of weights
   help: bool = False  # then config may be None, and the rest says nothing
+  images: str | None = None  # folder of a user's own, for features
+  invert: bool = False  # exchange black and white of these images
 
 
 def parse(argv, saved_config):
@@ -70,12 +73,18 @@ def parse(argv, saved_config):
   _note_command_line(config, [name for name, _ in changes])
   # An empty --workdir, such as an unset variable's, is not this folder.
   workdir = given.get('workdir') or _default_workdir(mode, given, config)
-  return Command(mode, config, workdir, checkpoint)
+  return Command(mode, config, workdir, checkpoint, False,
+                 given.get('images'), 'invert' in given)
 
 
 def _check_mode(mode, given):
   """Raises UserError for an unknown mode, and flags that are of another one."""
   check_choice('--mode', mode, MODES)
+  for name in ('images', 'invert'):
+    if name in given and mode != 'features':
+      raise UserError(f'--{name} is for --mode=features')
+  if 'invert' in given and 'images' not in given:
+    raise UserError('--invert is for --images, a folder of your own')
   if mode == 'train':
     if 'checkpoint' in given:
       raise UserError('--checkpoint is for '
@@ -120,8 +129,9 @@ def _default_workdir(mode, given, config):
     if 'checkpoint' not in given:
       raise UserError('--workdir is missing: name a folder for the results, as '
                       '--weights is of no run')
-    return os.path.join(given['checkpoint'],
-                        'export' if mode == 'export' else 'evaluate')
+    return os.path.join(given['checkpoint'], (
+        'export' if mode == 'export' else
+        'images' if 'images' in given else 'evaluate'))
   name = pathlib.Path(named.split(given['config'])[0]).stem
   method = pathlib.Path(config.method.name).stem
   return os.path.join('runs', f'{name}_{method}')
@@ -142,7 +152,8 @@ def _split(argv):
       raise UserError(f'{flag!r} is not a flag: fields are set by '
                       '--config.field=value')
     if not assigned:
-      follows = rest and not _FLAG.match(rest[0]) and name != 'help'
+      follows = (rest and not _FLAG.match(rest[0])
+                 and name not in _WITHOUT_VALUE)
       text = rest.pop(0) if follows else None
     name = 'help' if flag == '-h' else name
     negated = name.removeprefix('no')
@@ -152,7 +163,9 @@ def _split(argv):
       changes.append((negated, 'false'))
     elif name not in FLAGS:
       raise UserError(f'--{name} is unknown: ' + _nearest(name, FLAGS, '--'))
-    elif text is None and name != 'help':
+    elif text is not None and name == 'invert':
+      raise UserError(f'--{name} is {text!r}: it takes no value')
+    elif text is None and name not in _WITHOUT_VALUE:
       raise UserError(f'--{name} has no value: write --{name}=value')
     else:
       given[name] = text

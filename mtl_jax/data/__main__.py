@@ -2,7 +2,7 @@
 
     list          the data sets and whether they are built
     build NAME    builds one
-    check NAME    loads every split and prints what is in it
+    check NAME    loads every split, checks and draws what is in it
     where [NAME]  folder of all data sets, or of one
 
 NAME is one of the list, the path of a .py file that defines SOURCE, or the
@@ -13,12 +13,10 @@ option of the data set.
 
 import sys
 
-import numpy as np
 from absl import logging
 
 from mtl_jax import program
-from mtl_jax.data import pictures, pixels, sources, store
-from mtl_jax.data.source import SPLITS
+from mtl_jax.data import checking, pictures, sources, store
 from mtl_jax.errors import UserError, check_choice
 
 USAGE = ('list | build NAME | check NAME | where [NAME], and --manual_dir=PATH '
@@ -66,14 +64,9 @@ def _build(name, **options):
 
 
 def _check(name, **options):
-  store.prepare(name, **options)
-  for split in SPLITS:
-    loaded = store.load(name, split)
-    sizes = np.diff(loaded.offsets)
-    mean, std = pixels.mean_and_std(loaded.images)
-    print(f'{split}: {len(sizes)} classes of {sizes.min()} to {sizes.max()} '
-          f'images {loaded.images.shape[1:]}, mean {np.round(mean, 4)}, std '
-          f'{np.round(std, 4)}')
+  built = store.prepare(name, **options)
+  for line in checking.lines(name, built):
+    print(line, flush=True)
 
 
 def _where(name=None):

@@ -80,14 +80,14 @@ def prepare(name, directory=None, manual_dir=None, **options):
     # another process may have renamed its build into place since.
     return built if built.info.splits else builder(name, directory)
   request = Request(chosen.variant, _folder(name, chosen.source, manual_dir),
-                    options)
+                    options, _scratch(built.data_path))
   checked = _check(chosen.source, request)
   for line in checked.lines:
     print(pictures.text(line), flush=True)
   if chosen.source.image_shape is None:
     chosen = chosen._replace(source=chosen.source._replace(
         image_shape=checked.image_shape))
-  built = _builder(chosen, directory, request, checked.files)
+  built = _builder(chosen, directory, request, checked)
   print(f'Building {pictures.text(name)} in {built.data_path}, once.',
         flush=True)
   tfds.display_progress_bar(False)  # it knows no number of images
@@ -156,6 +156,14 @@ def _folder(name, source, manual_dir):
   return folder
 
 
+def _scratch(path):
+  """Returns the nearest folder of `path` that takes files; None: none does."""
+  if '://' in str(path):  # remote
+    return None
+  return next((p for p in pathlib.Path(path).parents
+               if os.access(p, os.W_OK | os.X_OK)), None)
+
+
 def _check(source, request):
   try:
     return source.check(request)
@@ -165,7 +173,7 @@ def _check(source, request):
                     'again') from error
 
 
-def _builder(chosen, directory, request=None, checked_files=None):
+def _builder(chosen, directory, request=None, checked=None):
   """Returns the TFDS builder; without a `request` it can only read."""
   source = chosen.source
   configs = [tfds.core.BuilderConfig(name=name, description=text)
@@ -177,7 +185,7 @@ def _builder(chosen, directory, request=None, checked_files=None):
           VERSION=tfds.core.Version(source.version),
           # TFDS would look for it through a package that it does not require.
           code_path=epath.Path(__file__),
-          parts=(source, chosen.variant, request, checked_files)))
+          parts=(source, chosen.variant, request, checked)))
   return cls(config=chosen.variant or None, data_dir=data_dir(directory),
              file_format='array_record')
 
@@ -189,9 +197,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   parts = None
 
   def _info(self):
-    source = self.parts[0]
+    source, *_, checked = self.parts
+    kept = tfds.core.MetadataDict(checked.metadata) if checked else None
     return tfds.core.DatasetInfo(
-        builder=self, description=source.description,
+        builder=self, description=source.description, metadata=kept,
         features=self._features(), supervised_keys=('image', 'label'),
         homepage=source.homepage or None, license=source.license or None,
         disable_shuffling=True)
@@ -217,7 +226,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {split: self._generate_examples(split) for split in SPLITS}
 
   def _generate_examples(self, split):
-    source, variant, request, checked_files = self.parts
+    source, variant, request, checked = self.parts
     names = list(source.classes(variant)[split])
     number = self.info.features['label'].str2int
     numbers = {name: number(pictures.text(name)) for name in names}
@@ -226,7 +235,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     with progress.bar(len(names), f'building {split}',
                       unit='class') as bar:
       for i, example in enumerate(
-          source.build(request, checked_files, split)):
+          source.build(request, checked.files, split)):
         if example.class_name not in numbers:
           raise UserError(
               f'{source.name}: the {split} split has an image of class '

@@ -13,6 +13,7 @@ import numpy as np
 
 from mtl_jax.data import episodes
 
+PLACES = ('auto', 'device', 'host')  # of the training pixels
 AHEAD = 2  # steps that wait, ready, for the device
 
 

@@ -24,15 +24,37 @@ def load(file, *wanted):
   Raises:
     UserError: the file is no such pickle.
   """
+  content = value(file)
+  if not isinstance(content, dict):
+    raise UserError(f'{file.path} holds a {type(content).__name__}, not a dict '
+                    f'with {", ".join(wanted)}: {AGAIN} from where it was '
+                    'published')
+  missing = [key for key in wanted if key not in content]
+  if missing:
+    raise UserError(f'{file.path} lacks {missing[0]} (it has '
+                    f'{", ".join(map(repr, content))[:80]}): {AGAIN}')
+  return [content[key] for key in wanted]
+
+
+def value(file, large=False, scratch=None):
+  """Returns what a pickle holds; of a dict, the keys are text.
+
+  Args:
+    file: published.File.
+    large: whether to map the file into memory and not to read it.
+    scratch: as of published.mapped.
+
+  Raises:
+    UserError: the file cannot be read, or is no pickle of plain values.
+  """
   path = file.path
   try:
-    data = file.read()
-    published.refuse_html(path, data[:200])
+    data = published.mapped(file, scratch) if large else file.read()
+    published.refuse_html(path, bytes(data[:200]))
     content = unpickle.load(data)
-    if not isinstance(content, dict):
-      raise UserError(f'holds a {type(content).__name__}, not a dict '
-                      f'with {", ".join(wanted)}')
-    content = {text(key): unpickle.plain(x) for key, x in content.items()}
+    if isinstance(content, dict):
+      content = {text(key): unpickle.plain(x) for key, x in content.items()}
+    return content
   except UserError as error:
     raise (error if str(error).startswith(str(path)) else
            UserError(f'{path} {error}: {AGAIN} from where it was published')
@@ -41,16 +63,11 @@ def load(file, *wanted):
     raise UserError(f'{path} cannot be read ({first_line(error)}): make it '
                     f'readable, or {AGAIN}') from error
   except MemoryError as error:
-    raise UserError(f'{path} does not fit into memory: use the layout of '
-                    'lists and images, which is read one by one') from error
+    raise UserError(f'{path} does not fit into memory: use a layout of single '
+                    'images, which are read one by one') from error
   except Exception as error:  # damaged bytes may raise anything
     raise UserError(f'{path} cannot be unpickled ({first_line(error)}): it '
                     f'was cut short or damaged, {AGAIN}') from error
-  missing = [key for key in wanted if key not in content]
-  if missing:
-    raise UserError(f'{path} lacks {missing[0]} (it has '
-                    f'{", ".join(map(repr, content))[:80]}): {AGAIN}')
-  return [content[key] for key in wanted]
 
 
 def check_images(path, key, images):

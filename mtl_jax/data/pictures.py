@@ -302,6 +302,27 @@ def list_query(query):
   return Files(paths, labels, notices)
 
 
+def list_below(flag, folder):
+  """Finds all images of a folder, at any depth: Files.
+
+  The label of an image is the path of its own folder within `folder`.
+
+  Args:
+    flag: that names the folder, for messages.
+    folder: path.
+
+  Raises:
+    UserError: no such folder, or no image in it.
+  """
+  folder = os.fspath(_folder(flag, folder))
+  paths = list(below(folder))
+  if not paths:
+    raise UserError(f'{flag} {text(folder)} has no images, directly or in its '
+                    f'folders ({_READABLE})')
+  own = lambda path: os.path.relpath(os.path.dirname(path), folder)
+  return Files(paths, [text(own(path)).removeprefix('.') for path in paths], [])
+
+
 def prepare(path, image_shape, *, invert=False):
   """Reads one picture as uint8 [h, w, c].
 

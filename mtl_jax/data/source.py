@@ -25,6 +25,7 @@ class Request(NamedTuple):
   variant: str  # of DataSource.variants; '' where there are none
   folder: pathlib.Path | None  # of published files; None: the source has none
   options: Mapping[str, str]  # a value of every option
+  scratch: pathlib.Path | None = None  # for large temporary files
 
 
 class Checked(NamedTuple):
@@ -33,6 +34,7 @@ class Checked(NamedTuple):
   lines: Iterable[str] = ()  # for the user
   files: Any = None  # handed on to `build`
   image_shape: tuple[int, int, int] | None = None  # where the source has none
+  metadata: Mapping[str, str] = {}  # kept with the built data
 
 
 def nothing_to_check(request):

@@ -4,14 +4,16 @@ import contextlib
 import json
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import files
-from mtl_jax.data import building, pixels, sources
+from mtl_jax.data import building, feed, pixels, sources
 from mtl_jax.errors import UserError, check_choice, first_line
 
-PLACES = ('device', 'host')
+# Of a device's free memory, the part that pixels may take.
+_PART = 0.5
 MEASURED = 'normalisation.json'  # mean and std, where the source has none
 
 prepare = building.prepare
@@ -49,12 +51,32 @@ def arrays(store, place='device'):
 
   Args:
     store: the split.
-    place: where the pixels are, 'device' or 'host' (then `images` is None).
+    place: where the pixels are, of PLACES; for 'host' `images` is None. On a
+      CPU they stay where they are, in the mapped file.
   """
-  check_choice('config.data.store', place, PLACES)
+  check_choice('config.data.store', place, feed.PLACES)
   return Arrays(
-      jnp.asarray(store.images) if place == 'device' else None,
+      None if place == 'host' else jax.device_put(store.images),
       *(jnp.asarray(x) for x in (store.offsets, store.mean, store.std)))
+
+
+def place(wanted, store, device):
+  """Returns where the pixels of a store are kept: 'device' or 'host'.
+
+  Args:
+    wanted: of PLACES; 'auto' takes the host if they need more than half of the
+      free memory of the device.
+    store: the split.
+    device: one of those that compute.
+  """
+  check_choice('config.data.store', wanted, feed.PLACES)
+  if wanted != 'auto':
+    return wanted
+  memory = device.memory_stats() if device.platform != 'cpu' else None
+  if not memory or 'bytes_limit' not in memory:
+    return 'device'
+  free = memory['bytes_limit'] - memory.get('bytes_in_use', 0)
+  return 'device' if store.images.nbytes <= _PART * free else 'host'
 
 
 def constants(normalise=True, mean=(), std=()):

@@ -143,6 +143,12 @@ def compile_step(config, run, count=1):
                          config.parallel.compile)
 
 
+def place_of_pixels(config, run):
+  """Returns where the training pixels are: 'device' or 'host'."""
+  return stores.place(config.data.store, run.splits['train'],
+                      run.mesh.devices.flat[0])
+
+
 def make_steps(config, run):
   """Returns seeds -> (Compiled, numbers of steps -> their pixels).
 
@@ -150,8 +156,8 @@ def make_steps(config, run):
   is, of several stacked (train/together.py). The pixels are None where the
   device has all.
   """
-  arrays = run.compiled(1).put(
-      stores.arrays(run.splits['train'], config.data.store))
+  place = place_of_pixels(config, run)
+  arrays = run.compiled(1).share(stores.arrays(run.splits['train'], place))
 
   @functools.cache
   def of_seeds(seeds):
@@ -161,7 +167,7 @@ def make_steps(config, run):
     key = compiled.put(own_key)
     step = lambda state, pixels: compiled.step(state, arrays, key, pixels)
     pixels = (lambda numbers: (None for _ in numbers)
-              ) if config.data.store == 'device' else feed.make(
+              ) if place == 'device' else feed.make(
                   run.splits['train'], own_key, config.train, run.meta_batch,
                   compiled.divide)
     return compiled._replace(step=step), pixels

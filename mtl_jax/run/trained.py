@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mtl_jax import files
-from mtl_jax.config.check import validate
+from mtl_jax.config.check import validate_network
 from mtl_jax.data import augment
 from mtl_jax.errors import UserError
 from mtl_jax.models import layers
@@ -54,7 +54,7 @@ def load(path, config=None):
     config = workdir.saved_config(path)
   else:
     workdir.check(path, config, testing=True)
-  validate(config, trains=False)
+  validate_network(config)
   data = read_data(path)
   algorithm = build.algorithm_of(config, len(data['classes']))
   # A device of this machine: the run may have had another kind.

@@ -16,6 +16,7 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import sources
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
+from mtl_jax.evaluate import adapters
 from mtl_jax.models import plain_weights, torch_weights
 from mtl_jax.run import build, trained
 
@@ -54,15 +55,35 @@ def load(config):
       {'file': weights.path, 'sha256': weights.sha256, 'taken': taken})
 
 
-def lines(model):
-  """Returns what is to say of a Trained that `load` returned, line by line."""
+def of(config, checkpoint):
+  """Returns the Trained of a run, or of the file config.weights.
+
+  Args:
+    config: as in `load` and trained.load.
+    checkpoint: workdir of the run; None: there is a file.
+  """
+  if checkpoint is not None:
+    return trained.load(checkpoint, config)
+  model = load(config)
+  if config.log.progress:
+    print('\n'.join(lines(model, config.eval.heads)), flush=True)
+  return model
+
+
+def lines(model, used):
+  """Returns what is to say of a Trained that `load` returned, line by line.
+
+  Args:
+    model: the Trained.
+    used: names of the heads that are fitted, among them perhaps 'own'.
+  """
   data, numbers = model.data, lambda values: ', '.join(
       f'{x:.4g}' for x in values)
   return [f'weights: {model.weights["taken"]}',
           f'images {data["image_shape"]} of {data["name"]}, normalised by mean '
           f'{numbers(data["mean"])}, std {numbers(data["std"])}',
-          f'what {model.config.method.name} has beside the backbone is as '
-          'before training']
+          *[f'what {model.config.method.name} has beside the backbone is as '
+            'before training'] * (adapters.OWN in used)]
 
 
 def read(model, weights, like, image_shape):

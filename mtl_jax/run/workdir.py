@@ -155,6 +155,15 @@ def claim(path, config, data):
   files.write(path / 'env.json', files.json_text(environment(), indent=2))
 
 
+def for_results(path):
+  """Returns the path of a folder for results; UserError for that of a run."""
+  path = files.at(path)
+  if (path / CONFIG).exists():
+    raise UserError(f'{path} is the workdir of a run, whose own results would '
+                    'be lost: choose another --workdir')
+  return path
+
+
 @contextlib.contextmanager
 def alone(path):
   """Holds the lock of a workdir, which dies with its process.

@@ -66,3 +66,9 @@ def test_every_layout_of_mini_imagenet_gives_the_same_store(tmp_path):
   printed = run('build_mini_imagenet', MINI_IMAGENET, str(tmp_path))
   assert printed.count('\nlayout ') + printed.startswith('layout ') == 5
   assert 'the same store from all' in printed
+
+
+def test_a_small_tiered_imagenet_trains_alike_from_device_and_host():
+  printed = run('tiered_size', '--per_class=2', '--steps=2')
+  assert '| 2 steps, pixels on the host |' in printed
+  assert 'Losses: the same' in printed

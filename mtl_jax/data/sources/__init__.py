@@ -19,13 +19,14 @@ from mtl_jax.data.sources import (
   glyphs,
   mini_imagenet,
   omniglot,
+  tiered_imagenet,
 )
 from mtl_jax.data.sources.folder.options import divide, parse
 from mtl_jax.errors import UserError, check_choice
 
 SOURCES = {source.name: source for source in (
-    glyphs.SOURCE, mini_imagenet.SOURCE, omniglot.SOURCE, cifar100.CIFAR_FS,
-    cifar100.FC100)}
+    glyphs.SOURCE, mini_imagenet.SOURCE, tiered_imagenet.SOURCE,
+    omniglot.SOURCE, cifar100.CIFAR_FS, cifar100.FC100)}
 FIELD = 'config.data.name'
 _OWN = 'own_'
 

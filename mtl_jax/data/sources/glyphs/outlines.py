@@ -13,9 +13,7 @@ import pathlib
 import unicodedata
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib import ft2font, path
 
 from mtl_jax import errors
 
@@ -49,6 +47,7 @@ class GlyphClass(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def faces() -> dict[str, pathlib.Path]:
   """Finds the DejaVu faces of the installed matplotlib, sorted by name."""
+  import matplotlib  # takes a while, and most commands need no letter
   folder = pathlib.Path(matplotlib.get_data_path(), 'fonts', 'ttf')
   fonts = {file.stem: file for file in sorted(folder.glob('DejaVu*.ttf'))}
   if len(fonts) < MIN_FACES:
@@ -59,7 +58,8 @@ def faces() -> dict[str, pathlib.Path]:
 
 
 @functools.cache
-def _font(face: str) -> ft2font.FT2Font:
+def _font(face: str):
+  from matplotlib import ft2font
   return ft2font.FT2Font(str(faces()[face]))
 
 
@@ -76,6 +76,7 @@ def outline(face: str, letter: str) -> bytes:
   same key when one is the other moved, in whatever order their contours are
   stored. An empty glyph gives b''.
   """
+  from matplotlib import ft2font, path
   font = _font(face)
   font.load_char(ord(letter), flags=ft2font.LoadFlags.NO_SCALE)
   points, codes = font.get_path()

@@ -1,7 +1,7 @@
 """The data set `mini_imagenet` (Vinyals et al. 2016), published files.
 
 Classes and splits are those of Ravi & Larochelle (2017). files.py finds the
-files, lists.py checks which images they name, images.py checks their pixels.
+files, lists.py reads lists; `imagenet` checks classes and pixels.
 See docs/mini_imagenet.md.
 
 Images are stored by class, then by file name: JPEGs of the right size byte for
@@ -9,12 +9,15 @@ byte, what has to be changed as PNG.
 """
 
 import functools
+import itertools
 import json
 import pathlib
 
 from mtl_jax.data import pictures
 from mtl_jax.data.source import SPLITS, Checked, DataSource, Example
-from mtl_jax.data.sources.mini_imagenet import files, images, lists
+from mtl_jax.data.sources.imagenet import images
+from mtl_jax.data.sources.imagenet.wanted import Wanted
+from mtl_jax.data.sources.mini_imagenet import files, lists
 from mtl_jax.fields import Field
 
 SPLITS_FILE = pathlib.Path(__file__).parents[2] / 'splits/mini_imagenet.json'
@@ -35,13 +38,21 @@ def _classes(variant=''):
       published_classes().items(), NUM_CLASSES, strict=True)}
 
 
+def wanted():
+  """Returns what the files must hold."""
+  classes = _classes()
+  sizes = dict.fromkeys(itertools.chain(*classes.values()), IMAGES_PER_CLASS)
+  return Wanted('mini_imagenet', classes, sizes, files.WHAT_TO_PUT,
+                lists.LISTS, '; or, for the originals of ILSVRC-2012, put '
+                'train.csv, val.csv and test.csv beside them')
+
+
 def _check(request):
   """Finds the files and decodes every image."""
-  classes = _classes()
-  layout = files.find(request.folder, lists.Wanted(classes, IMAGES_PER_CLASS))
-  counts = {split: len(wnids) * IMAGES_PER_CLASS
-            for split, wnids in classes.items()}
-  notices = images.check(layout, counts, request.options['channel_order'])
+  layout = files.find(request.folder, wanted())
+  means, notices = images.look(layout, images.LANCZOS)
+  if request.options['channel_order'] == 'auto':
+    notices += images.check_order(means, 'mini-ImageNet')
   return Checked([layout.text, *notices], layout)
 
 

@@ -1,168 +1,37 @@
-"""Finds the published files of mini-ImageNet, in one of five layouts.
+"""Finds the published files of mini-ImageNet, in one of six layouts.
 
 See docs/mini_imagenet.md for the layouts.
 """
 
 import functools
-import itertools
-import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+import re
 
-import numpy as np
-
-from mtl_jax.data import published
-from mtl_jax.data.source import SPLITS
+from mtl_jax.data.sources.imagenet import files, ilsvrc
+from mtl_jax.data.sources.imagenet import wanted as wanted_files
 from mtl_jax.data.sources.mini_imagenet import lists, pickles
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.errors import UserError
 
 _OTHERS = ('.csv', '.pkl', '.pickle')
-_PACKED = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.7z', '.rar')
+_RANKED = re.compile(r'(n\d{8})(\d{8})\.jpe?g', re.IGNORECASE)
 WHAT_TO_PUT = (
     'train.csv, val.csv, test.csv and the images (a folder images '
     'or *.zip), or mini-imagenet-cache-{train,val,test}.pkl, or '
     'miniImageNet_category_split_{train_phase_train,val,test}.pickle, or '
-    'folders {train,val,test}/WNID/*.jpg, or the 100 folders WNID/*.jpg')
-# What stands for a split in the names of lists, pickles and folders.
-_NAMES = {'train': ('train',), 'validation': ('val', 'validation'),
-          'test': ('test',)}
-
-
-class Split(NamedTuple):
-  """Images of a split in their final order; `read` may be called by threads."""
-
-  classes: list[str]  # [I], wnids
-  names: list[str]  # [I], file names; '' where the layout has none
-  read: Callable[[int], bytes | np.ndarray]  # encoded, or uint8 [h, w, 3]
-  where: Callable[[int], str]  # says for a message where image i is
-
-
-class Layout(NamedTuple):
-  """A complete layout."""
-
-  text: str  # for the user
-  open: Callable[[str], Split]  # by split; an opened pickle takes memory
-
-
-class _Tree(NamedTuple):
-  """What lies below the folder of the published files."""
-
-  top: pathlib.Path
-  found: published.Found
-  folders: dict  # folder -> name -> published.File
-  images: list[published.File]
-
-
-class _Candidate(NamedTuple):
-  """A layout in a folder: its pieces, of which some may be missing."""
-
-  folder: pathlib.Path
-  text: str
-  present: list[str]
-  missing: list[str]
-  open: Callable[[], Callable[[str], Split]]  # checks it
-  likely: bool = True  # False: it may be another data set
+    'folders {train,val,test}/WNID/*.jpg, or the 100 folders WNID/*.jpg, or '
+    'train.csv, val.csv, test.csv and the training images of ILSVRC-2012 '
+    '(WNID/*.JPEG, or ILSVRC2012_img_train.tar)')
 
 
 def find(top, wanted):
-  """Finds the first complete layout and checks its lists.
-
-  It is looked for in the folder `top`, in its folder mini_imagenet, then
-  deeper and deeper, and in zips.
-
-  Raises:
-    UserError: nothing complete, or lists that are not those of the data set.
-  """
-  found = published.look(top, lists.IMAGES + _OTHERS)
-  tree = _Tree(top, found, found.in_folders(), [
-      file for file in found.files if file.name.lower().endswith(lists.IMAGES)])
-  candidates = [candidate for kind in KINDS for candidate in kind(tree, wanted)]
-  near = (top, top / 'mini_imagenet')
-  candidates.sort(key=lambda c: (
-      not c.likely, near.index(c.folder) if c.folder in near else len(near),
-      len(c.folder.parts), c.folder))
-  for candidate in candidates:
-    if not candidate.missing:
-      return Layout(f'mini_imagenet: found {candidate.text} in '
-                    f'{candidate.folder}.', candidate.open())
-  raise UserError(_what_is_missing(top, near, candidates, found))
-
-
-def _what_is_missing(top, near, candidates, found):
-  """Returns the line about files of which no layout is complete."""
-  # Half of a layout elsewhere belongs to another data set.
-  partial = [c for c in candidates
-             if c.folder in near or len(c.missing) == 1]
-  if partial:
-    best = min(partial, key=lambda c: len(c.missing))
-    source = f'; {lists.LISTS}' if best.missing[0].endswith('.csv') else ''
-    return (f'{", ".join(best.missing)} is missing in {best.folder} beside '
-            f'{", ".join(best.present)}: put it there{source}')
-  packed = [path for path in sorted(top.iterdir())
-            if path.name.lower().endswith(_PACKED)]
-  if packed:
-    return (f'{top} holds nothing of mini_imagenet that can be read, but '
-            f'{packed[0].name}: unpack it there')
-  for path, what in found.damaged.items():
-    if path.parent in near:
-      return f'{path} is {what}: fetch it again'
-  return f'{top} holds nothing of mini_imagenet: put {WHAT_TO_PUT} into it'
-
-
-def _sorted(rows, classes):
-  """Returns rows by class (in the order of the labels), then by file name."""
-  number = {wnid: i for i, wnid in enumerate(classes)}
-  return sorted(rows, key=lambda row: (number[row[0]], row[1]))
-
-
-def _files(rows, files):
-  """Returns a Split of (class, name) rows; files: row -> published.File."""
-
-  def where(i):
-    wnid, name = rows[i]
-    return f'{name} of class {wnid} in {files[rows[i]].holder}'
-
-  def read(i):
-    try:
-      return files[rows[i]].image()
-    except published.ERRORS as error:
-      raise UserError(f'{where(i)} cannot be read ({first_line(error)}): '
-                      'fetch this file again') from error
-
-  return Split([wnid for wnid, _ in rows], [name for _, name in rows],
-               read, where)
-
-
-def _pieces(tree, text, patterns, read):
-  """Yields the Candidates of a layout of one file for each split.
-
-  Args:
-    tree: what there is.
-    text: what the layout is called.
-    patterns: split -> the names that its file may have.
-    read: (split -> published.File) -> what _Candidate.open returns.
-  """
-  for folder, files in tree.folders.items():
-    of_split = {split: next((files[name] for name in names if name in files),
-                            None) for split, names in patterns.items()}
-    present = [file.name for file in of_split.values() if file]
-    if present:
-      yield _Candidate(
-          folder, text, present,
-          [patterns[split][0] for split, file in of_split.items() if not file],
-          functools.partial(read, of_split))
-
-
-def _patterns(pattern, **names):
-  return {split: tuple(map(pattern.format, of_split))
-          for split, of_split in (_NAMES | names).items()}
+  """Finds the first complete layout: see files.find of imagenet."""
+  return files.find(top, wanted, KINDS, _OTHERS)
 
 
 def _lists(tree, wanted):
   """Layout c: lists, and images anywhere, which are found by their names."""
   read = functools.partial(_read_lists, tree, wanted)
-  for candidate in _pieces(tree, 'lists and JPEGs (layout c)',
-                           _patterns('{}.csv'), read):
+  for candidate in files.pieces(tree, 'lists and JPEGs (layout c)',
+                                files.patterns('{}.csv'), read):
     if not candidate.missing and not _may_have_images(tree, candidate.folder):
       candidate.missing.append('images')
     yield candidate
@@ -194,20 +63,73 @@ def _read_lists(tree, wanted, csvs):
   folder = csvs['train'].folder
   paths = {split: file.path for split, file in csvs.items()}
   rows = {split: lists.read_csv(file) for split, file in csvs.items()}
-  lists.check(rows, paths, wanted)
-  files = {}
+  wanted_files.check(rows, paths, wanted)
+  by_name = {}
   # Those beside the lists come first; the others are the nearest ones.
   for file in sorted(tree.images, key=lambda file: (
       file.folder != folder / 'images', not _beside(file, folder))):
-    files.setdefault(file.name, file)
+    by_name.setdefault(file.name, file)
   for split, of_split in rows.items():
-    missing = [row for row in of_split if row[1] not in files]
+    missing = [row for row in of_split if row[1] not in by_name]
     if missing:
       raise UserError(_missing_images(tree, paths[split], missing, of_split))
-  return {split: _files(
-      _sorted(of_split, wanted.classes[split]),
-      {row: files[row[1]] for row in of_split})
+  return {split: files.of_files(
+      files.sorted_rows(of_split, wanted.classes[split]),
+      {row: by_name[row[1]] for row in of_split})
           for split, of_split in rows.items()}.__getitem__
+
+
+def _originals(tree, wanted):
+  """Layout f: lists, and the training images of ILSVRC-2012.
+
+  The name of a list, n0153282900000005.jpg, is that of the fifth image of a
+  class in the order of the numbers that ILSVRC gives.
+  """
+  of_class = {}
+  for file in tree.images:
+    name = ilsvrc.NAME.fullmatch(file.name)
+    if name:
+      of_class.setdefault(name[1], {}).setdefault(int(name[2]), file)
+  if any(len(of_class.get(wnid, ())) > size
+         for wnid, size in wanted.sizes.items()):
+    for candidate in files.pieces(
+        tree, 'lists and originals of ILSVRC-2012 (layout f)',
+        files.patterns('{}.csv'),
+        functools.partial(_read_originals, of_class, wanted)):
+      if not _may_have_images(tree, candidate.folder):
+        yield candidate
+
+
+def _read_originals(of_class, wanted, csvs):
+  paths = {split: file.path for split, file in csvs.items()}
+  rows = {split: lists.read_csv(file) for split, file in csvs.items()}
+  wanted_files.check(rows, paths, wanted)
+  ranked = {wnid: [file for _, file in sorted(numbered.items())]
+            for wnid, numbered in of_class.items()}
+  opened = {}
+  for split, of_split in rows.items():
+    for wnid, size in ilsvrc.sizes(wanted.classes[split]).items():
+      have = ranked.get(wnid, [])
+      if len(have) != size:
+        where = have[0].holder if have else paths[split].parent
+        raise UserError(
+            f'{where}: class {wnid} has {len(have)} images, not {size} as in '
+            'ILSVRC-2012. The lists count the images of a class, so it must be '
+            'whole: fetch it again')
+    opened[split] = files.of_files(
+        files.sorted_rows(of_split, wanted.classes[split]),
+        {(wnid, name): ranked[wnid][_rank(paths[split], wnid, name) - 1]
+         for wnid, name in of_split})
+  return opened.__getitem__
+
+
+def _rank(path, wnid, name):
+  """Returns which image of its class a name of a list means, from 1 on."""
+  rank = _RANKED.fullmatch(name)
+  if not rank or not 1 <= int(rank[2]) <= ilsvrc.sizes([wnid])[wnid]:
+    raise UserError(f'{path}: image {name} of class {wnid} is not numbered as '
+                    f'{wnid}00000005.jpg is: {lists.LISTS}')
+  return int(rank[2])
 
 
 def _missing_images(tree, path, missing, of_split):
@@ -224,17 +146,18 @@ def _missing_images(tree, path, missing, of_split):
           'missing): fetch the archives again, all of them')
 
 
-def _read_pickles(load, wanted, files):
+def _read_pickles(load, wanted, of_split):
   """Layouts a and b. A file is large: it is opened when its split is read."""
 
   def open_split(split):
-    file = files[split]
+    file = of_split[split]
     path = file.path
     images, ids = load(file)  # wnid -> rows, in the order of the file
-    lists.check({split: [(wnid, '') for wnid, of in ids.items() for _ in of]},
-                {split: path}, wanted)
+    wanted_files.check(
+        {split: [(wnid, '') for wnid, of in ids.items() for _ in of]},
+        {split: path}, wanted)
     rows = [(wnid, i) for wnid in wanted.classes[split] for i in ids[wnid]]
-    return Split(
+    return files.Split(
         [wnid for wnid, _ in rows], [''] * len(rows),
         lambda i: images[rows[i][1]],
         lambda i: f'image {rows[i][1]} of class {rows[i][0]} in {path}')
@@ -243,86 +166,18 @@ def _read_pickles(load, wanted, files):
 
 
 def _caches(tree, wanted):
-  return _pieces(
+  return files.pieces(
       tree, 'mini-imagenet-cache pickles (layout a)',
-      _patterns('mini-imagenet-cache-{}.pkl'),
+      files.patterns('mini-imagenet-cache-{}.pkl'),
       functools.partial(_read_pickles, pickles.load_cache, wanted))
 
 
 def _category_splits(tree, wanted):
-  return _pieces(
+  return files.pieces(
       tree, 'category_split pickles (layout b)',
-      _patterns('miniImageNet_category_split_{}.pickle',
+      files.patterns('miniImageNet_category_split_{}.pickle',
                 train=('train_phase_train',), validation=('val',)),
       functools.partial(_read_pickles, pickles.load_category_split, wanted))
 
 
-def _class_folders(tree, wanted):
-  """Layouts d, in folders of the splits, and e, in one folder.
-
-  The images of a class may lie in folders of its folder.
-  """
-  split_of = {name: split for split, names in _NAMES.items() for name in names}
-  divided, whole = {}, {}  # folder -> split's folder -> rows; folder -> rows
-  for folder, files in tree.folders.items():
-    of_class = _class_folder(tree.top, folder)
-    if of_class is None:
-      continue
-    above = of_class.parent
-    rows = (divided.setdefault(above.parent, {}).setdefault(above, {})
-            if above.name in split_of and above != tree.top
-            else whole.setdefault(above, {}))
-    for file in files.values():
-      if file.name.lower().endswith(lists.IMAGES):
-        rows.setdefault((of_class.name, file.name), file)
-  for folder, of_folder in divided.items():
-    named = {split_of[above.name]: above for above in of_folder}
-    yield _folders(
-        tree, wanted, 'class folders (layout d)', folder, named,
-        {split: of_folder[above] for split, above in named.items()})
-  for folder, rows in whole.items():
-    of_split = {split: {row: file for row, file in rows.items()
-                        if row[0] in wanted.classes[split]} for split in SPLITS}
-    if any(of_split.values()):
-      yield _folders(
-          tree, wanted, 'undivided class folders (layout e)', folder,
-          dict.fromkeys(SPLITS, folder), of_split)
-
-
-def _class_folder(top, folder):
-  """Returns the outermost folder below `top` with the name of a class."""
-  inside = folder.relative_to(top).parts
-  for i, part in enumerate(inside):
-    if lists.WNID.fullmatch(part):
-      return top.joinpath(*inside[:i + 1])
-  return None
-
-
-def _folders(tree, wanted, text, folder, named, of_split):
-  """Returns the Candidate of class folders.
-
-  Args:
-    tree, wanted, text, folder: as of the others.
-    named: split -> the folder with its class folders.
-    of_split: split -> (class, name) -> published.File.
-  """
-  held = {wnid for rows in of_split.values() for wnid, _ in rows}
-  likely = held.issuperset(itertools.chain(*wanted.classes.values()))
-  return _Candidate(
-      folder, text, sorted(path.name for path in named.values()),
-      [_NAMES[split][0] for split in SPLITS if split not in named],
-      functools.partial(_read_folders, tree, wanted, named, of_split), likely)
-
-
-def _read_folders(tree, wanted, named, of_split):
-  for closed in tree.found.closed:
-    if set(closed.parents) & set(named.values()):
-      raise UserError(f'{closed} may not be read: make it readable')
-  # Other folders may give two classes the same file names.
-  lists.check({split: [(wnid, '') for wnid, _ in rows]
-               for split, rows in of_split.items()}, named, wanted)
-  return {split: _files(_sorted(rows, wanted.classes[split]), rows)
-          for split, rows in of_split.items()}.__getitem__
-
-
-KINDS = (_lists, _caches, _category_splits, _class_folders)
+KINDS = (_originals, _lists, _caches, _category_splits, files.class_folders)

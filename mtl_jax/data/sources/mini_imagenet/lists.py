@@ -1,26 +1,16 @@
-"""Reads the published lists of mini-ImageNet and checks what they name."""
+"""Reads the published lists of mini-ImageNet."""
 
-import collections
 import csv
 import io
 import pathlib
-import re
-from typing import NamedTuple
 
 from mtl_jax.data import published
+from mtl_jax.data.sources.imagenet.wanted import IMAGES, WNID
 from mtl_jax.errors import UserError, first_line
 
-LISTS = ('use the lists of Ravi & Larochelle (2017): data/miniImagenet of '
+LISTS = ('use the lists of Ravi & Larochelle (2017), not those of Vinyals et '
+         'al.: data/miniImagenet of '
          'github.com/twitter-research/meta-learning-lstm')
-WNID = re.compile(r'n\d{8}')
-IMAGES = ('.jpg', '.jpeg', '.png')
-
-
-class Wanted(NamedTuple):
-  """What the files must hold."""
-
-  classes: dict[str, tuple[str, ...]]  # split -> wnids, in order of the labels
-  images: int  # of each class
 
 
 def read_csv(file):
@@ -80,51 +70,3 @@ def _columns(row):
   of_name = [i for i, text in enumerate(row)
              if text.strip().lower().endswith(IMAGES)]
   return (of_class or [None])[0], (of_name or [None])[0]
-
-
-def check(rows, where, wanted):
-  """Raises UserError unless (class, name) rows are those of the data set.
-
-  Args:
-    rows: split -> [(wnid, file name)]; names may be ''.
-    where: split -> what to call the list in a message.
-    wanted: what must be in it.
-  """
-  counts = {split: collections.Counter(wnid for wnid, _ in of_split)
-            for split, of_split in rows.items()}
-  owner = {wnid: split for split, wnids in wanted.classes.items()
-           for wnid in wnids}
-  seen = {}
-  for split, of_split in counts.items():
-    for wnid in of_split:
-      if wnid in seen:
-        raise UserError(f'class {wnid} is in {where[seen[wnid]]} and in '
-                        f'{where[split]}: a class has one split; {LISTS}')
-      seen[wnid] = split
-  for split, of_split in counts.items():
-    classes = wanted.classes[split]
-    foreign = sorted(set(of_split) - set(classes))
-    if foreign:
-      of = owner.get(foreign[0])
-      raise UserError(
-          f'{where[split]} has class {foreign[0]}, which is of '
-          + (f'the {of} split' if of else 'no split')
-          + f' ({len(foreign)} such; the split of Vinyals et al.?): {LISTS}')
-    missing = [wnid for wnid in classes if wnid not in of_split]
-    if missing:
-      raise UserError(
-          f'{where[split]} lacks class {missing[0]} ({len(missing)} of '
-          f'{len(classes)} classes are missing): fetch it again, whole')
-  names = set()
-  for split, of_split in rows.items():
-    for wnid, name in of_split:
-      if name and name in names:
-        raise UserError(f'{where[split]}: image {name} of class {wnid} is '
-                        f'listed twice: an image has one line; {LISTS}')
-      names.add(name)
-  for split, of_split in counts.items():
-    for wnid in wanted.classes[split]:
-      if of_split[wnid] != wanted.images:
-        raise UserError(
-            f'{where[split]}: class {wnid} has {of_split[wnid]} images, not '
-            f'{wanted.images}: fetch it again, whole')

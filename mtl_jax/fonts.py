@@ -109,6 +109,23 @@ def write(draw, place, text, colour, size):
       left += _sized(path, size).getlength(run)
 
 
+def fit(text, width, size):
+  """Returns a text of at most `width` pixels, shortened in the middle."""
+  for count in range(len(text), 0, -1):
+    cut = short(text, count)
+    if length(cut, size) <= width:
+      return cut
+  return text[:1]
+
+
+def short(text, count):
+  """Returns at most `count` characters: both ends, where names differ."""
+  if len(text) <= count:
+    return text
+  tail = (count - 1) // 2
+  return f'{text[:count - 1 - tail]}…{text[len(text) - tail:]}'
+
+
 @functools.cache
 def _sized(path, size):
   return ImageFont.truetype(path, size)

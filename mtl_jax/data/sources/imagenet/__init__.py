@@ -1,0 +1,1 @@
+"""What the data sets of images of ImageNet share: layouts, classes, pixels."""
