@@ -122,7 +122,7 @@ BAD_FIELDS = {
     'no seeds': ({'config.seeds': ''}, ('config.seeds is empty', '0,1,2')),
     'a seed twice': ({'config.seeds': '0,1,0'}, ('config.seeds', '0 is there')),
     'a negative seed': ({'config.seeds': '0,-1'}, ('config.seeds has -1',)),
-    'a seed that is a text': ({'config.seeds': '0,x'}, ("has 'x'", 'whole')),
+    'a seed that is a text': ({'config.seeds': 'x,1'}, ("has 'x'", 'whole')),
     'a seed and seeds': ({'config.seed': 0, 'config.seeds': '0,1'},
                          ('config.seeds is (0, 1) and config.seed 0', 'one')),
     'seeds side by side, misspelt': (
