@@ -30,7 +30,7 @@ from mtl_jax.algorithms import METHODS
 from mtl_jax.config import load_config
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
-from mtl_jax.run import build
+from mtl_jax.run import build, parts
 
 ROOT = pathlib.Path(__file__).parent.parent
 CHOICES = {
@@ -55,9 +55,9 @@ def make_config(method, changes, args):
 
 def measure(config, repeats):
   """Returns (milliseconds, MiB, seconds of compilation) of a step."""
-  run = build.make_run(config)
+  run = parts.make_run(config)
   store = run.splits['train']
-  compiled = build.compile_step(config, run)
+  compiled = parts.compile_step(config, run)
   arrays, key, state = compiled.put((
       stores.arrays(store), episodes.stream_key(0, episodes.Stream.TRAIN),
       build.initial_state(config, run.algorithm, store.images.shape[1:])))

@@ -29,7 +29,7 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
 from mtl_jax.models import layers
-from mtl_jax.run import build
+from mtl_jax.run import build, parts
 from mtl_jax.run import seeds as seeds_of
 from mtl_jax.train import together
 
@@ -41,7 +41,7 @@ def train(run, config, states, seeds, steps):
     (each step's states and losses, of each seed; seconds of each step; seconds
     of compilation; bytes).
   """
-  compiled = build.compile_step(config, run, len(seeds))
+  compiled = parts.compile_step(config, run, len(seeds))
   # A copy, as the step takes its first state away.
   arrays, key, state = compiled.put((
       stores.arrays(run.splits['train']),
@@ -106,7 +106,7 @@ def main(argv=None):
     flags.override(config, name, value)
   validate(config)
   seeds = [int(seed) for seed in args.seeds.split(',')]
-  run = build.make_run(config)
+  run = parts.make_run(config)
   shape = run.splits['train'].images.shape[1:]
   states = [build.initial_state(seeds_of.of_seed(config, seed), run.algorithm,
                                 shape) for seed in seeds]

@@ -12,7 +12,7 @@ import pytest
 from mtl_jax import devices
 from mtl_jax.devices import AXIS
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, checkpoint, loop, metrics
+from mtl_jax.run import checkpoint, loop, metrics, parts
 
 
 def slow_step(state, arrays, key, pixels):
@@ -69,7 +69,7 @@ def test_the_host_runs_a_bounded_number_of_steps_ahead(monkeypatch):
   class Log:
     every_steps = 10 ** 6
     record = staticmethod(lambda values: None)
-  run = build.Run(None, None, 1, 500, None, {})
+  run = parts.Run(None, None, 1, 500, None, {})
   training = loop.Training(None, None, None, jnp.int32(0), log=Log,
                            save=checkpoint.every(0, None))
   end, = loop.train_epoch(compiled, [training], [None] * 500, range(500), run)

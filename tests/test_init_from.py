@@ -9,7 +9,7 @@ import pytest
 
 from mtl_jax.config import flags
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, init_from, loop, trained
+from mtl_jax.run import build, init_from, loop, parts, trained
 
 
 def config_of(path, method='mtl', **changes):
@@ -35,7 +35,7 @@ def first(tmp_path_factory):
 def start_of(first, tmp_path_factory):
   """Returns (config) -> (state of random weights, Start from `first`)."""
   def start(config, **other):
-    run = build.make_run(config)
+    run = parts.make_run(config)
     data = build.describe_data(run.splits['train']) | other
     initial = build.initial_state(config, run.algorithm, data['image_shape'])
     config.init_from = str(first)

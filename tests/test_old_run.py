@@ -15,7 +15,7 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
-from mtl_jax.run import build, checkpoint, metrics, trained, workdir
+from mtl_jax.run import build, checkpoint, metrics, parts, trained, workdir
 
 DATA = ROOT / 'tests/data'
 FLAGS = ['--config=configs/glyphs_5shot.py:mtl',
@@ -58,7 +58,7 @@ def test_it_resumes_and_ends_where_the_older_version_did(old):
       [r['loss'] for r in records if 'loss' in r], expected['losses'],
       rtol=1e-4)
   config = workdir.saved_config(old)
-  run = build.make_run(config)
+  run = parts.make_run(config)
   state, _ = checkpoint.restore_latest(
       epath.Path(old), build.initial_state(
           config, run.algorithm, run.splits['train'].images.shape[1:]))

@@ -15,7 +15,7 @@ from mtl_jax.algorithms import METHODS
 from mtl_jax.config import __main__ as config_command
 from mtl_jax.config import flags, settings, to_json
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, workdir
+from mtl_jax.run import parts, workdir
 
 ADAM = {'optimizer.name': 'adam'}
 OWN = {'validation.head': 'own', 'eval.heads': ('own',)}
@@ -427,6 +427,6 @@ def test_an_option_of_a_method_that_was_added_later_has_its_default(tmp_path):
 def test_all_splits_are_normalised_or_none(normalise):
   config = config_of('quickstart.py', '--config.data.name=glyphs/tiny',
                      f'--config.data.normalise={normalise}')
-  for store in build.make_run(config).splits.values():
+  for store in parts.make_run(config).splits.values():
     plain = np.all(store.mean == 0) and np.all(store.std == 1)
     assert plain != normalise

@@ -25,6 +25,7 @@ from mtl_jax.run import (
   evaluate_mode,
   features_file,
   loop,
+  parts,
   protocols,
   report,
   tested_split,
@@ -165,7 +166,7 @@ def test_a_network_that_no_device_holds_is_refused(run, width):
 ])
 def test_what_a_test_refuses_is_refused_before_training(run, changes, line):
   with pytest.raises(UserError, match=line):
-    build.make_run(config_of(run, **changes))
+    parts.make_run(config_of(run, **changes))
 
 
 def test_tasks_are_written_by_class_and_image(run, written):

@@ -15,7 +15,7 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, checkpoint, loop, metrics, seeds, workdir
+from mtl_jax.run import build, checkpoint, loop, metrics, parts, seeds, workdir
 from mtl_jax.train import together
 
 SEEDS = 0, 3
@@ -102,14 +102,14 @@ def test_side_by_side_the_first_20_steps_are_the_same(
 
 def prepared(config, numbers):
   """Returns (compiled step, state, arrays, keys, run) of seeds."""
-  run = build.make_run(config)
+  run = parts.make_run(config)
   store = run.splits['train']
   keys = together.stack([episodes.stream_key(seed, episodes.Stream.TRAIN)
                          for seed in numbers])
   state = together.stack([build.initial_state(
       seeds.of_seed(config, seed), run.algorithm, store.images.shape[1:])
                           for seed in numbers])
-  compiled = build.compile_step(config, run, len(numbers))
+  compiled = parts.compile_step(config, run, len(numbers))
   return (compiled, *compiled.put((state, stores.arrays(
       store, config.data.store), keys)), keys, run)
 

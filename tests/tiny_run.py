@@ -6,7 +6,7 @@ import command
 import jax
 from etils import epath
 
-from mtl_jax.run import build, checkpoint, workdir
+from mtl_jax.run import build, checkpoint, parts, workdir
 
 SHORT = {'inner_steps': 1, 'cg_steps': 2, 'unroll': False}
 
@@ -31,7 +31,7 @@ def config_of(method='mtl', **changes):
 def final_state(path):
   """Returns the last state of a run."""
   config = workdir.read_config(epath.Path(path))
-  run = build.make_run(config)
+  run = parts.make_run(config)
   like = build.initial_state(config, run.algorithm,
                              run.splits['train'].images.shape[1:])
   manager = checkpoint.manager(epath.Path(path), 'latest')

@@ -18,6 +18,7 @@ from mtl_jax.run import (
   checkpoint,
   init_from,
   metrics,
+  parts,
   report,
   score,
   workdir,
@@ -61,7 +62,7 @@ def train_and_evaluate(config, path):
     raise UserError(f'config.seeds is {config.seeds}: mtl_jax.run.seeds trains '
                     'several')
   workdir.check(path, config)
-  result, = side_by_side(build.make_run(config), [config], [path])
+  result, = side_by_side(parts.make_run(config), [config], [path])
   return result
 
 
@@ -141,8 +142,8 @@ def train(run, trainings):
     run: Run.
     trainings: whose configs differ in the seed alone.
   """
-  side_by_side = build.make_steps(trainings[0].config, run)
-  validate_each = build.make_validation([t.config for t in trainings], run)
+  side_by_side = parts.make_steps(trainings[0].config, run)
+  validate_each = parts.make_validation([t.config for t in trainings], run)
   number = {t.path: i for i, t in enumerate(trainings)}
   with contextlib.ExitStack() as logs:
     going = [opened(run, t, logs, len(trainings)) for t in trainings]

@@ -9,7 +9,7 @@ import jax
 from mtl_jax import files
 from mtl_jax.config import settings
 from mtl_jax.evaluate import interval
-from mtl_jax.run import build, metrics
+from mtl_jax.run import metrics, parts
 
 _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 
@@ -26,7 +26,7 @@ def describe(config, run, state, weights=''):
   return '\n'.join((
       f'{config.method.name} with {config.model.name} on '
       f'{config.data.name}: {count:,} parameters, {run.mesh.size} x {device}',
-      f'data: {sizes}' + (', pixels on the host' if build.place_of_pixels(
+      f'data: {sizes}' + (', pixels on the host' if parts.place_of_pixels(
           config, run) == 'host' else ''),
       f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
       f'{c.queries} images per class; an epoch: {run.epoch_steps} steps; at '

@@ -11,7 +11,7 @@ import re
 from mtl_jax import files
 from mtl_jax.config.check import validate
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, loop, workdir
+from mtl_jax.run import loop, parts, workdir
 
 TABLE = 'seeds.md', 'seeds.json'
 _OF_SEED = re.compile(r'seed_\d+')
@@ -40,7 +40,7 @@ def train_and_evaluate(config, path):
   paths = [files.at(folder) for folder in folders(config, path)]
   for one, folder in zip(configs, paths, strict=True):
     workdir.check(folder, one)
-  run = build.make_run(configs[0])
+  run = parts.make_run(configs[0])
   with workdir.alone(path):
     if config.parallel.seeds == 'together':
       return loop.side_by_side(run, configs, paths)
