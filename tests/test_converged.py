@@ -72,7 +72,7 @@ def trained(algorithm, episode, path):
       variables) | {'gradient_norm': (1., 1.)}
   same = lambda tree: tree
   compiled = devices.Compiled(lambda state, _: (state, measured), same, same,
-                              same, None)
+                              same, None, same)
   log = metrics.Log(path, LOG, 0, 4, {'': algorithm.remedy})
   run = Run(algorithm, None, 1, 4, None, {})
   training = loop.Training(None, path, None, jnp.int32(0), log=log,
