@@ -19,7 +19,7 @@ from mtl_jax.evaluate import measure
 from mtl_jax.evaluate.protocol import Protocol
 from mtl_jax.heads import logistic, ridge, svm
 from mtl_jax.run import checkpoint, loop, metrics, report, score
-from mtl_jax.run.build import Run
+from mtl_jax.run.parts import Run
 
 KEY = jax.random.key(5)
 LOG = ml_collections.ConfigDict(
