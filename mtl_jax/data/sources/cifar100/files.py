@@ -3,6 +3,7 @@
 See docs/cifar100.md for the layouts.
 """
 
+import functools
 import io
 import tarfile
 import zlib
@@ -102,15 +103,15 @@ def read(top, wanted):
   """
   found = published.look(top, _SUFFIXES)
   folders = found.in_folders()
-  for layout in (_python, _binary, _tar, _pickles, _npz, _hdf5, _folders):
-    for folder, files in folders.items():
-      what = layout(folder, files, found, wanted)
-      if what is not None:
-        text, where, parts = what
-        return Found(f'{wanted.name}: found {text} in {where}.', where,
-                     _collect(parts, where, wanted))
-  for path, what in found.damaged.items():
-    raise UserError(f'{path} is {what}: fetch it again')
+  whats = (layout(folder, files, wanted) for layout in _LAYOUTS
+           for folder, files in folders.items())
+  what = next(filter(None, whats), None) or _folders(found, wanted)
+  if what:
+    text, where, parts = what
+    return Found(f'{wanted.name}: found {text} in {where}.', where,
+                 _collect(parts, where, wanted))
+  for path, kind in found.damaged.items():
+    raise UserError(f'{path} is {kind}: fetch it again')
   for path in found.closed:
     raise UserError(f'{path} may not be read: make it readable')
   raise UserError(f'{top} holds nothing of {wanted.name}: put '
@@ -123,7 +124,7 @@ def _collect(parts, where, wanted):
               for name in names}
   found = {name: [] for name in split_of}
   for part in parts:
-    for name in set(part.classes):
+    for name in sorted(set(part.classes)):
       if part.split and name in split_of and split_of[name] != part.split:
         raise UserError(
             f'{part.where} has class {name}, which is of the {split_of[name]} '
@@ -146,18 +147,13 @@ def _collect(parts, where, wanted):
   return classes
 
 
-def _raw_both(files, names):
-  """Returns the Files of training and test set, or None."""
-  return [files[name] for name in names] if all(
-      name in files for name in names) else None
-
-
-def _python(folder, files, found, wanted):
-  """The published archive for Python, unpacked: train and test."""
-  del found
-  both = _raw_both(files, ('train', 'test'))
-  return both and ('CIFAR-100, python version', folder,
-                   [_python_part(file, wanted) for file in both])
+def _unpacked(raw, folder, files, wanted):
+  """A published archive, unpacked; `raw` is one of _RAW."""
+  text, names, part = raw
+  if not all(name in files for name in names):
+    return None
+  return f'CIFAR-100, {text} version', folder, [
+      part(files[name], wanted) for name in names]
 
 
 def _python_part(file, wanted):
@@ -207,14 +203,6 @@ def _labels(path, key, values, count):
   return labels
 
 
-def _binary(folder, files, found, wanted):
-  """The published binary archive, unpacked: train.bin and test.bin."""
-  del found
-  both = _raw_both(files, ('train.bin', 'test.bin'))
-  return both and ('CIFAR-100, binary version', folder,
-                   [_binary_part(file, wanted) for file in both])
-
-
 def _binary_part(file, wanted):
   content = _read(file)
   published.refuse_html(file.path, content[:200])
@@ -234,14 +222,14 @@ def _read(file):
                     'it again') from error
 
 
-def _tar(folder, files, found, wanted):
+def _tar(folder, files, wanted):
   """The published archives as they are."""
-  del folder, found
+  del folder
   for name, file in files.items():
     if name.lower().endswith(_TARS) and not file.zip:
-      members = _members(file.path, ('train', 'test', 'train.bin', 'test.bin'))
-      for names, part in ((('train', 'test'), _python_part),
-                          (('train.bin', 'test.bin'), _binary_part)):
+      members = _members(file.path,
+                         [name for _, names, _ in _RAW for name in names])
+      for _, names, part in _RAW:
         if all(name in members for name in names):
           return ('CIFAR-100, the published archive,', file.path,
                   [part(members[name], wanted) for name in names])
@@ -296,18 +284,16 @@ def _three(folder, files, text, patterns, read):
   return None
 
 
-def _pickles(folder, files, found, wanted):
+def _pickles(folder, files, wanted):
   """Pickles of MetaOptNet (Lee et al. 2019), with the numbers of classes."""
-  del found
   read = lambda file, split: _numbered(
       file.path, *pickled.load(file, 'data', 'labels'), split, wanted)
   return _three(folder, files, 'pickles of MetaOptNet',
                 (f'{_PREFIX[wanted.name]}_{{}}.pickle', '{}.pickle'), read)
 
 
-def _npz(folder, files, found, wanted):
+def _npz(folder, files, wanted):
   """Files of TADAM (Oreshkin et al. 2018)."""
-  del found
   def read(file, split):
     features, targets = published.npz(file, 'features', 'targets')
     return _numbered(file.path, features, targets, split, wanted)
@@ -332,9 +318,9 @@ def _numbered(path, images, labels, split, wanted):
                split)
 
 
-def _hdf5(folder, files, found, wanted):
+def _hdf5(folder, files, wanted):
   """torchmeta's file: a group per superclass, in it an array per class."""
-  del folder, found
+  del folder
   for name, file in files.items():
     if name.lower().endswith(_HDF5):
       content = _read(file)
@@ -372,15 +358,23 @@ def _hdf5_parts(path, content, wanted):
   return parts
 
 
+# Name, files of training and test set, and (File, Wanted) -> _Part.
+_RAW = (('python', ('train', 'test'), _python_part),
+        ('binary', ('train.bin', 'test.bin'), _binary_part))
+# (folder, its files, Wanted) -> what it is called, where, and its _Parts; None
+# where it is not there.
+_LAYOUTS = (*(functools.partial(_unpacked, raw) for raw in _RAW), _tar,
+            _pickles, _npz, _hdf5)
+
+
 def _name(text):
   """Returns the name of a class as the published lists write it."""
   name = text.lower().replace('-', '_').replace(' ', '_')
   return {'computer_keyboard': 'keyboard'}.get(name, name)
 
 
-def _folders(folder, files, found, wanted):
+def _folders(found, wanted):
   """Class folders, whole or below folders of splits, loose or in a zip."""
-  del folder, files
   roots = {}  # folder above -> class -> Files
   for file in found.files:
     name = _name(file.folder.name)
@@ -390,12 +384,12 @@ def _folders(folder, files, found, wanted):
         above = above.parent
       roots.setdefault(above, {}).setdefault(name, []).append(file)
   names = {name for of_split in wanted.classes.values() for name in of_split}
-  for root, classes in sorted(
-      roots.items(), key=lambda item: -len(names & set(item[1]))):
-    return ('class folders', root,
-            [_of_folder(name, files, wanted) for name, files in classes.items()
-             if name in names])
-  return None
+  if not roots:
+    return None
+  root = max(roots, key=lambda root: len(names & set(roots[root])))
+  return ('class folders', root,
+          [_of_folder(name, files, wanted)
+           for name, files in roots[root].items() if name in names])
 
 
 def _split(name):

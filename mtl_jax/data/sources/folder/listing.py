@@ -10,9 +10,8 @@ from mtl_jax.data.source import SPLITS
 from mtl_jax.data.sources.folder import lists
 from mtl_jax.errors import UserError
 
-NAMES = {'train': ('train', 'training', 'meta-train', 'base'),
-         'validation': ('validation', 'val', 'valid', 'meta-val'),
-         'test': ('test', 'testing', 'meta-test', 'novel')}
+_SPLIT_OF = lists.SPLIT_OF | {
+    'meta-train': 'train', 'meta-val': 'validation', 'meta-test': 'test'}
 _WANTED = ('a folder of images holds a folder of images for each class, or '
            'folders train, validation and test with such folders, or lists '
            '(see docs/own.md)')
@@ -40,7 +39,7 @@ def find(top, options):
   if not top.is_dir():
     raise UserError(f'{pictures.text(top)} is no folder: {_WANTED}')
   root = _unwrapped(top)
-  found = (lists.find(root, options) or _split_folders(root, options)
+  found = (_listed(root, options) or _split_folders(root, options)
            or _whole(root, options))
   return _checked(root, found, options)
 
@@ -57,8 +56,17 @@ def _unwrapped(folder):
 
 
 def _split_of(name):
-  return next((split for split, names in NAMES.items()
-               if name.lower() in names), None)
+  """Returns the split that the name of a folder means, or None."""
+  return _SPLIT_OF.get(name.lower())
+
+
+def _listed(root, options):
+  """Takes lists, or returns None without any."""
+  found = lists.find(root, options)
+  if found is None or found.splits is not None:
+    return found and Listing(found.text, found.splits, [])
+  how, splits = divided(found.classes, options)
+  return Listing(f'{found.text}, classes {how}', splits, [])
 
 
 def _split_folders(root, options):

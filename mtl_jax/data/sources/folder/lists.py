@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import pathlib
+from typing import NamedTuple
 
 from mtl_jax import files
 from mtl_jax.data import pictures
@@ -26,16 +27,32 @@ _NAMES = {'train': ('train', 'base'), 'validation': ('val', 'validation'),
 _LABELS = ('label', 'class', 'class_name', 'classname', 'category', 'species',
            'target', 'wnid', 'id')
 _SPLIT = ('split', 'set', 'phase', 'subset')
-_SPLIT_OF = {name: split for split, names in {
+# What a split may be called.
+SPLIT_OF = {name: split for split, names in {
     'train': ('train', 'training', 'base'),
-    'validation': ('val', 'valid', 'validation'),
+    'validation': ('validation', 'val', 'valid'),
     'test': ('test', 'testing', 'novel')}.items() for name in names}
 _FOLDERS = ('splits', 'split', 'lists')  # where lists may lie
 _ROWS = 50  # that are looked at to find the columns
 
 
+class Lists(NamedTuple):
+  """What lists say."""
+
+  text: str  # for the user
+  splits: dict[str, dict[str, list]] | None  # split -> class -> paths
+  classes: dict[str, list] | None = None  # class -> paths, without splits
+
+
+class _Images(NamedTuple):
+  """All images below a folder."""
+
+  root: pathlib.Path
+  by_name: dict[str, list[pathlib.Path]]
+
+
 def find(root, options):
-  """Returns the Listing of the lists in a folder, None where there is none.
+  """Returns the Lists in a folder, None where there is none.
 
   Args:
     root: path of the folder.
@@ -44,26 +61,23 @@ def find(root, options):
   Raises:
     UserError: a list is damaged, or names an image or class that is not there.
   """
-  from mtl_jax.data.sources.folder import listing  # it reads lists first
-  images = _Images(root)
   if options.list:
     path = root / options.list
     if not path.is_file():
       raise UserError(f'list={options.list}: {pictures.text(path)} is not '
                       'there: name a file in the folder')
-    rows = _csv(path, images, options)
+    rows = _csv(path, _indexed(root), options)
     splits = _by_column(path, rows)
-    if splits is None:
-      how, splits = listing.divided(_gather(rows), options)
-      return listing.Listing(f'list {path.name}, classes {how}', splits, [])
-    return listing.Listing(f'list {path.name}', splits, [])
+    return Lists(f'list {path.name}', splits,
+                 _gather(rows) if splits is None else None)
   for suffix, read in (('.csv', _csv), ('.json', _json), ('.txt', _txt)):
     paths = _three(root, suffix)
     if paths:
+      images = _indexed(root)
       names = ', '.join(path.name for path in paths.values())
-      return listing.Listing(f'lists {names}', {
+      return Lists(f'lists {names}', {
           split: _gather(read(path, images, options))
-          for split, path in paths.items()}, [])
+          for split, path in paths.items()})
   return None
 
 
@@ -85,37 +99,33 @@ def _three(root, suffix):
   return {}
 
 
-class _Images:
-  """All images below a folder, found by name."""
+def _indexed(root):
+  """Returns the _Images of a folder."""
+  by_name = {}
+  for path in map(pathlib.Path, pictures.below(root)):
+    by_name.setdefault(path.name, []).append(path)
+  return _Images(root, by_name)
 
-  def __init__(self, root):
-    self.root = root
-    self.by_name = None
 
-  def find(self, name):
-    """Returns the path of an image that a list names, or None.
+def _image(images, name):
+  """Returns the path of an image that a list names, or None.
 
-    Its end must be the name; the longest common end wins.
-    """
-    if self.by_name is None:
-      self.by_name = {}
-      for path in pictures.below(self.root):
-        path = pathlib.Path(path)
-        self.by_name.setdefault(path.name, []).append(path)
-    parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts
-    candidates = self.by_name.get(parts[-1], ()) if parts else ()
-    if len(candidates) <= 1:
-      return next(iter(candidates), None)
-    common = lambda path: next(
-        (i for i, (a, b) in enumerate(zip(
-            reversed(path.parts), reversed(parts), strict=False)) if a != b),
-        min(len(path.parts), len(parts)))
-    best = max(map(common, candidates))
-    found = [path for path in candidates if common(path) == best]
-    if len(found) > 1:
-      raise UserError(f'{name} of a list is {pictures.text(found[0])} or '
-                      f'{pictures.text(found[1])}: write its folder, too')
-    return found[0]
+  Its end must be the name; the longest common end wins.
+  """
+  parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts
+  candidates = images.by_name.get(parts[-1], ()) if parts else ()
+  if len(candidates) <= 1:
+    return next(iter(candidates), None)
+  common = lambda path: next(
+      (i for i, (a, b) in enumerate(zip(
+          reversed(path.parts), reversed(parts), strict=False)) if a != b),
+      min(len(path.parts), len(parts)))
+  best = max(map(common, candidates))
+  found = [path for path in candidates if common(path) == best]
+  if len(found) > 1:
+    raise UserError(f'{name} of a list is {pictures.text(found[0])} or '
+                    f'{pictures.text(found[1])}: write its folder, too')
+  return found[0]
 
 
 def _gather(rows):
@@ -169,8 +179,8 @@ def _csv(path, images, options):
     if len(row) != len(header):
       raise UserError(f'{pictures.text(path)}, line {number} has {len(row)} '
                       f'columns, not {len(header)}')
-    image = images.find(row[of_image].strip())
-    split = None if of_split is None else _SPLIT_OF.get(
+    image = _image(images, row[of_image].strip())
+    split = None if of_split is None else SPLIT_OF.get(
         row[of_split].strip().lower())
     if image is None:
       raise UserError(f'{pictures.text(path)}, line {number}: there is no '
@@ -199,7 +209,8 @@ def _columns(path, header, rows, images, options):
   if options.image:
     image = of(options.image)
   else:
-    hits = [sum(images.find(row[i].strip()) is not None for row in rows[:_ROWS]
+    hits = [sum(_image(images, row[i].strip()) is not None
+                for row in rows[:_ROWS]
                 if len(row) == len(header)) for i in range(len(header))]
     image = max(range(len(header)), key=hits.__getitem__)
     if not hits[image]:
@@ -239,7 +250,7 @@ def _json(path, images, options):
     ) from error
   result = []
   for name, image in rows:
-    found = image if isinstance(image, pathlib.Path) else images.find(image)
+    found = image if isinstance(image, pathlib.Path) else _image(images, image)
     if found is None:
       raise UserError(f'{pictures.text(path)}: there is no image {image!r} '
                       f'below {pictures.text(images.root)}')

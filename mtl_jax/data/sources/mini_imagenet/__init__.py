@@ -13,8 +13,7 @@ import itertools
 import json
 import pathlib
 
-from mtl_jax.data import pictures
-from mtl_jax.data.source import SPLITS, Checked, DataSource, Example
+from mtl_jax.data.source import SPLITS, Checked, DataSource
 from mtl_jax.data.sources.imagenet import images
 from mtl_jax.data.sources.imagenet.wanted import Wanted
 from mtl_jax.data.sources.mini_imagenet import files, lists
@@ -57,13 +56,8 @@ def _check(request):
 
 
 def _build(request, layout, split):
-  opened = layout.open(split)
-  swap = request.options['channel_order'] == 'bgr'
-  encoded = images.in_threads(
-      lambda i: images.encode(opened.read(i), swap), len(opened.classes))
-  for wnid, name, image in zip(
-      opened.classes, opened.names, encoded, strict=True):
-    yield Example(wnid, image, pictures.text(name))
+  return images.examples(layout.open(split),
+                         request.options['channel_order'] == 'bgr')
 
 
 SOURCE = DataSource(
@@ -71,10 +65,8 @@ SOURCE = DataSource(
     classes=_classes,
     build=_build,
     image_shape=(images.SIZE, images.SIZE, 3),
-    # Of pixels / 255, over the training split; the constants of Lee et al.
-    # (2019, MetaOptNet).
-    mean=(120.39586422 / 255, 115.59361427 / 255, 104.54012653 / 255),
-    std=(70.68188272 / 255, 68.27635443 / 255, 72.54505529 / 255),
+    mean=images.MEAN,
+    std=images.STD,
     check=_check,
     put=files.WHAT_TO_PUT,
     options={'channel_order': Field(

@@ -13,8 +13,7 @@ import itertools
 import json
 import pathlib
 
-from mtl_jax.data import pictures
-from mtl_jax.data.source import SPLITS, Checked, DataSource, Example
+from mtl_jax.data.source import SPLITS, Checked, DataSource
 from mtl_jax.data.sources.imagenet import cubic, ilsvrc, images
 from mtl_jax.data.sources.imagenet.wanted import Wanted
 from mtl_jax.data.sources.tiered_imagenet import files
@@ -95,13 +94,7 @@ def _order(means, order):
 def _build(request, found, split):
   del request
   layout, swap = found
-  opened = layout.open(split)
-  encoded = images.in_threads(
-      lambda i: images.encode(opened.read(i), swap, RESIZE),
-      len(opened.classes))
-  for wnid, name, image in zip(
-      opened.classes, opened.names, encoded, strict=True):
-    yield Example(wnid, image, pictures.text(name))
+  return images.examples(layout.open(split), swap, RESIZE)
 
 
 SOURCE = DataSource(
@@ -109,10 +102,9 @@ SOURCE = DataSource(
     classes=_classes,
     build=_build,
     image_shape=(images.SIZE, images.SIZE, 3),
-    # Of pixels / 255: the constants of Lee et al. (2019, MetaOptNet), RFS and
-    # MTL, which are those of mini-ImageNet.
-    mean=(120.39586422 / 255, 115.59361427 / 255, 104.54012653 / 255),
-    std=(70.68188272 / 255, 68.27635443 / 255, 72.54505529 / 255),
+    # RFS and MTL take those of mini-ImageNet, too.
+    mean=images.MEAN,
+    std=images.STD,
     check=_check,
     put=files.WHAT_TO_PUT,
     options={
