@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import zipfile
 
 import pytest
 
@@ -21,6 +22,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('MTL_JAX_DATA', str(ROOT / '.data'))
+
+
+def unpack_old_run(path):
+  """Writes the workdir of an older version to a folder; returns it."""
+  with zipfile.ZipFile(ROOT / 'tests/data/run_of_2026_11_24.zip') as packed:
+    packed.extractall(path)
+  return path
 
 
 @pytest.fixture

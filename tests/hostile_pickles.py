@@ -5,13 +5,12 @@ As a program it reads all in one process and prints what became of each:
 """
 
 import collections
-import json
 import pathlib
 import pickle
-import resource
 import struct
 import sys
 
+import hostile_files
 import mini_imagenet_fake as fake
 import numpy as np
 
@@ -388,18 +387,10 @@ def read(file):
 
 
 def main(folder):
-  """Prints case -> result, and how much memory all took, in MiB."""
+  """Prints what is read of every case."""
   folder = pathlib.Path(folder)
-  results, file = {}, folder / 'mini-imagenet-cache-val.pkl'
-  file.write_bytes(BASES['protocol 4'])
-  read(file)  # imports
-  peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-  before = peak()
-  for case, content in (hostile(folder) | harmless()).items():
-    file.write_bytes(content)
-    print(case, file=sys.stderr, flush=True)  # the last one before a crash
-    results[case] = read(file)
-  print(json.dumps({'results': results, 'memory': peak() - before}))
+  hostile_files.run(read, folder / 'mini-imagenet-cache-val.pkl',
+                    BASES['protocol 4'], hostile(folder) | harmless())
 
 
 if __name__ == '__main__':

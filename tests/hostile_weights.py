@@ -8,12 +8,12 @@ import io
 import json
 import pathlib
 import pickle
-import resource
 import struct
 import sys
 import zipfile
 import zlib
 
+import hostile_files
 import numpy as np
 from hostile_pickles import (
   MARK,
@@ -281,19 +281,10 @@ def read(file):
 
 
 def main(folder):
-  """Prints case -> result, and how much memory all took, in MiB."""
+  """Prints what is read of every case."""
   folder = pathlib.Path(folder)
-  cases = {**hand_made(folder), **mutations(), **good()}
-  results, file = {}, folder / 'weights.pth'
-  file.write_bytes(good()['cnn4.pth'])
-  read(file)  # imports
-  peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-  before = peak()
-  for case, content in cases.items():
-    file.write_bytes(content)
-    print(case, file=sys.stderr, flush=True)  # the last one before a crash
-    results[case] = read(file)
-  print(json.dumps({'results': results, 'memory': peak() - before}))
+  hostile_files.run(read, folder / 'weights.pth', good()['cnn4.pth'],
+                    {**hand_made(folder), **mutations(), **good()})
 
 
 if __name__ == '__main__':

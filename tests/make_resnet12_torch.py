@@ -50,9 +50,8 @@ def state_dict(widths, channels=3, seed=0):
   return {**entries, **counts}
 
 
-def network(widths, pool, channels=3):
-  """Returns the PyTorch module, named as published, without dropping."""
-  import torch
+def block(depth, width):
+  """Returns PyTorch's module of a block, named as published."""
   from torch import nn
 
   class Block(nn.Module):
@@ -73,9 +72,17 @@ def network(widths, pool, channels=3):
       y = act(self.bn3(self.conv3(y)) + self.downsample(x))
       return nn.functional.max_pool2d(y, 2)
 
+  return Block(depth, width)
+
+
+def network(widths, pool, channels=3):
+  """Returns the PyTorch module, named as published, without dropping."""
+  import torch
+  from torch import nn
+
   module = nn.Sequential()
   for i, width in enumerate(widths):
-    module.add_module(f'layer{i + 1}', nn.Sequential(Block(channels, width)))
+    module.add_module(f'layer{i + 1}', nn.Sequential(block(channels, width)))
     channels = width
   if pool == 'global':
     module.add_module('avgpool', nn.AdaptiveAvgPool2d(1))

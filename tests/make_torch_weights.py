@@ -11,6 +11,7 @@ import io
 import pathlib
 import zipfile
 
+import make_resnet12_torch
 import numpy as np
 
 PATH = pathlib.Path(__file__).parent / 'data' / 'torch_weights.zip'
@@ -39,27 +40,9 @@ def cnn4(width):
 def resnet12(widths):
   """Returns the network of Meta-Baseline: blocks without a Sequential."""
   from torch import nn
-
-  class Block(nn.Module):
-    def __init__(self, depth, width):
-      super().__init__()
-      for i in (1, 2, 3):
-        setattr(self, f'conv{i}', nn.Conv2d(
-            depth if i == 1 else width, width, 3, padding=1, bias=False))
-        setattr(self, f'bn{i}', nn.BatchNorm2d(width))
-      self.downsample = nn.Sequential(
-          nn.Conv2d(depth, width, 1, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x):
-      act = lambda y: nn.functional.leaky_relu(y, 0.1)
-      y = act(self.bn1(self.conv1(x)))
-      y = act(self.bn2(self.conv2(y)))
-      y = act(self.bn3(self.conv3(y)) + self.downsample(x))
-      return nn.functional.max_pool2d(y, 2)
-
   encoder = nn.Sequential()
   for i, (depth, width) in enumerate(zip((3, *widths), widths, strict=False)):
-    encoder.add_module(f'layer{i + 1}', Block(depth, width))
+    encoder.add_module(f'layer{i + 1}', make_resnet12_torch.block(depth, width))
   encoder.add_module('pool', nn.AdaptiveAvgPool2d(1))
   encoder.add_module('flatten', nn.Flatten())
   return nn.Sequential().append(encoder)

@@ -6,13 +6,12 @@ run_of_2026_11_24_resumed.npz is where that version came after four.
 """
 
 import json
-import zipfile
 
 import command
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, unpack_old_run
 from etils import epath
 
 from mtl_jax.run import build, checkpoint, metrics, parts, trained, workdir
@@ -29,9 +28,7 @@ FLAGS = ['--config=configs/glyphs_5shot.py:mtl',
 @pytest.fixture(scope='module')
 def old(tmp_path_factory):
   path = tmp_path_factory.mktemp('old') / 'run'
-  with zipfile.ZipFile(DATA / 'run_of_2026_11_24.zip') as packed:
-    packed.extractall(path)
-  return path
+  return unpack_old_run(path)
 
 
 def test_its_best_epoch_is_tested_with_the_same_score(old, tmp_path):

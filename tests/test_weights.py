@@ -1,13 +1,12 @@
 """`--weights` and `--mode=export`: files of weights in place of a run."""
 
 import json
-import zipfile
 
 import command
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, unpack_old_run
 from etils import epath
 
 from mtl_jax import main as main_command
@@ -42,9 +41,7 @@ class BACKBONE(conv4.Conv4):
 def run(tmp_path_factory):
   """The workdir of a run of CNN-4, width 8, on glyphs/tiny."""
   path = tmp_path_factory.mktemp('run') / 'run'
-  with zipfile.ZipFile(ROOT / 'tests/data/run_of_2026_11_24.zip') as packed:
-    packed.extractall(path)
-  return path
+  return unpack_old_run(path)
 
 
 @pytest.fixture(scope='module')
