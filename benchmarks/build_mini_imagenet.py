@@ -2,10 +2,10 @@
 
     python benchmarks/build_mini_imagenet.py FILES [FOLDER]
 
-FILES holds the published lists and zips. Loose images, class folders and the
-pickles of layouts a and b are written to FOLDER (about 5 GB; default: a
-temporary folder, which is removed at the end) and built there, each in a
-process of its own.
+FILES holds the published lists and zips. Loose images, class folders, zips of
+class folders, lists with other headers and the pickles of layouts a and b are
+written to FOLDER (about 6 GB; default: a temporary folder, which is removed at
+the end) and built there, each in a process of its own.
 """
 
 import argparse
@@ -55,6 +55,50 @@ def write_folders(loose, folder):
     for wnid, image in listed(loose, split):
       (folder / name / wnid).mkdir(parents=True, exist_ok=True)
       os.link(loose / 'images' / image, folder / name / wnid / image)
+
+
+def write_wrapped(loose, folder):
+  """Layout d, two folders deeper."""
+  write_folders(loose, folder / 'downloads' / 'miniImageNet')
+
+
+def write_hundred(loose, folder):
+  """Layout e: the 100 class folders in one, links to the loose images."""
+  for split in CSVS:
+    for wnid, image in listed(loose, split):
+      (folder / wnid).mkdir(parents=True, exist_ok=True)
+      os.link(loose / 'images' / image, folder / wnid / image)
+
+
+def write_zips_of_folders(loose, folder):
+  """Layout d, a zip for each split with the class folders in it."""
+  folder.mkdir()
+  for split, name in zip(CSVS, ('train', 'val', 'test'), strict=True):
+    with zipfile.ZipFile(folder / f'{name}.zip', 'w') as archive:
+      for wnid, image in listed(loose, split):
+        archive.write(loose / 'images' / image, f'{name}/{wnid}/{image}')
+
+
+def write_other_headers(loose, folder):
+  """Layout c, loose, with lists that begin with a column of numbers."""
+  (folder / 'images').mkdir(parents=True)
+  for split, name in CSVS.items():
+    rows = listed(loose, split)
+    with open(folder / name, 'w', newline='') as file:
+      writer = csv.writer(file)
+      writer.writerow(['', 'class_name', 'path'])
+      writer.writerows((i, wnid, f'images/{image}')
+                       for i, (wnid, image) in enumerate(rows))
+    for _, image in rows:
+      os.link(loose / 'images' / image, folder / 'images' / image)
+
+
+# Name of a layout -> what writes it from the loose images.
+LAID_OUT = {
+    'd': write_folders, 'd, two folders deeper': write_wrapped,
+    'd, zips of class folders': write_zips_of_folders,
+    'e, 100 folders in one': write_hundred,
+    'c, other headers': write_other_headers}
 
 
 def write_pickles(loose, cache, category):
@@ -110,11 +154,13 @@ def build_apart(files, folder):
 
 def compare(files, folder):
   """Builds from every layout; returns the exit code."""
-  loose, by_class, cache, category = (
-      folder / name for name in ('loose', 'by_class', 'cache', 'category'))
+  loose, cache, category = (
+      folder / name for name in ('loose', 'cache', 'category'))
   folder.mkdir(parents=True, exist_ok=True)
   write_loose(files, loose)
-  write_folders(loose, by_class)
+  laid_out = {name: folder / f'layout_{i}' for i, name in enumerate(LAID_OUT)}
+  for name, write in LAID_OUT.items():
+    write(loose, laid_out[name])
   # A process starts with the peak memory of its parent. So the pickles, which
   # need much, are written by another process than this one.
   writer = multiprocessing.get_context('spawn').Process(
@@ -123,7 +169,7 @@ def compare(files, folder):
   writer.join()
   digests = set()
   for name, source in (('c, zips', files), ('c, loose', loose), ('a', cache),
-                       ('b', category), ('d', by_class)):
+                       ('b', category), *laid_out.items()):
     data = folder / 'data'
     *lines, digest = build_apart(source, data).splitlines()
     print(f'layout {name}: {lines[-1]}; store {digest[:16]}', flush=True)

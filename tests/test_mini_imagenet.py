@@ -129,6 +129,12 @@ LAYOUTS = {
     'd in one zip': (
         lambda folder: fake.write_folders(folder / 'mini') or zipped(folder),
         'layout d'),
+    'd, a zip for each split': (
+        lambda folder: fake.write_folders(folder) or zipped_apart(
+            folder, named=True), 'layout d'),
+    'd, a zip for each split, without a folder of the split': (
+        lambda folder: fake.write_folders(folder / 'mini') or zipped_apart(
+            folder / 'mini', named=False), 'layout e'),
     'd, images in folders of the class folders': (
         lambda folder: fake.write_folders(folder) or deeper(folder, '*/n*'),
         'layout d'),
@@ -168,6 +174,15 @@ def zipped(folder):
   for path in inside:
     path.unlink() if path.is_file() else None
   shutil.rmtree(folder / 'mini')
+
+
+def zipped_apart(folder, named):
+  """Packs {train,val,test} into a zip each; `named` keeps this folder in it."""
+  for path in list(folder.iterdir()):
+    with zipfile.ZipFile(folder / f'{path.name}.zip', 'w') as archive:
+      for file in path.rglob('*.jpg'):
+        archive.write(file, file.relative_to(folder if named else path))
+    shutil.rmtree(path)
 
 
 def relisted(folder, header, row):

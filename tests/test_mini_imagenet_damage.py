@@ -5,6 +5,7 @@ The damages are done to a counterfeit of a few images.
 
 import os
 import pickle
+import shutil
 import zipfile
 
 import bad_pictures
@@ -247,6 +248,10 @@ DAMAGES = {
             folder, split='validation',
             change=lambda x: x | {'labels': x['labels'][:-1]}),
         (CATEGORY, '8 images have 7 labels')),
+    'a zip of a split is a web page': (
+        lambda folder: zipped_splits(folder) or (
+            folder / 'train.zip').write_bytes(HTML),
+        ('train.zip', 'HTML page')),
     'a folder lacks an image': (
         lambda folder: fake.write_folders(folder) or next(
             (folder / 'val' / VALIDATION[1]).iterdir()).unlink(),
@@ -257,6 +262,13 @@ DAMAGES = {
             folder / 'val/n99999999/a.jpg').write_bytes(b''),
         ('val', 'n99999999', 'no split')),
 }
+
+
+def zipped_splits(folder):
+  fake.write_folders(folder)
+  for split in ('train', 'val', 'test'):
+    shutil.make_archive(folder / split, 'zip', folder, split)
+    shutil.rmtree(folder / split)
 
 
 def flip(folder, name):

@@ -108,6 +108,9 @@ def _what_is_missing(top, near, candidates, found, wanted):
              if c.folder in near or len(c.missing) == 1]
   if partial:
     best = min(partial, key=lambda c: len(c.missing))
+    for path, what in found.damaged.items():
+      if path.parent == best.folder and path.stem in best.missing:
+        return f'{path} is {what}: fetch it again'
     source = f'; {wanted.lists}' if best.missing[0].endswith('.csv') else ''
     return (f'{", ".join(best.missing)} is missing in {best.folder} beside '
             f'{", ".join(best.present)}: put it there{source}')
@@ -175,12 +178,30 @@ def patterns(pattern, **names):
 def class_folders(tree, wanted):
   """Layouts d, in folders of the splits, and e, in one folder.
 
-  The images of a class may lie in folders of its folder.
+  The images of a class may lie in folders of its folder. If no archive and no
+  folder holds all classes, archives count as unpacked where they lie.
   """
+  apart = list(_class_folders(tree, wanted, lambda folder, file: folder))
+  yield from apart
+  if all(candidate.missing or not candidate.likely for candidate in apart):
+    yield from (candidate for candidate in _class_folders(
+        tree, wanted, _unpacked) if candidate.likely)
+
+
+def _unpacked(folder, file):
+  """Returns where the folder of a file were if its archive was unpacked."""
+  if file.holder == file.folder or WNID.fullmatch(file.holder.stem):
+    return folder
+  return file.holder.parent / folder.relative_to(file.holder)
+
+
+def _class_folders(tree, wanted, place):
+  """Yields the Candidates; place: (folder, a file in it) -> where it counts."""
   split_of = {name: split for split, names in NAMES.items() for name in names}
   divided, whole = {}, {}  # folder -> split's folder -> rows; folder -> rows
   for folder, files in tree.folders.items():
-    of_class = _class_folder(tree.top, folder)
+    of_class = _class_folder(
+        tree.top, place(folder, next(iter(files.values()))))
     if of_class is None:
       continue
     above, wnid = of_class.parent, of_class.name[:len('n01234567')]
