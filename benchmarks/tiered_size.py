@@ -1,14 +1,15 @@
 """Builds a synthetic tiered-ImageNet of the true size and trains on it.
 
-    python benchmarks/tiered_size.py [FOLDER]
+    python benchmarks/tiered_size.py [FOLDER] [--layout=d]
 
-Writes 779,165 images as class folders (layout d) into FOLDER (default: a
-temporary folder): the true classes with their true numbers of images, which
-are noise of a tint per class, 84x84 JPEGs, 100 different ones per class. Builds
-them by the real command, loads every split once, and trains ten steps of CNN-4
-with the training pixels on the device and on the host. Prints the time, the
-images per second and the peak memory of each command, and deletes everything.
-It takes about 24 GB of disk.
+Writes 779,165 images into FOLDER (default: a temporary folder): the true
+classes with their true numbers of images, which are noise of a tint per class,
+84x84, 100 different ones per class. They are PNGs in pickles (layout a), arrays
+in npz files (b), or JPEGs in class folders (d). Builds them by the real
+command, loads every split once, and trains ten steps of CNN-4 with the training
+pixels on the device and on the host. Prints the time, the images per second and
+the peak memory of each command, and deletes everything. It takes about 24 GB of
+disk in layout d, 31 GB in layout a and 43 GB in layout b.
 
 The peak memory is given twice: as the system counts it, where pages of mapped
 files count too, and without these (Linux only).
@@ -16,15 +17,18 @@ files count too, and without these (Linux only).
 
 import argparse
 import io
+import itertools
 import json
 import os
 import pathlib
+import pickle
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+import zipfile
 
 import numpy as np
 from PIL import Image
@@ -36,34 +40,95 @@ _SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 _TASKS, _IMAGES = 2, 32  # of a step by configs/mini_5shot_cpu.py
 
 
-def write(folder, per_class=None):
-  """Writes class folders; returns the number of images.
+def classes(per_class=None, grain=1):
+  """Yields (split, wnid, number of images, the different ones) in label order.
 
   Args:
-    folder: pathlib.Path.
     per_class: images of each class; None: the true numbers.
+    grain: noise of each pixel below this; with 32, a PNG is as long as one of
+      a photograph.
+
+  Yields:
+    The different images are uint8 [I, 84, 84, 3].
   """
-  rng, count = np.random.default_rng(0), 0
-  sizes = tiered_imagenet.sizes()
+  rng, sizes = np.random.default_rng(0), tiered_imagenet.sizes()
   for split, wnids in tiered_imagenet.SOURCE.classes('').items():
     for wnid in wnids:
-      place = folder / _SPLITS[split] / wnid
-      place.mkdir(parents=True)
       size = per_class or sizes[wnid]
       tint = rng.integers(0, 100, 3) + [60, 40, 10]
-      jpegs = [_jpeg(rng, tint) for _ in range(min(size, DIFFERENT))]
-      for i in range(size):
-        (place / f'{wnid}_{i}.JPEG').write_bytes(jpegs[i % DIFFERENT])
-      count += size
-  return count
+      coarse = np.uint8(rng.integers(
+          0, 90, (min(size, DIFFERENT), 12, 12, 3)) + tint)
+      fine = coarse.repeat(7, 1).repeat(7, 2)
+      if grain > 1:
+        fine = fine + rng.integers(0, grain, fine.shape, np.uint8)
+      yield split, wnid, size, fine
 
 
-def _jpeg(rng, tint):
-  coarse = np.uint8(rng.integers(0, 90, (12, 12, 3)) + tint)
-  encoded = io.BytesIO()
-  Image.fromarray(coarse).resize((84, 84), Image.Resampling.NEAREST).save(
-      encoded, 'JPEG', quality=75)
-  return encoded.getvalue()
+def encoded(image, kind):
+  """Returns an image as bytes."""
+  content = io.BytesIO()
+  Image.fromarray(image).save(content, kind, quality=75, compress_level=1)
+  return content.getvalue()
+
+
+def write_folders(folder, per_class):
+  """Writes JPEGs in class folders, layout d."""
+  for split, wnid, size, images in classes(per_class):
+    place = folder / _SPLITS[split] / wnid
+    place.mkdir(parents=True)
+    jpegs = [encoded(image, 'JPEG') for image in images]
+    for i in range(size):
+      (place / f'{wnid}_{i}.JPEG').write_bytes(jpegs[i % len(jpegs)])
+
+
+def write_labels(folder, per_class):
+  """Writes what layouts a and b say of their images."""
+  folder.mkdir(parents=True)
+  of_split = {}
+  for split, wnid, size, _ in classes(per_class):
+    of_split.setdefault(split, {})[wnid] = size
+  for split, sizes in of_split.items():
+    labels = np.repeat(np.arange(len(sizes)), list(sizes.values()))
+    with open(folder / f'{_SPLITS[split]}_labels.pkl', 'wb') as file:
+      pickle.dump({'label_specific': labels,
+                   'label_specific_str': list(sizes)}, file, 2)
+
+
+def write_pickles(folder, per_class):
+  """Writes a list of PNGs for each split, layout a."""
+  write_labels(folder, per_class)
+  for split, of_split in itertools.groupby(
+      classes(per_class, grain=32), key=lambda of_class: of_class[0]):
+    pngs = []
+    for _, _, size, images in of_split:
+      different = [np.frombuffer(encoded(image, 'PNG'), np.uint8)[:, None]
+                   for image in images]
+      pngs += [different[i % len(different)] for i in range(size)]
+    with open(folder / f'{_SPLITS[split]}_images_png.pkl', 'wb') as file:
+      pickler = pickle.Pickler(file, 4)
+      pickler.fast = True  # write an image as often as it is in the list
+      pickler.dump(pngs)
+
+
+def write_arrays(folder, per_class):
+  """Writes an array for each split, BGR as OpenCV decodes, layout b."""
+  write_labels(folder, per_class)
+  for split, of_split in itertools.groupby(
+      classes(per_class, grain=32), key=lambda of_class: of_class[0]):
+    of_split = list(of_split)
+    total = sum(size for _, _, size, _ in of_split)
+    header = {'descr': '|u1', 'fortran_order': False,
+              'shape': (total, 84, 84, 3)}
+    with zipfile.ZipFile(folder / f'{_SPLITS[split]}_images.npz',
+                         'w') as archive, archive.open(
+                             'images.npy', 'w', force_zip64=True) as file:
+      np.lib.format.write_array_header_1_0(file, header)
+      for _, _, size, images in of_split:
+        for i in range(size):
+          file.write(images[i % len(images), ..., ::-1].tobytes())
+
+
+WRITE = {'a': write_pickles, 'b': write_arrays, 'd': write_folders}
 
 
 def measured(command, env):
@@ -134,17 +199,18 @@ def losses(folder):
           if 'loss' in record]
 
 
-def run(folder, per_class, steps, places):
+def run(folder, layout, per_class, steps, places):
   """Prints the table; returns the exit code."""
   print('| command | images | time (s) | images per second | peak memory (MB) '
         '| without mapped files (MB) |\n|---|---|---|---|---|---|', flush=True)
   start = time.monotonic()
-  count = write(folder / 'files', per_class)
+  WRITE[layout](folder / 'files', per_class)
+  count = sum(size for _, _, size, _ in classes(per_class))
   print(f'{count:,} images written in {time.monotonic() - start:.0f} s',
         file=sys.stderr, flush=True)
   env = {**os.environ, 'MTL_JAX_DATA': str(folder / 'data')}
   data = [sys.executable, '-m', 'mtl_jax.data']
-  _row('data build', count, *measured(
+  _row(f'data build, layout {layout}', count, *measured(
       [*data, 'build', 'tiered_imagenet', f'--manual_dir={folder / "files"}',
        *(['--counts=any'] if per_class else [])], env))
   _row('data check, which decodes and keeps the pixels', count, *measured(
@@ -165,6 +231,8 @@ def parse(argv=None):
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('folder', type=pathlib.Path, metavar='FOLDER', nargs='?',
                       help='an empty or new folder, which is deleted')
+  parser.add_argument('--layout', choices=WRITE, default='d',
+                      help='of docs/tiered_imagenet.md')
   parser.add_argument('--per_class', type=int, default=None, metavar='N',
                       help='images of each class; default: the true numbers')
   parser.add_argument('--steps', type=int, default=10)
@@ -181,7 +249,7 @@ def main(argv=None):
     sys.exit(f'{args.folder} is not empty: name another folder')
   folder = args.folder or pathlib.Path(tempfile.mkdtemp())
   try:
-    return run(folder, args.per_class, args.steps, args.places)
+    return run(folder, args.layout, args.per_class, args.steps, args.places)
   finally:
     shutil.rmtree(folder, ignore_errors=True)
 

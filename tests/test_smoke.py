@@ -92,7 +92,7 @@ SMALLEST = [
       f'--peer_python={PEER_PYTHON}'],
      '| conv4_32 | '),
     ('tiered_size', ['--per_class=1', 'sized', '--places'],
-     '| data build | 608 |'),
+     '| data build, layout d | 608 |'),
     ('unequal_support',
      ['--checkpoint=runs/glyphs/mtl', '--heads', 'centroid', '--growths=2',
       '--queries=1', '--tasks=2'],
