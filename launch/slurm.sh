@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs mtl_jax.main on the nodes of a Slurm job, and again when it is preempted.
+# Runs mtl_jax.main as the tasks of a Slurm job, and again after preemption.
 #
 #   sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh \
-#     --config=mini_5shot_pod --workdir=/shared/runs/pod
+#     --config=quickstart --config.train.meta_batch=16 --workdir=/shared/run
 #
 # One task per GPU: JAX gives task i of a node the i-th GPU of that node. On
 # nodes without GPUs it is one task per node (the default). The arguments of the
@@ -10,7 +10,7 @@
 # Options of sbatch replace the lines below. Environment:
 #   PYTHON        the Python that has mtl_jax; default: python
 #   SETUP         a file to source first, such as one that loads modules
-#   MAX_RESTARTS  how often the job may start again; default: 100
+#   MAX_RESTARTS  how often the job may start again; default: 20
 #   SRUN_OPTIONS  further options of srun, separated by spaces
 #SBATCH --job-name=mtl_jax
 #SBATCH --ntasks-per-node=1
@@ -21,16 +21,17 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-readonly PREEMPTED=75  # how mtl_jax.main ends after SIGTERM
+# How mtl_jax.main ends after SIGTERM, and when another process is gone.
+readonly PREEMPTED=75 LOST=76
 fail() { echo "slurm.sh: $1" >&2; exit "${2:-2}"; }
 
 [[ -n "${SLURM_JOB_ID:-}" ]] || fail \
   "this is no Slurm job: start it by sbatch launch/slurm.sh --config=..."
 [[ $# -gt 0 ]] || fail \
-  "no flags: give those of mtl_jax.main, such as --config=mini_5shot_pod"
-max_restarts=${MAX_RESTARTS:-100}
+  "no flags: give those of mtl_jax.main, such as --config=quickstart"
+max_restarts=${MAX_RESTARTS:-20}
 [[ $max_restarts =~ ^[0-9]+$ ]] || fail \
-  "MAX_RESTARTS is '$max_restarts': it must be a number, such as 100"
+  "MAX_RESTARTS is '$max_restarts': it must be a number, such as 20"
 if [[ -n "${SETUP:-}" ]]; then
   [[ -r $SETUP ]] || fail "SETUP is '$SETUP', which cannot be read"
   set +u  # such files rarely expect it
@@ -58,7 +59,7 @@ while true; do  # a signal ends `wait`, but not the step
   kill -0 "$step" 2> /dev/null || break
 done
 
-((code == PREEMPTED)) || exit "$code"
+((code == PREEMPTED || code == LOST)) || exit "$code"
 # A job that Slurm cancels or requeues is no longer running.
 state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T || true)
 [[ $state == RUNNING ]] || exit "$code"

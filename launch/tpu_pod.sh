@@ -29,10 +29,11 @@
 #   --help
 #
 # Exit code: 0 at the end of the run; 2 for wrong options; 130 after Ctrl-C;
-# 75 where it was preempted too often; else that of the command that failed.
+# 75 where it was preempted too often; else that of the run or of gcloud.
 set -euo pipefail
 
-readonly PREEMPTED=75  # how mtl_jax.main ends after SIGTERM
+# How mtl_jax.main ends after SIGTERM, and when another process is gone.
+readonly PREEMPTED=75 LOST=76
 readonly RUN=mtl_jax_run DATA=mtl_jax_data ENVIRONMENT=mtl_jax_env
 readonly LABEL=mtl_jax=$$-$RANDOM$RANDOM  # of what this start creates
 
@@ -96,7 +97,7 @@ a number, such as 20"
   [[ $poll =~ ^[0-9]+$ ]] || refuse "--poll is '$poll': it must be a number of \
 seconds, such as 30"
   ((${#flags[@]})) || refuse 'there are no flags of mtl_jax.main: give them \
-after --, such as -- --config=mini_5shot_pod'
+after --, such as -- --config=quickstart'
   local flag
   for flag in "${flags[@]}"; do
     [[ $flag != --workdir* ]] || refuse "$flag stands after --: give it before"
@@ -335,7 +336,7 @@ train() {  # returns the exit code of the run
       sed 's/.* //' | sort -u | tr '\n' ' ')
     case " $codes" in
       ' 0 ') return 0 ;;
-      *" $PREEMPTED "*) return "$PREEMPTED" ;;
+      *" $PREEMPTED "* | " $LOST " | " 0 $LOST ") return "$PREEMPTED" ;;
       *' running '* | *' lost '*) ;;
       *) codes=${codes#0 }; return "${codes%% *}" ;;
     esac

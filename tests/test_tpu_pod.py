@@ -224,8 +224,8 @@ def test_a_vm_that_is_preempted_is_created_again(cloud, step, queued):
 
 
 def test_a_run_that_saves_and_stops_is_started_again(cloud):
-  """Its exit code says that the same command resumes."""
-  code, _ = cloud.run('--workdir=gs://bucket/run', CODES='75 75 0')
+  """Exit code 75 or 76 says that the same command resumes."""
+  code, _ = cloud.run('--workdir=gs://bucket/run', CODES='75 76 0')
   assert code == 0
   assert len(cloud.calls('create')) == 1
   assert len(cloud.calls('delete')) == 1
