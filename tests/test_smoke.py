@@ -19,6 +19,7 @@ import sys
 import types
 
 import command
+import launch_commands
 import mini_imagenet_fake
 import pytest
 from conftest import FAST_COMPILES, ROOT
@@ -104,7 +105,8 @@ PAGES = {name: (ROOT / name).read_text(encoding='utf-8') for name in (
     *sorted(f'docs/{path.name}' for path in ROOT.glob('docs/*.md')))}
 EXAMPLE = re.compile(r'```python\n(.*?)```', re.S)
 COMMAND = re.compile(
-    r'(\S*python[\d.]*|\S*pip|mtl-jax\S*|make|git|bash|sh|\S*/\S+\.sh) ')
+    r'(\S*python[\d.]*|\S*pip|mtl-jax\S*|make|git|bash|sh|\S*/\S+\.sh|'
+    f'{"|".join(launch_commands.PROGRAMS)}) ')
 
 
 @pytest.fixture
@@ -268,6 +270,14 @@ REFUSED = {  # command -> what the error says
     'launch/nothing.sh 2': 'launch/nothing.sh',
     'launch/fake_devices.sh 0 --config=configs/quickstart.py': "'0'",
     'launch/fake_devices.sh 2 --config=configs/nothing.py': 'not there',
+    'sbatch --nothing=1 launch/slurm.sh --config=quickstart': 'nothing',
+    'sbatch launch/slurm.sh --config=nothing': 'not there',
+    'launch/tpu_pod.sh --name=pod --zone=a -- --config=nothing': 'not there',
+    'launch/tpu_pod.sh --name=pod -- --config=quickstart': '--zone is missing',
+    'gcloud compute tpus tpu-vm drop pod': 'drop',
+    'gcloud compute tpus tpu-vm delete pod --force': '--force',
+    'kubectl apply -f launch/nothing.yaml': 'nothing',
+    'sed s/a/b/ launch/gke_jobset.yaml': 'YOUR_',
     'python -m mtl_jax.main --config=configs/nothing.py': 'not there',
     f'{MAIN}:nothing': "'nothing': allowed are mtl",
     f'{MAIN} --config.nothing.ways=1': 'config.nothing.ways is unknown',
@@ -306,7 +316,11 @@ def check_command(line, home, monkeypatch):
   program, *words = shlex.split(line, comments=True)
   if '>' in words:
     words = words[:words.index('>')]
-  if program in ('python', '.venv/bin/python'):
+  if program in launch_commands.PROGRAMS:
+    launch_commands.check(program, words, lambda flags: check_main(flags, home))
+  elif program in ('python', '.venv/bin/python'):
+    if words[:2] == ['-m', 'venv']:
+      return
     if words[0] == '-m':
       _, module, *words = words
       MODULES[module](words, home, monkeypatch)
@@ -315,7 +329,7 @@ def check_command(line, home, monkeypatch):
   elif program == 'make':
     for target in words:
       assert re.search(f'^{target}:', (ROOT / 'Makefile').read_text(), re.M)
-  elif program == 'pip':
+  elif program.rpartition('/')[2] == 'pip':
     check_pip(*words)
   elif program.startswith('mtl-jax'):
     MODULES[INSTALLED[program]](words, home, monkeypatch)

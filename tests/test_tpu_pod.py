@@ -6,11 +6,13 @@ it to, and runs what the two workers are told in folders of this machine.
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import time
 
+import launch_commands
 import pytest
 from conftest import ROOT
 
@@ -270,7 +272,8 @@ def test_a_dry_run_calls_nothing(cloud):
   assert code == 0
   assert not cloud.calls('compute') + cloud.calls('storage')
   printed = cloud.output.splitlines()
-  assert all(line.startswith('gcloud ') for line in printed)
+  for line in printed:
+    launch_commands.check('gcloud', shlex.split(line)[1:], None)
   for part in ('queued-resources create', 'scp', 'pip install', 'storage rsync',
                'nohup', 'tail -n', 'mtl_jax_exit', 'rsync --recursive gs://'
                'bucket/run runs/pod', 'queued-resources delete pod --force'):
