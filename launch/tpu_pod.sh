@@ -50,10 +50,10 @@ refuse() { echo "tpu_pod.sh: $1" >&2; exit 2; }
 say() { echo "tpu_pod.sh: $1" >&2; }
 
 quote() {  # words for a shell, as readable as they can be
-  local word
+  local word apostrophe="'" escaped="'\\''"
   for word; do
     if [[ $word =~ [^-A-Za-z0-9_=./:,@+%] || -z $word ]]; then
-      word="'${word//\'/\'\\\'\'}'"
+      word="'${word//$apostrophe/$escaped}'"
     fi
     printf '%s ' "$word"
   done
@@ -165,6 +165,10 @@ on() {  # a command on workers: 0 or all
 
 copy() { tpu tpu-vm scp --recurse "$@"; }
 
+thrice() {  # a command that the network or a VM that is new may make fail
+  "$@" || { pause "$poll"; "$@"; } || { pause "$poll"; "$@"; }
+}
+
 look() {  # sets `state`: empty if NAME is not there, unknown if none can tell
   local field=state line
   state=''
@@ -272,13 +276,13 @@ install() {
   stage="installing on $name"
   local what=$package python=$ENVIRONMENT/bin/python
   if [[ $package != git+* ]]; then
-    copy "$package" "$name:" --worker=all || return
+    thrice copy "$package" "$name:" --worker=all || return
     what="./$(basename "$package")[tpu]"
   else
     what="mtl_jax[tpu] @ $package"
   fi
   # The VM's own Python is older than 3.11. gcsfs opens gs://...
-  on all "python3 -m pip install --quiet --user uv && \
+  thrice on all "python3 -m pip install --quiet --user uv && \
 { [ -x $python ] || ~/.local/bin/uv venv --quiet --python 3.12 $ENVIRONMENT; } \
 && ~/.local/bin/uv pip install --quiet --python $python \
 $(quote "$what")gcsfs" || return
@@ -289,15 +293,15 @@ $(quote "$what")gcsfs" || return
     local folder=${bucket#*/}
     bucket=${bucket%%/*}
     [[ $folder != "$bucket" ]] || folder=''
-    on all "mkdir -p $DATA && { mountpoint -q $DATA || gcsfuse -o ro \
+    thrice on all "mkdir -p $DATA && { mountpoint -q $DATA || gcsfuse -o ro \
 --implicit-dirs ${folder:+$(quote "--only-dir=$folder")}\
 $(quote "$bucket")$DATA; }"
   elif [[ $data == gs://* ]]; then
-    on all "mkdir -p $DATA && \
+    thrice on all "mkdir -p $DATA && \
 gcloud storage rsync --recursive $(quote "$data")$DATA"
   else
-    on all "mkdir -p $DATA" || return
-    copy "$data"/* "$name:$DATA/" --worker=all
+    thrice on all "mkdir -p $DATA" || return
+    thrice copy "$data"/* "$name:$DATA/" --worker=all
   fi
 }
 
@@ -321,7 +325,7 @@ elif kill -0 \$(cat $RUN/pid); then echo mtl_jax_exit running; \
 else echo mtl_jax_exit 137; fi"
 
 train() {  # returns the exit code of the run
-  local lost=0 began codes
+  local tries=0 began codes
   stage="starting the run on $name"
   start || return
   running=yes
@@ -332,17 +336,17 @@ train() {  # returns the exit code of the run
     on all "$ASK" > "$scratch/codes" || echo mtl_jax_exit lost \
       >> "$scratch/codes"
     [[ -z $dry_run ]] || return 0
-    codes=$(grep -o 'mtl_jax_exit [0-9a-z]*' "$scratch/codes" |
+    codes=$(grep -oE 'mtl_jax_exit [0-9a-z]+' "$scratch/codes" |
       sed 's/.* //' | sort -u | tr '\n' ' ')
     case " $codes" in
       ' 0 ') return 0 ;;
       *" $PREEMPTED "* | " $LOST " | " 0 $LOST ") return "$PREEMPTED" ;;
-      *' running '* | *' lost '*) ;;
+      *' running '* | *' lost '* | ' ') ;;
       *) codes=${codes#0 }; return "${codes%% *}" ;;
     esac
     # The connection was lost, or the VM.
-    ((SECONDS - began < 300)) || lost=0
-    ((++lost < 20)) || { stage="the connection to $name"; return 1; }
+    ((SECONDS - began < 300)) || tries=0
+    ((++tries < 20)) || { stage="the connection to $name"; return 1; }
     pause "$poll"
     look tpu-vm
     [[ $state == READY || $state == unknown ]] || return "$PREEMPTED"
@@ -354,9 +358,9 @@ fetch() {
   stage="copying the results of $name"
   [[ -n $dry_run ]] || mkdir -p "$results" || return
   if [[ $workdir == gs://* ]]; then
-    call storage rsync --recursive "$workdir" "$results"
+    thrice call storage rsync --recursive "$workdir" "$results"
   else
-    copy "$name:$workdir/*" "$results" --worker=0
+    thrice copy "$name:$workdir/*" "$results" --worker=0
   fi
 }
 
@@ -370,16 +374,16 @@ run() {
     running=''
     ((code)) || break
     failed=$stage
-    lost "$code" || { stage=$failed; return "$code"; }
+    taken_away "$code" || { stage=$failed; return "$code"; }
     ((restart++ < restarts)) || { stage="$failed: stopped before its end, \
 after $restarts restarts"; return "$PREEMPTED"; }
-    if [[ $state != READY ]]; then replace || return; fi
+    [[ $state == READY || $state == unknown ]] || replace || return
     say "restart $restart of $restarts: the run resumes"
   done
   fetch
 }
 
-lost() {  # whether a step failed because the VM was taken away
+taken_away() {  # whether a step failed because the VM was taken away
   [[ $1 == "$PREEMPTED" || ( $1 != 2 && -n $was_ready ) ]] || return 1
   look tpu-vm
   [[ $1 == "$PREEMPTED" || ( $state != READY && $state != unknown ) ]]
@@ -424,7 +428,7 @@ ${project:+ --project=$project}${queued:+ --force}"
     1) created=no ;;
     2) created=unknown ;;
   esac
-  if [[ $created == no ]]; then left='nothing was created'
+  if [[ $created == no ]]; then left='no VM of this start is there'
   elif [[ $created == unknown ]]; then
     left="$name may be there and cost money: look, and $by"
   elif [[ -n $keep || ( $created == before && -z $delete ) ]]; then
@@ -448,6 +452,7 @@ parse "$@"
 check
 exec 3>&1
 scratch=$(mktemp -d)
+trap '' PIPE  # `tpu_pod.sh | tee`: Ctrl-C ends tee, too
 trap cleanup EXIT
 trap 'interrupt INT 130' INT
 trap 'interrupt TERM 143' TERM

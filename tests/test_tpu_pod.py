@@ -129,7 +129,7 @@ def test_a_failure_leaves_only_a_vm_that_was_there(cloud, step, was_there):
   assert bool(cloud.calls('delete')) == (
       not was_there and step not in ('list', 'create'))
   if step == 'list' or step == 'create' and not was_there:
-    assert last.endswith('; nothing was created')
+    assert last.endswith('; no VM of this start is there')
   elif was_there:
     assert 'pod is left and costs money: delete it by gcloud ' in last
   else:
@@ -169,7 +169,7 @@ def test_what_another_start_creates_meanwhile_is_not_deleted(cloud):
       'echo "READY of-somebody" > "$FAKE/tpu-vm"; exit 1'))
   code, last = cloud.run()
   assert code == 1
-  assert last.endswith('; nothing was created')
+  assert last.endswith('; no VM of this start is there')
   assert cloud.exists() and not cloud.calls('delete')
 
 
@@ -195,6 +195,18 @@ def test_a_signal_deletes_the_vm(cloud, step, number, code):
   assert not cloud.exists()
   assert errors.splitlines()[-1].startswith(
       f'tpu_pod.sh: stopped by {number.name[3:]}: ')
+
+
+def test_a_vm_is_deleted_though_nobody_reads(cloud):
+  """`launch/tpu_pod.sh | tee log`: Ctrl-C ends tee at the same moment."""
+  process = cloud.start(HANG_AT='follow')
+  while not (cloud.path / 'hangs').exists():
+    time.sleep(0.01)
+  process.stdout.close()
+  process.stderr.close()
+  process.send_signal(signal.SIGINT)
+  assert process.wait(30) == 130
+  assert not cloud.exists()
 
 
 def test_ctrl_c_stops_the_run_on_a_vm_that_stays(cloud):
