@@ -6,6 +6,7 @@ has the real ones.
 
 import os
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -77,6 +78,14 @@ def test_a_wrong_start_is_named(slurm, words, env, said):
   assert done.returncode == 2
   assert said in done.stderr and done.stderr.count('\n') == 1
   assert not calls
+
+
+@pytest.mark.skipif(not shutil.which('shellcheck'), reason='no shellcheck')
+def test_shellcheck_finds_nothing():
+  scripts = [*ROOT.glob('launch/*.sh'), *ROOT.glob('tests/*.sh')]
+  done = subprocess.run(['shellcheck', *scripts], text=True, timeout=60,
+                        capture_output=True)
+  assert done.returncode == 0, done.stdout
 
 
 # --- Google Kubernetes Engine. ---
