@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from mtl_jax.data import pictures
+
 SPLITS = ('train', 'validation', 'test')
 
 
@@ -35,6 +37,15 @@ class Checked(NamedTuple):
   files: Any = None  # handed on to `build`
   image_shape: tuple[int, int, int] | None = None  # where the source has none
   metadata: Mapping[str, str] = {}  # kept with the built data
+
+
+def labels(classes):
+  """Returns the names of all classes as TFDS keeps them: lines of UTF-8.
+
+  Args:
+    classes: split -> names.
+  """
+  return [pictures.text(name) for split in SPLITS for name in classes[split]]
 
 
 def nothing_to_check(request):
