@@ -130,16 +130,29 @@ def _folder(name, source, manual_dir):
         f'{name} needs files that you fetch: put {source.put} into a folder '
         'and name it with config.data.manual_dir, --manual_dir or '
         f'${MANUAL_VARIABLE}')
-  folder = pathlib.Path(given).expanduser()
+  return manual_folder(source, given)
+
+
+def manual_folder(source, given):
+  """Returns the path of a folder of published files.
+
+  Args:
+    source: DataSource that needs them.
+    given: name of the folder.
+
+  Raises:
+    UserError: it cannot be read.
+  """
+  path = pathlib.Path(given).expanduser()
   try:
-    if not folder.is_dir():
-      raise UserError(f'manual_dir {folder} is no folder: make it and put '
+    if not path.is_dir():
+      raise UserError(f'manual_dir {path} is no folder: make it and put '
                       f'{source.put} into it')
-    os.listdir(folder)
+    os.listdir(path)
   except OSError as error:
-    raise UserError(f'manual_dir {folder} cannot be read ({error.strerror}): '
+    raise UserError(f'manual_dir {path} cannot be read ({error.strerror}): '
                     'make it readable, or name another folder') from error
-  return folder
+  return path
 
 
 def _scratch(path):
