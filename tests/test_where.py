@@ -6,6 +6,7 @@ import http.server
 import os
 import pathlib
 import threading
+import types
 
 import cifar100_fake as fake
 import numpy as np
@@ -267,6 +268,19 @@ def test_what_a_killed_download_left_is_not_taken(archive, data):
   assert data_main.main(['build', 'cifar_fs', '--download']) == 0
   assert (folder / 'cifar-100-binary' / ARCHIVE).read_bytes() == content
   assert not list(folder.glob('incomplete.*'))
+
+
+def test_a_download_into_an_object_store_gets_one_line(
+    archive, data, capsys, monkeypatch):
+  """Fails if the archive is written into a folder 'gs:' of this machine."""
+  monkeypatch.setenv('MTL_JAX_DATA', 'gs://bucket/data')
+  monkeypatch.setattr(stores.building, 'builder', lambda *_: (
+      types.SimpleNamespace(data_path=data / 'none',
+                            data_dir_root='gs://bucket/data')))
+  monkeypatch.chdir(data)
+  assert 'gs://bucket/data is no folder of this machine' in refused(
+      capsys, 'build', 'fc100', '--download')
+  assert not (data / 'gs:').exists()
 
 
 def test_a_download_that_cannot_be_meant_gets_one_line(data, capsys):

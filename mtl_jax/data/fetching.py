@@ -5,7 +5,7 @@ import pathlib
 import tempfile
 import urllib.request
 
-from mtl_jax import progress
+from mtl_jax import files, progress
 from mtl_jax.data import building, sources, where
 from mtl_jax.errors import UserError, first_line
 
@@ -39,8 +39,10 @@ def fetch(name, directory=None):
   built = building.builder(name, directory)
   if built.data_path.exists():
     return None
-  folder = pathlib.Path(built.data_dir_root, 'downloads',
-                        file.name.partition('.')[0])
+  root = str(built.data_dir_root)
+  if not files.can_append(root):  # its archives could not be read in place
+    raise _refused(file, f'{root} is no folder of this machine')
+  folder = pathlib.Path(root, 'downloads', file.name.partition('.')[0])
   try:
     with building.alone(folder):
       if not (folder / file.name).exists() or where.difference(

@@ -64,8 +64,8 @@ def what_to_put(layouts):
     layouts: as of a DataSource.
   """
   return ', or '.join(
-      ', '.join(file.name + f' ({file.note})' * bool(file.note)
-                for file in files) for files in layouts.values())
+      ' and '.join(file.name + f' ({file.note})' * bool(file.note)
+                   for file in files) for files in layouts.values())
 
 
 def labels(classes):
