@@ -123,6 +123,7 @@ _ZIP = functools.partial(LAYOUTS['zip of class folders'], _=None)
 _CLASSES = functools.partial(LAYOUTS['class folders'], _=None)
 _THREE = functools.partial(LAYOUTS['pickles'], name='cifar_fs')
 _NPZ = functools.partial(LAYOUTS['npz'], name='cifar_fs')
+_HDF5 = lambda f: pytest.importorskip('h5py') and fake.write_hdf5(f)
 _ARCHIVE = 'cifar-100-python.tar.gz'
 _HTML = lambda content: b'<!DOCTYPE html><html>quota exceeded</html>'
 DAMAGES = {
@@ -143,6 +144,18 @@ DAMAGES = {
     'zip is HTML': (changed(_ZIP, 'cifar100.zip', _HTML), 'an HTML page'),
     'npz cut short': (changed(_NPZ, 'few-shot-val.npz', lambda c: c[:-99]),
                       'few-shot-val.npz cannot be read'),
+    'npz of objects': (
+        lambda f: [np.savez(f / f'few-shot-{split}.npz', features=np.array(
+            [None]), targets=[0]) for split in fake.SPLITS.values()
+            if f.mkdir(exist_ok=True) is None],
+        'few-shot-train.npz cannot be read (Object arrays'),
+    'hdf5 cut short': (changed(_HDF5, 'data.hdf5', lambda c: c[:len(c) // 2]),
+                       'is no whole HDF5 file'),
+    'hdf5 is HTML': (changed(_HDF5, 'data.hdf5', _HTML), 'is an HTML page'),
+    'a pickle in the archive would run code': (
+        lambda f: fake.write_tar(f, fake.python_files() | {
+            'test': pickle.dumps(Runs())}, 'cifar-100-python'),
+        'builtins.print'),
     'a pickle is missing': (changed(_THREE, 'CIFAR_FS_val.pickle', None),
                             'CIFAR_FS_val.pickle is missing in'),
     'a pickle is cut short': (

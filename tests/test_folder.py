@@ -249,6 +249,10 @@ DAMAGES = {
         lambda f: tables(f, ('file', 'x', 'y'),
                          lambda n, i: (f'{n}/{i}.png', n, n)),
         'Name one of x, y by :label=NAME'),
+    'an image is HTML': (
+        lambda f: (write_classes(f) / 'test_a/0.png').write_bytes(
+            b'<!DOCTYPE html><html>not found</html>'),
+        r'test_a/0.png is no image'),
     'a row is short': (lists_of(replaced(',validation_a\n', '\n')),
                        'line 2 has 1 columns, not 2'),
     'a class in two lists': (lists_of(replaced(',validation_a', ',test_a')),
@@ -280,6 +284,17 @@ def test_a_wrong_folder_gets_one_line_and_builds_nothing(case, data, capsys):
   assert data_main.main(['build', str(data / 'birds')]) == 2
   line, = capsys.readouterr().err.splitlines()
   assert re.search(said, line)
+  assert not (data / 'data').exists()
+
+
+@pytest.mark.parametrize('text', ['label=kind', 'image=file'])
+def test_a_column_that_is_not_there_is_named(text, data, capsys):
+  """Fails if a misspelt column ends in a traceback or in other classes."""
+  tables(data / 'birds')
+  assert data_main.main(['build', f'{data / "birds"}:{text}']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  column = text.partition('=')[2]
+  assert f"train.csv has no column '{column}': it has path, species" in line
   assert not (data / 'data').exists()
 
 

@@ -14,7 +14,7 @@ from mtl_jax.config import ConfigDict
 from mtl_jax.data import pictures
 from mtl_jax.evaluate import adapters
 from mtl_jax.heads.options import check_size
-from mtl_jax.run import trained, workdir
+from mtl_jax.run import trained, weights, workdir
 
 
 class Ready(NamedTuple):
@@ -45,18 +45,8 @@ def load(checkpoint):
     UserError: as trained.load and weights.load.
   """
   if isinstance(checkpoint, ConfigDict):
-    return _weights().load(checkpoint)
+    return weights.load(checkpoint)
   return trained.load(checkpoint)
-
-
-def _weights():
-  """Returns the module that reads files of weights.
-
-  It is imported late: it knows data sets, whose libraries take a while to
-  start.
-  """
-  from mtl_jax.run import weights
-  return weights
 
 
 def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
@@ -94,7 +84,7 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
       calibrated=calibrated, show=show)
   classifiers.probabilities(classifier, support.images[:1])  # are finite
   return Ready(model, classifier, invert, support,
-               [*(_weights().lines(model, [name]) if model.weights else ()),
+               [*(weights.lines(model, [name]) if model.weights else ()),
                 *found.notices, *support.notices])
 
 

@@ -3,12 +3,13 @@
     list          the data sets and whether they are built
     build NAME    builds one
     check NAME    loads every split, checks and draws what is in it
-    where [NAME]  folder of all data sets, or of one
+    where [NAME]  folder of all data sets; of one also which files to put where
 
 NAME is one of the list, the path of a .py file that defines SOURCE, or the
 path of a folder of images. A data set of published files is built from those
-in --manual_dir=PATH, or in $MTL_JAX_MANUAL; any other --option=value is an
-option of the data set.
+in --manual_dir=PATH, or in $MTL_JAX_MANUAL. `build NAME --download` fetches
+them, where that is possible. Any other --option=value is an option of the data
+set.
 """
 
 import sys
@@ -16,11 +17,12 @@ import sys
 from absl import logging
 
 from mtl_jax import program
-from mtl_jax.data import checking, pictures, sources, store
+from mtl_jax.data import checking, fetching, pictures, sources, store, where
 from mtl_jax.errors import UserError, check_choice
 
 USAGE = ('list | build NAME | check NAME | where [NAME], and --manual_dir=PATH '
-         'after build or check')
+         'after NAME, or --download after build or check')
+_DOWNLOAD = '--download'
 
 
 def main(argv=None):
@@ -33,13 +35,13 @@ def main(argv=None):
     program.show(program.usage(__doc__, 'mtl_jax.data'))
     return 0
   options = [name for name in names if name.startswith('--')]
+  options = [f'{name}=yes' if name == _DOWNLOAD else name for name in options]
   names = [name for name in names if not name.startswith('--')]
   try:
     check_choice('the command', command, COMMANDS)
     low, high, run = COMMANDS[command]
     if not low <= len(names) <= high or (
-        options and run not in (_build, _check)) or not all(
-            '=' in option for option in options):
+        options and not names) or not all('=' in o for o in options):
       raise UserError(f'usage: {program.name("mtl_jax.data")} {USAGE}')
     run(*names, **dict(option[2:].split('=', 1) for option in options))
   except UserError as error:
@@ -59,21 +61,32 @@ def _list():
 
 
 def _build(name, **options):
-  built = store.prepare(name, **options)
+  built = _prepare(name, **options)
   print(f'{pictures.text(name)} is in {built.data_dir}')
 
 
 def _check(name, **options):
-  built = store.prepare(name, **options)
+  built = _prepare(name, **options)
   for line in checking.lines(name, built):
     print(line, flush=True)
 
 
-def _where(name=None):
-  if name is not None:
-    print(store.builder(name).data_dir)
-  else:
+def _prepare(name, download='no', **options):
+  check_choice(_DOWNLOAD, download, ('yes', 'no'))
+  if download == 'yes':
+    if 'manual_dir' in options:
+      raise UserError(f'{_DOWNLOAD} and --manual_dir: leave one of them out')
+    options['manual_dir'] = fetching.fetch(name)
+  return store.prepare(name, **options)
+
+
+def _where(name=None, manual_dir=None, **unknown):
+  if unknown:
+    raise UserError(f'--{next(iter(unknown))}: where takes --manual_dir alone')
+  if name is None:
     print(store.builder(sources.names()[0]).data_dir_root)
+  else:
+    program.show('\n'.join(where.lines(name, manual_dir)))
 
 
 COMMANDS = {'list': (0, 0, _list), 'build': (1, 1, _build),

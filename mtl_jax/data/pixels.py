@@ -8,7 +8,6 @@ import concurrent.futures
 import os
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from mtl_jax import progress
 from mtl_jax.data import building, pictures
@@ -22,6 +21,7 @@ def records(built, split):
   Pillow decodes, so that the pixels are the same whether or not OpenCV, which
   TFDS would prefer, is installed.
   """
+  import tensorflow_datasets as tfds  # late, as in `building`
   return built.as_data_source(
       split=split, decoders={'image': tfds.decode.SkipDecoding()})
 

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from mtl_jax.data import pictures
+
 SPLITS = ('train', 'validation', 'test')
 
 
@@ -37,6 +39,44 @@ class Checked(NamedTuple):
   metadata: Mapping[str, str] = {}  # kept with the built data
 
 
+class PublishedFile(NamedTuple):
+  """A file that a user must put somewhere, or files whose names are alike.
+
+  name: below any folder. {a,b} stands for two files, * for any text, and WNID
+    for n and eight digits.
+  size: bytes; None: not known.
+  checksum: such as 'md5 0123..' or 'sha256 0123..'; '': not known.
+  url: its address.
+  note: what else the user must know.
+  """
+
+  name: str
+  size: int | None = None
+  checksum: str = ''
+  url: str = ''
+  note: str = ''
+
+
+def what_to_put(layouts):
+  """Returns which files a user must put into a folder, as part of a sentence.
+
+  Args:
+    layouts: as of a DataSource.
+  """
+  return ', or '.join(
+      ' and '.join(file.name + f' ({file.note})' * bool(file.note)
+                   for file in files) for files in layouts.values())
+
+
+def labels(classes):
+  """Returns the names of all classes as TFDS keeps them: lines of UTF-8.
+
+  Args:
+    classes: split -> names.
+  """
+  return [pictures.text(name) for split in SPLITS for name in classes[split]]
+
+
 def nothing_to_check(request):
   """Returns what the check of a source without files has found: nothing."""
   del request
@@ -60,6 +100,8 @@ class DataSource(NamedTuple):
   put: what the user must put into the folder of published files, which
     config.data.manual_dir, --manual_dir or $MTL_JAX_MANUAL names; '': no files
     are needed.
+  layouts: what each accepted form of these files is called -> its
+    PublishedFiles, all of which are needed; `what_to_put` makes `put` of it.
   options: name -> Field with a text, given as --name=value when it is built.
   text: name of the text that each Example carries.
   version: after a change the data are built again.
@@ -74,6 +116,7 @@ class DataSource(NamedTuple):
   check: Callable[[Request], Checked] = nothing_to_check
   variants: Mapping[str, str] = {}
   put: str = ''
+  layouts: Mapping[str, tuple[PublishedFile, ...]] = {}
   options: Mapping[str, Any] = {}
   text: str = 'file_name'
   version: str = '1.0.0'

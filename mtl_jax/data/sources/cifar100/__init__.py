@@ -13,7 +13,13 @@ import pathlib
 import numpy as np
 
 from mtl_jax.data import pictures
-from mtl_jax.data.source import SPLITS, Checked, DataSource, Example
+from mtl_jax.data.source import (
+  SPLITS,
+  Checked,
+  DataSource,
+  Example,
+  what_to_put,
+)
 from mtl_jax.data.sources.cifar100 import files
 from mtl_jax.errors import UserError
 from mtl_jax.fields import Field
@@ -73,7 +79,8 @@ def _source(name, description, mean, std, homepage):
       name=name, classes=functools.partial(_classes, name),
       build=functools.partial(_build, name),
       image_shape=(files.SIZE, files.SIZE, 3), mean=mean, std=std,
-      check=functools.partial(_check, name), put=files.what_to_put(name),
+      check=functools.partial(_check, name),
+      put=what_to_put(files.layouts(name)), layouts=files.layouts(name),
       options={'channel_order': Field(
           'auto', 'Order of the channels in the files; auto takes RGB and '
           'refuses images whose means say otherwise.',

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax.data import pickled, pictures, published
+from mtl_jax.data.source import PublishedFile, what_to_put
 from mtl_jax.errors import UserError, first_line
 
 SIZE = 32
@@ -80,12 +81,33 @@ class _Bytes(NamedTuple):
     return self.content
 
 
-def what_to_put(name):
-  """Returns which files a user must put into the folder."""
-  return ('cifar-100-python.tar.gz or cifar-100-binary.tar.gz, as they are or '
-          f'unpacked, or {_PREFIX[name]}_{{train,val,test}}.pickle, or '
-          'few-shot-{train,val,test}.npz, or data.hdf5, or a folder or zip of '
-          'class folders (apple/*.png ..)')
+def layouts(name):
+  """Returns the layouts of a data set: see DataSource."""
+  home = 'https://www.cs.toronto.edu/~kriz/'
+  return {
+      # As in TFDS's list of checksums.
+      'the published archive, binary version': (PublishedFile(
+          'cifar-100-binary.tar.gz', 168_513_733,
+          'sha256 58a81ae192c23a4be8b1804d68e518ed'
+          '807d710a4eb253b1f2a199162a40d8ec', f'{home}cifar-100-binary.tar.gz'),
+      ),
+      # As in the data sets of torchvision and torchmeta.
+      'the published archive, Python version': (PublishedFile(
+          'cifar-100-python.tar.gz', 169_001_437,
+          'md5 eb9058c3a382ffc7106e4002c42a8d85',
+          f'{home}cifar-100-python.tar.gz'),),
+      'the binary version, unpacked': tuple(
+          PublishedFile(f'{part}.bin', _ROW * count)
+          for part, count in (('train', 50_000), ('test', 10_000))),
+      'the Python version, unpacked': (PublishedFile('{train,test}'),),
+      'pickles of MetaOptNet': (PublishedFile(
+          f'{_PREFIX[name]}_{{train,val,test}}.pickle'),),
+      'pickles of RFS': (PublishedFile('{train,val,test}.pickle'),),
+      'npz files of TADAM': (PublishedFile('few-shot-{train,val,test}.npz'),),
+      'an HDF5 file of torchmeta': (PublishedFile('data.hdf5'),),
+      'class folders': (PublishedFile(
+          'apple/*.png', note='a folder for each of the 100 classes, in a zip '
+          'or not, or in folders train, val, test'),)}
 
 
 def read(top, wanted):
@@ -115,7 +137,7 @@ def read(top, wanted):
   for path in found.closed:
     raise UserError(f'{path} may not be read: make it readable')
   raise UserError(f'{top} holds nothing of {wanted.name}: put '
-                  f'{what_to_put(wanted.name)} into it')
+                  f'{what_to_put(layouts(wanted.name))} into it')
 
 
 def _collect(parts, where, wanted):

@@ -145,7 +145,7 @@ def _by_column(path, rows):
   for split, classes in splits.items():
     if not classes:
       raise UserError(f'{pictures.text(path)} has no image of the {split} '
-                      'split')
+                      'split: add some, or give each split a list')
   return splits
 
 
@@ -155,7 +155,7 @@ def _text(path):
     content = path.read_bytes()
     if files.is_html(content[:200]):
       raise UserError(f'{pictures.text(path)} is an HTML page: a download page '
-                      'was saved in place of the file')
+                      'was saved in place of the file; fetch the file itself')
     return content.decode('utf-8-sig')
   except (OSError, ValueError) as error:
     raise UserError(f'{pictures.text(path)} cannot be read '
@@ -178,19 +178,21 @@ def _csv(path, images, options):
   for number, row in enumerate(rows, 2):
     if len(row) != len(header):
       raise UserError(f'{pictures.text(path)}, line {number} has {len(row)} '
-                      f'columns, not {len(header)}')
+                      f'columns, not {len(header)}: complete the line')
     image = _image(images, row[of_image].strip())
     split = None if of_split is None else SPLIT_OF.get(
         row[of_split].strip().lower())
     if image is None:
       raise UserError(f'{pictures.text(path)}, line {number}: there is no '
                       f'image {row[of_image].strip()!r} below '
-                      f'{pictures.text(images.root)}')
+                      f'{pictures.text(images.root)}: put it there, or remove '
+                      'the line')
     if of_split is not None and split is None:
       raise UserError(f'{pictures.text(path)}, line {number}: the split is '
                       f'{row[of_split]!r}: must be train, val or test')
     if not row[of_label].strip():
-      raise UserError(f'{pictures.text(path)}, line {number} has no class')
+      raise UserError(f'{pictures.text(path)}, line {number} has no class: '
+                      'complete the line')
     result.append((row[of_label].strip(), image, split))
   return result
 
@@ -215,7 +217,8 @@ def _columns(path, header, rows, images, options):
     image = max(range(len(header)), key=hits.__getitem__)
     if not hits[image]:
       raise UserError(f'{pictures.text(path)}: no column ({", ".join(names)}) '
-                      f'names images below {pictures.text(images.root)}')
+                      f'names images below {pictures.text(images.root)}: put '
+                      'the images there, or name the column by :image=NAME')
   if options.label:
     return image, of(options.label), of_split
   rest = [i for i in range(len(header)) if i not in (image, of_split)]
@@ -246,14 +249,15 @@ def _json(path, images, options):
   except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
     raise UserError(
         f'{pictures.text(path)} has neither class_names and class_roots nor '
-        f'label_names, image_names and image_labels ({first_line(error)})'
-    ) from error
+        f'label_names, image_names and image_labels ({first_line(error)}): '
+        'write one of these forms, or a CSV') from error
   result = []
   for name, image in rows:
     found = image if isinstance(image, pathlib.Path) else _image(images, image)
     if found is None:
       raise UserError(f'{pictures.text(path)}: there is no image {image!r} '
-                      f'below {pictures.text(images.root)}')
+                      f'below {pictures.text(images.root)}: put it there, or '
+                      'remove it from the list')
     result.append((name, found))
   return result
 
@@ -278,7 +282,9 @@ def _of_folder(path, images, folder):
       return [pathlib.Path(p) for p in pictures.below(found[0])]
   raise UserError(f'{pictures.text(path)}: there is '
                   f'{"no" if not places else "more than one"} folder '
-                  f'{folder!r} below {pictures.text(images.root)}')
+                  f'{folder!r} below {pictures.text(images.root)}: '
+                  + ('rename one, or write its folder, too' if places else
+                     'put it there, or remove it from the list'))
 
 
 def _plain(parts):

@@ -69,6 +69,7 @@ SOURCE = DataSource(
     std=images.STD,
     check=_check,
     put=files.WHAT_TO_PUT,
+    layouts=files.LAYOUTS,
     options={'channel_order': Field(
         'auto', 'Order of the channels in the files; auto takes RGB and '
         'refuses images whose means say otherwise.', images.ORDERS)},

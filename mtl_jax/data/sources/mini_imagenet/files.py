@@ -6,6 +6,7 @@ See docs/mini_imagenet.md for the layouts.
 import functools
 import re
 
+from mtl_jax.data.source import PublishedFile, what_to_put
 from mtl_jax.data.sources.imagenet import files, ilsvrc
 from mtl_jax.data.sources.imagenet import wanted as wanted_files
 from mtl_jax.data.sources.mini_imagenet import lists, pickles
@@ -13,13 +14,29 @@ from mtl_jax.errors import UserError
 
 _OTHERS = ('.csv', '.pkl', '.pickle')
 _RANKED = re.compile(r'(n\d{8})(\d{8})\.jpe?g', re.IGNORECASE)
-WHAT_TO_PUT = (
-    'train.csv, val.csv, test.csv and the images (a folder images '
-    'or *.zip), or mini-imagenet-cache-{train,val,test}.pkl, or '
-    'miniImageNet_category_split_{train_phase_train,val,test}.pickle, or '
-    'folders {train,val,test}/WNID/*.jpg, or the 100 folders WNID/*.jpg, or '
-    'train.csv, val.csv, test.csv and the training images of ILSVRC-2012 '
-    '(WNID/*.JPEG, or ILSVRC2012_img_train.tar)')
+# Those of Ravi & Larochelle (2017).
+_LISTS = tuple(PublishedFile(f'{name}.csv', size, f'sha256 {checksum}')
+               for name, size, checksum in (
+    ('train', 1_228_815, '498519cd8e49ce97ed26a4a3638966698'
+     'ae41ab35e9c68538319fc9b46ba7d2f'),
+    ('val', 307_215, '5658a59921ca027ee76af92949869c5d6f'
+     '41d77592ff3b18db325a9d10c893b9'),
+    ('test', 384_015, '2b7cfa78342995761a572a8158e539bc4e'
+     '0a80f9bbd7d00c1e17a460fbbb93fa')))
+LAYOUTS = {
+    'lists and JPEGs (layout c)': (*_LISTS, PublishedFile(
+        'images/*.jpg', note='or beside the lists, or in zips')),
+    'pickles of Ren et al. (layout a)': (PublishedFile(
+        'mini-imagenet-cache-{train,val,test}.pkl'),),
+    'pickles of Gidaris & Komodakis (layout b)': (PublishedFile(
+        'miniImageNet_category_split_{train_phase_train,val,test}.pickle'),),
+    'class folders of splits (layout d)': (PublishedFile(
+        '{train,val,test}/WNID/*.jpg'),),
+    'the 100 class folders (layout e)': (PublishedFile(
+        'WNID/*.jpg', note='of one folder'),),
+    'lists and originals (layout f)': (*_LISTS, ilsvrc.TAR),
+}
+WHAT_TO_PUT = what_to_put(LAYOUTS)
 
 
 def find(top, wanted):

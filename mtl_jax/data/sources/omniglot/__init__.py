@@ -144,6 +144,7 @@ SOURCE = DataSource(
     variants={name: variant.description for name, variant in VARIANTS.items()},
     put=f'the zips of {files.HOMEPAGE} (folder python): for the default '
         'images_background_small1.zip and images_background_small2.zip',
+    layouts=files.LAYOUTS,
     text='alphabet',
     description='Characters drawn by 20 people each, split so that those of '
                 'validation and test are never seen in training.',

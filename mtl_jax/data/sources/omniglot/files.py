@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from mtl_jax.data import pictures, published
+from mtl_jax.data.source import PublishedFile
 from mtl_jax.errors import UserError, first_line
 
 HOMEPAGE = 'https://github.com/brendenlake/omniglot'
@@ -21,6 +22,23 @@ _CHARACTER = re.compile(r'character\d\d')
 
 ZIPS = ('images_background', 'images_evaluation', 'images_background_small1',
         'images_background_small2')
+# As in TFDS's list of checksums.
+_PUBLISHED = tuple(
+    PublishedFile(f'{name}.zip', size, f'sha256 {checksum}',
+                  f'{HOMEPAGE}/raw/master/python/{name}.zip')
+    for name, (size, checksum) in zip(ZIPS, (
+        (9_464_212, 'ad41ab679c8b5d90b271ef46be6987cc'
+         '81211774a695c29dcc5367b2b26ee640'),
+        (6_462_886, '1f61a8f3366785b057fc117d9228e78a'
+         '16e3d976c8953b2a10fcc74cf0609cee'),
+        (1_319_022, 'f38eb80f801274ac2b4dff5b24289016'
+         'bfaba4a7d5bb50deebf27104ad6cb8a4'),
+        (1_580_917, '3ccaa407515a8778e5d0861875af38b1'
+         '7e418f301ad5bb3b5a6b65d901a41c7f')), strict=True))
+LAYOUTS = {
+    'for omniglot, zips or what they unpack to': _PUBLISHED[2:],
+    'for omniglot/vinyals and omniglot/lake': _PUBLISHED[:2],
+}
 SMALL = {
     'images_background_small1': (
         'Balinese', 'Early_Aramaic', 'Greek', 'Korean', 'Latin'),

@@ -9,8 +9,8 @@ import numpy as np
 
 from mtl_jax import unpickle
 from mtl_jax.data import pickled, published
-from mtl_jax.data.source import SPLITS
-from mtl_jax.data.sources.imagenet import files
+from mtl_jax.data.source import SPLITS, PublishedFile, what_to_put
+from mtl_jax.data.sources.imagenet import files, ilsvrc
 from mtl_jax.data.sources.imagenet import wanted as wanted_files
 from mtl_jax.data.sources.tiered_imagenet import labels
 from mtl_jax.errors import UserError
@@ -18,11 +18,17 @@ from mtl_jax.errors import UserError
 LISTS = ('use the lists of Ren et al. (2018): '
          'fewshot/data/tiered_imagenet_split of '
          'github.com/renmengye/few-shot-ssl-public')
-WHAT_TO_PUT = (
-    '{train,val,test}_images_png.pkl and {train,val,test}_labels.pkl, or '
-    '{train,val,test}_images.npz and {train,val,test}_labels.pkl, or folders '
-    '{train,val,test}/WNID/*.jpg, or the training images of ILSVRC-2012 '
-    '(WNID/*.JPEG, or ILSVRC2012_img_train.tar)')
+_LABELS = PublishedFile('{train,val,test}_labels.pkl')
+LAYOUTS = {
+    'PNGs in pickles (layout a)': (
+        PublishedFile('{train,val,test}_images_png.pkl'), _LABELS),
+    'npz files (layout b)': (
+        PublishedFile('{train,val,test}_images.npz'), _LABELS),
+    'class folders of splits (layout d)': (
+        PublishedFile('{train,val,test}/WNID/*.jpg'),),
+    'originals': (ilsvrc.TAR,),
+}
+WHAT_TO_PUT = what_to_put(LAYOUTS)
 _PREFIXES = ('', 'tiered-imagenet-')
 _TEXTS = ('class_names.txt', 'synsets.txt')
 
