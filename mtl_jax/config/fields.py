@@ -146,6 +146,8 @@ EVAL = {
     'data': Field('', 'Data set of the test; empty: the one trained on'),
     'split': Field('test', 'Split that the tasks are drawn from',
                    SPLITS),
+    'invert': Field(False, 'Whether black and white of the tested images are '
+                    'exchanged'),
     'tasks': Field(2000, 'Test tasks, the same for every method and run',
                    TASKS),
     'ways': Field(5, 'N, classes per task', WAYS),

@@ -89,15 +89,28 @@ def fingerprint(loaded):
   A look has a bit for each of 8x8 places of the grey image: whether it is
   lighter than the place to its right.
   """
-  exact, looks = [], []
-  for start in range(0, len(loaded.images), _CHUNK):
-    images = np.asarray(loaded.images[start:start + _CHUNK])
-    exact += [int.from_bytes(hashlib.blake2b(
-        image, digest_size=8).digest(), 'little') for image in images]
+  hashes, looks = [], []
+  for images in _chunks(loaded.images):
+    hashes.append(_exact(images))
     looks.append(_looks(images))
   # Without the images, whose pages would stay in memory.
-  return Prints(loaded._replace(images=None), np.array(exact, np.uint64),
+  return Prints(loaded._replace(images=None), np.concatenate(hashes),
                 np.concatenate(looks))
+
+
+def exact(images):
+  """Returns a hash of the pixels of each image: uint64 [I], read in pieces."""
+  return np.concatenate([_exact(part) for part in _chunks(images)])
+
+
+def _chunks(images):
+  for start in range(0, len(images), _CHUNK):
+    yield np.asarray(images[start:start + _CHUNK])
+
+
+def _exact(images):
+  return np.array([int.from_bytes(hashlib.blake2b(
+      image, digest_size=8).digest(), 'little') for image in images], np.uint64)
 
 
 def _looks(images):

@@ -34,6 +34,7 @@ _AT_ONCE = 64_000_000  # pixels that all threads decode at a time
 _DECODED = 1_200_000_000  # bytes that one picture may take
 _ENCODED = 2**26  # bytes of one in a zip, which may unpack to any number
 _FINER = 8  # how many times the wanted size a shrunk picture has, at least
+_MODES = {1: 'L', 3: 'RGB'}  # by channels
 _ORIENTATION, _BITS = 0x0112, 0x0102  # tags of EXIF and TIFF
 _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations
 
@@ -131,12 +132,16 @@ def shape(content):
 
 def png(pixels, compress_level=6):
   """Encodes uint8 [h, w], [h, w, 1] or [h, w, 3] as the bytes of a PNG."""
+  encoded = io.BytesIO()
+  _of_pixels(pixels).save(encoded, 'PNG', compress_level=compress_level)
+  return encoded.getvalue()
+
+
+def _of_pixels(pixels):
+  """Returns uint8 [h, w], [h, w, 1] or [h, w, 3] as Pillow's image."""
   if pixels.shape[2:] == (1,):
     pixels = pixels[..., 0]
-  encoded = io.BytesIO()
-  Image.fromarray(np.ascontiguousarray(pixels)).save(
-      encoded, 'PNG', compress_level=compress_level)
-  return encoded.getvalue()
+  return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def read_support(folder, image_shape, *, invert=False):
@@ -346,21 +351,32 @@ def prepare(path, image_shape, *, invert=False):
 
 def _prepare(path, image_shape, invert):
   """Returns (uint8 [h, w, c], bits per pixel where they had to be guessed)."""
-  height, width, channels = image_shape
-  mode = {1: 'L', 3: 'RGB'}[channels]
   with _readable(path) as file:
     image = _open_any_size(file)
     if image.width * image.height > LARGE:
-      image, bits, guessed = _shrunk(image, mode, (width, height))
+      image, bits, guessed = _shrunk(
+          image, _MODES[image_shape[2]], image_shape[1::-1])
       image = ImageOps.exif_transpose(image)
     else:
       image.load()
       bits, guessed = _bits(image)
-      image = _flat(ImageOps.exif_transpose(image), bits).convert(mode)
-    image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
-    image = ImageOps.invert(image) if invert else image
-    pixels = np.asarray(image, np.uint8).reshape(image_shape)
+      image = _flat(ImageOps.exif_transpose(image), bits)
+    pixels = _fit(image, image_shape, invert)
   return pixels, bits if guessed else None
+
+
+def fit(pixels, image_shape, *, invert=False):
+  """Brings uint8 [h, w, c] to another (h, w, c), as `prepare` does."""
+  return _fit(_of_pixels(pixels), image_shape, invert)
+
+
+def _fit(image, image_shape, invert):
+  """Returns an image of 8 bits per channel as uint8 [h, w, c]."""
+  height, width, channels = image_shape
+  image = ImageOps.fit(image.convert(_MODES[channels]), (width, height),
+                       Image.Resampling.LANCZOS)
+  image = ImageOps.invert(image) if invert else image
+  return np.asarray(image, np.uint8).reshape(image_shape)
 
 
 def pixels_of(path):

@@ -1,10 +1,14 @@
 """The decoded pixels of a split, kept beside its records.
 
+    train.labels.npy test.pixels.npy     decoded
+    test.84x84x3.pixels.npy              brought to another shape
+
 Decoding takes longer than everything else that a run does before its first
 step, so later starts map what the first one decoded into memory.
 """
 
 import concurrent.futures
+import functools
 import os
 
 import numpy as np
@@ -37,28 +41,62 @@ def load(built, split):
 
   Args:
     built: TFDS builder of a data set that is built.
-    split: of its splits.
+    split: of its splits, or several joined by '+'.
 
   Raises:
     OSError, KeyError, ValueError, RuntimeError: files that cannot be read.
   """
   source = records(built, split)
-  kept = [built.data_path / f'{split}.{part}.npy'
-          for part in ('pixels', 'labels')]
-  shape = (len(source),) + built.info.features['image'].shape
-  found = _read(kept, shape)
-  if found is None:
+
+  def decoded():
     labels = np.array([record['label'] for record in each(source)])
     order = np.argsort(labels, kind='stable')
+    return labels[order], functools.partial(_decode, source, order)
+
+  return _once(built, split, '', (
+      len(source), *built.info.features['image'].shape), decoded)
+
+
+def fitted(built, split, image_shape, invert=False):
+  """Returns the images of a split in another shape, by class.
+
+  Args:
+    built, split: as in `load`.
+    image_shape: (h, w, c); see pictures.prepare for how it is reached.
+    invert: exchange black and white.
+
+  Raises:
+    OSError, KeyError, ValueError, RuntimeError: as `load`.
+  """
+  images, labels = load(built, split)
+  name = 'x'.join(map(str, image_shape)) + '.inverted' * invert
+  return _once(built, split, f'{name}.', (len(images), *image_shape), lambda: (
+      labels, functools.partial(_fit, images, image_shape, invert)))[0]
+
+
+def _once(built, split, name, shape, make):
+  """Returns images and labels [I] that are made once and then mapped.
+
+  Args:
+    built, split: as in `load`.
+    name: of these images among those of the split.
+    shape: of the images.
+    make: () -> (labels, function that fills an array of the images).
+  """
+  kept = [built.data_path / f'{split}.{part}.npy'
+          for part in (f'{name}pixels', 'labels')]
+  found = _read(kept, shape)
+  if found is None:
+    labels, fill = make()
     try:
       with building.alone(built.data_path):
-        _keep(source, order, labels[order], shape, kept)
+        _keep(fill, labels, shape, kept)
       found = _read(kept, shape)
     except OSError:
       # The data folder is full or remote, or this user may not write to it.
       images = np.empty(shape, np.uint8)
-      _decode(source, order, images)
-      return images, labels[order]
+      fill(images)
+      return images, labels
   if found is None:
     raise ValueError(f'{kept[0].name} changes while it is read')
   return found
@@ -100,8 +138,8 @@ def _read(kept, shape):
   return (images, labels) if fits else None
 
 
-def _keep(source, order, labels, shape, kept):
-  """Decodes a split into the files `kept` (pixels, labels), or none."""
+def _keep(fill, labels, shape, kept):
+  """Fills the files `kept` (pixels, labels), or none."""
   for left in kept[0].parent.glob(f'{kept[0].name}.*.tmp'):
     left.unlink()  # of a start that was killed
   if _read(kept, shape) is not None:
@@ -115,7 +153,7 @@ def _keep(source, order, labels, shape, kept):
     if hasattr(os, 'posix_fallocate'):  # not on macOS
       with open(beside[0], 'r+b') as file:
         os.posix_fallocate(file.fileno(), 0, os.path.getsize(beside[0]))
-    _decode(source, order, images)
+    fill(images)
     images.flush()
     with beside[1].open('wb') as file:
       np.save(file, labels)
@@ -128,19 +166,33 @@ def _keep(source, order, labels, shape, kept):
 
 
 def _decode(source, order, images):
-  """Decodes record order[i] into images[i] [h, w, c], in threads."""
+  """Decodes record order[i] into images[i] [h, w, c]."""
   def fill(rows):
     encoded = source.__getitems__([int(i) for i in order[rows]])
     for row, record in zip(rows, encoded, strict=True):
       pixels = np.asarray(pictures.decode(record['image']))
       images[row] = pixels.reshape(images.shape[1:])
-    return len(rows)
 
-  # Decoding releases the interpreter's lock.
+  _in_threads(fill, len(source), 'decoding')
+
+
+def _fit(images, image_shape, invert, fitted):
+  """Brings images [I] to a shape, in the array `fitted` [I, h, w, c]."""
+  def fill(rows):
+    for row in rows:
+      fitted[row] = pictures.fit(images[row], image_shape, invert=invert)
+
+  _in_threads(fill, len(images), 'resizing')
+
+
+def _in_threads(fill, count, what):
+  """Calls fill(rows) for all rows below `count`, and shows the progress."""
+  chunks = _chunks(count)
+  # Pillow releases the interpreter's lock.
   with concurrent.futures.ThreadPoolExecutor(
-      os.cpu_count()) as pool, progress.bar(len(source), 'decoding') as bar:
-    for count in pool.map(fill, _chunks(len(source))):
-      bar.update(count)
+      os.cpu_count()) as pool, progress.bar(count, what) as bar:
+    for rows, _ in zip(chunks, pool.map(fill, chunks), strict=True):
+      bar.update(len(rows))
 
 
 def _chunks(count):

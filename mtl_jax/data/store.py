@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +41,7 @@ class Store(NamedTuple):
   std: np.ndarray  # float32 [c]
   name: str
   split: str
+  tested: Mapping[str, Any] = MappingProxyType({})  # of run/tested_split.py
 
   @property
   def num_classes(self):
@@ -105,7 +108,7 @@ def load(name, split, directory=None, manual_dir=None, constants=None):
       other images.
   """
   built = prepare(name, directory, manual_dir)
-  images, labels = _pixels(built, split)
+  images, labels = _read(built, split, pixels.load)
   mean, std = per_channel(
       constants or _normalisation(sources.find(name).source, built),
       images.shape[-1])
@@ -116,6 +119,23 @@ def load(name, split, directory=None, manual_dir=None, constants=None):
       offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
       class_names=tuple(names[c] for c in classes),
       mean=mean, std=std, name=name, split=split)
+
+
+def fitted(store, image_shape, directory=None, invert=False):
+  """Returns a store whose images are brought to a shape, made once and mapped.
+
+  Args:
+    store: of `load`.
+    image_shape: (h, w, c); see pictures.prepare for how it is reached.
+    directory: TFDS data_dir of the store.
+    invert: exchange black and white.
+
+  Raises:
+    UserError: files that cannot be read.
+  """
+  return store._replace(images=_read(
+      builder(store.name, directory), store.split, pixels.fitted, image_shape,
+      invert))
 
 
 def per_channel(constants, channels):
@@ -154,10 +174,10 @@ def image_names(store, directory=None):
   return [str(number) for size in sizes for number in range(size)]
 
 
-def _pixels(built, split):
-  """Returns images [I, h, w, c] and labels [I] of a split, by class."""
+def _read(built, split, read, *how):
+  """Returns what a function of pixels.py returns of a split."""
   try:
-    return pixels.load(built, split)
+    return read(built, split, *how)
   except (OSError, KeyError, ValueError, RuntimeError) as error:
     raise UserError(f'{built.data_path}: the {split} split cannot be read '
                     f'({first_line(error)}): delete this folder, and build '
@@ -189,7 +209,7 @@ def _normalisation(source, built):
     if mean.shape == std.shape == (channels,) and np.isfinite(
         [mean, std]).all():
       return mean, std
-  mean, std = pixels.mean_and_std(_pixels(built, 'train')[0])
+  mean, std = pixels.mean_and_std(_read(built, 'train', pixels.load)[0])
   with contextlib.suppress(UserError):  # a folder that takes no file
     files.write(file, json.dumps({'mean': mean.tolist(), 'std': std.tolist()}))
   return mean, std

@@ -34,7 +34,7 @@ def evaluate_run(config, checkpoint, path):
   if config.eval.choose_C:
     splits['validation'] = tested_split.as_trained(stores.load(
         config.data.name, 'validation', config.data.dir,
-        config.data.manual_dir), model.data)
+        config.data.manual_dir), model.data, config.data.dir)
   splits['test'] = tested_split.load(config, model.data, splits)
   tested_split.check_test(config, splits)
   untrained = None
@@ -42,8 +42,7 @@ def evaluate_run(config, checkpoint, path):
     untrained = build.initial_state(
         config, model.algorithm, model.data['image_shape']).variables
   files.make(path)
-  result = score.test(config, path, model.algorithm, model, splits, model.data,
-                      untrained)
+  result = score.test(config, path, model.algorithm, model, splits, untrained)
   if config.log.progress:
     print(report.scores(result))
     print(f'Everything is in {path}')

@@ -36,7 +36,7 @@ def write(config, checkpoint, path):
   c = config.eval
   store = tested_split.as_trained(stores.load(
       c.data or config.data.name, c.split, config.data.dir,
-      config.data.manual_dir), model.data)
+      config.data.manual_dir), model.data, config.data.dir, c.invert)
   values = features.of_store(
       model.algorithm, model.variables, store, c.normalise_features,
       c.batch_size, config.log.progress)

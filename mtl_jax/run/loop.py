@@ -115,7 +115,6 @@ def tested(run, training):
   best = checkpoint.restore_best(path, initial)
   result = score.test(
       config, path, run.algorithm, best, run.splits,
-      build.describe_data(run.splits['train']),
       initial.variables if config.eval.baselines else None)
   training.write(result['checkpoint_step'], {
       f'test_{label}': of_label['accuracy']

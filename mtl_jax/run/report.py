@@ -16,7 +16,7 @@ _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 
 def describe(config, run, state, weights=''):
   """Returns the lines that a run prints at its start."""
-  c = config.train
+  c, test = config.train, run.splits['test']
   count = sum(x.size for x in jax.tree.leaves(state.variables['params']))
   sizes = ', '.join(f'{name} {s.num_classes} classes, {len(s.images)} images'
                     for name, s in run.splits.items())
@@ -28,6 +28,7 @@ def describe(config, run, state, weights=''):
       f'{config.data.name}: {count:,} parameters, {run.mesh.size} x {device}',
       f'data: {sizes}' + (', pixels on the host' if parts.place_of_pixels(
           config, run) == 'host' else ''),
+      *tested_images({'data': test.name, **test.tested}),
       f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
       f'{c.queries} images per class; an epoch: {run.epoch_steps} steps; at '
       f'most {c.max_epochs} epochs',
@@ -43,6 +44,31 @@ def starting(state):
       state.step) else 'Starting.'
 
 
+def tested_images(result):
+  """Returns [a line] on how the images of another data set are tested, or [].
+
+  Args:
+    result: contents of test.json.
+  """
+  how = result.get('images')
+  if not how or result['data'] == how['normalised_by']:
+    return []
+  shape, trained = tuple(how['shape']), tuple(how['trained_shape'])
+  text = f'  images of {result["data"]}: {shape}'
+  if shape != trained:
+    text += (f' brought to {trained}, the largest centred part of each '
+             'resized by LANCZOS')
+  text += ', black and white exchanged' * how['inverted']
+  lines = [f'{text}; normalised by the mean and standard deviation of '
+           f'{how["normalised_by"]}; classes compared by '
+           f'{how["classes_compared_by"]}']
+  if how['white_background']:
+    lines.append(
+        '  note: most have a white background, and this run was trained on '
+        f'white ink on black: try --config.eval.invert={not how["inverted"]}')
+  return lines
+
+
 def scores(result):
   """Returns the lines that a run prints at its end, from test.json's contents.
 
@@ -55,7 +81,7 @@ def scores(result):
       f'{result["ways"]}-way {result["shots"]}-shot, {result["queries"]} '
       f'queries per class, {result["num_tasks"]} tasks of the '
       f'{result["split"]} classes of {data}; BatchNorm: '
-      f'{result["batch_norm"]}; ' + origin(result)]
+      f'{result["batch_norm"]}; ' + origin(result), *tested_images(result)]
   if result.get('seen_classes'):
     lines.append(f'  {result["seen_classes"]} of these classes were trained '
                  'on: this is no test on unseen classes')

@@ -20,7 +20,7 @@ from mtl_jax.run import protocols, tested_split, workdir
 EPISODES = 'test_episodes.json'
 
 
-def test(config, path, algorithm, state, splits, data, untrained=None):
+def test(config, path, algorithm, state, splits, untrained=None):
   """Tests a state; writes the files of this module.
 
   Args:
@@ -29,8 +29,8 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
     algorithm: the method.
     state: the best epoch: `variables`, `step` and `best_score`; or the
       Trained of a file of weights, where the last two are None.
-    splits: 'test' -> Store, and 'validation' where C is chosen.
-    data: what was trained on, of build.describe_data.
+    splits: 'test' -> Store, of tested_split.load, and 'validation' where C is
+      chosen.
     untrained: variables before training, for the baselines; None: no
       baselines.
 
@@ -60,7 +60,8 @@ def test(config, path, algorithm, state, splits, data, untrained=None):
       'heads': options, 'normalise_features': c.normalise_features,
       'support_copies': c.support_copies, 'episodes': c.read_episodes,
       'tasks_sha256': hashes(store, rules, image_ids, config.data.dir),
-      'seen_classes': len({*store.class_names} & {*data['classes']}),
+      'seen_classes': len(store.tested['seen']),
+      'images': store.tested['images'],
       **_origin(state), **chosen,
       'scores': {name: interval.summary(x) for name, x in scores.items()},
       'convergence': _convergence(algorithm, measured)}

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtl_jax import heads
-from mtl_jax.data import augment, episode_files, episodes
+from mtl_jax.data import (
+  augment,
+  episode_files,
+  episodes,
+  overlap,
+  pictures,
+)
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
@@ -21,45 +27,101 @@ def load(config, data, splits=None):
     splits: split -> Store of the trained data set, those that are loaded.
 
   Returns:
-    Store; its images are normalised as the training images were.
+    Store; its images have the shape of the training images and are normalised
+    as these were. Its `tested`, for test.json, says how they became so
+    ('images') and which of its classes were trained on ('seen').
 
   Raises:
-    UserError: too few classes or images for the tasks, images of another
-      shape, or classes that were trained on.
+    UserError: too few classes or images for the tasks, or classes that were
+      trained on in another data set.
   """
   c = config.eval
   name = c.data or config.data.name
   if name == config.data.name and c.split in (splits or {}):
-    store = splits[c.split]
+    built = splits[c.split]
   else:
-    store = stores.load(name, c.split, config.data.dir,
+    built = stores.load(name, c.split, config.data.dir,
                         config.data.manual_dir)
-  store = as_trained(store, data)
   for shots in (c.shots, *c.also_shots):
-    episodes.check(store, ways=c.ways, images_per_class=shots + c.queries,
+    episodes.check(built, ways=c.ways, images_per_class=shots + c.queries,
                    field='eval')
-  seen = sorted(set(store.class_names) & set(data['classes']))
-  if seen and name != config.data.name and not c.allow_seen_classes:
+  seen, compared = _seen(config, built, data, splits)
+  if seen and name != data['name'] and not c.allow_seen_classes:
     raise UserError(
         f'config.eval.data is {name!r}: {len(seen)} of its {c.split} classes '
-        f'were trained on in {config.data.name} ({seen[0]}, ..), so these '
-        'scores would mean little: test another data set, or set '
-        'config.eval.allow_seen_classes')
-  return store
+        f'were trained on in {data["name"]} ({seen[0]}, ..; compared by '
+        f'{compared}), so these scores would mean little: test another data '
+        'set, or set config.eval.allow_seen_classes')
+  store = as_trained(built, data, config.data.dir, c.invert)
+  images = {'shape': list(built.images.shape[1:]),
+            'trained_shape': list(data['image_shape']), 'inverted': c.invert,
+            'normalised_by': data['name'], 'classes_compared_by': compared,
+            'white_background': name != data['name'] and _are_white(
+                store, data)}
+  return store._replace(tested={'images': images, 'seen': seen})
 
 
-def as_trained(store, data):
-  """Returns a store whose images are normalised as the training images were.
+def _seen(config, store, data, splits):
+  """Returns (classes of a store that were trained on, what was compared)."""
+  seen = overlap.by_name((store.name, store.class_names),
+                         (data['name'], data['classes']))
+  if store.name != data['name'] and any(
+      map(overlap.is_own, (store.name, data['name']))):
+    trained = _trained_images(config, data, splits)
+    if trained and trained.images.shape[1:] == store.images.shape[1:]:
+      also = overlap.by_image(store, trained)
+      return tuple(name for name in store.class_names
+                   if name in {*seen, *also}), 'name and image'
+  return seen, 'name'
+
+
+def _trained_images(config, data, splits):
+  """Returns the Store that was trained on; None where it is not here."""
+  if splits and 'train' in splits:
+    return splits['train']
+  try:
+    built = stores.builder(data['name'], config.data.dir)
+    if built.data_path.exists():
+      return stores.load(data['name'], 'train', config.data.dir)
+  except UserError:  # a finished run is tested without them
+    pass
+  return None
+
+
+def _are_white(store, data):
+  """Returns whether most images are dark ink on white, and trained ones not.
+
+  Looks at the first image of each class.
+  """
+  return bool(np.mean(pictures.look_inverted(
+      np.asarray(store.images[store.offsets[:-1]]), data['mean'])) > 0.5)
+
+
+def as_trained(store, data, directory=None, invert=False):
+  """Returns a store whose images are those that a network was trained for.
+
+  Images of another shape are brought to it as pictures.prepare does, and all
+  are normalised as the training images were.
+
+  Args:
+    store: of stores.load.
+    data: what was trained on, of build.describe_data.
+    directory: TFDS data_dir of the store.
+    invert: exchange black and white.
 
   Raises:
-    UserError: images of another shape.
+    UserError: the data set that was trained on has images of another shape
+      now.
   """
   shape = tuple(data['image_shape'])
-  if store.images.shape[1:] != shape:
+  differ = store.images.shape[1:] != shape
+  if differ and store.name == data['name']:
     raise UserError(
-        f'config.eval.data is {store.name!r}, whose images are '
-        f'{store.images.shape[1:]}: this run is trained on {shape}; name a '
-        'data set of such images')
+        f'the images of {store.name} are {store.images.shape[1:]} now, but '
+        f'this run is trained on {shape}: restore them, or name another data '
+        'set by config.eval.data')
+  if differ or invert:
+    store = stores.fitted(store, shape, directory, invert)
   return store._replace(mean=np.array(data['mean'], np.float32),
                         std=np.array(data['std'], np.float32))
 
