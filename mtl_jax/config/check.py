@@ -37,6 +37,7 @@ def validate(config, trains=True):
     _check_length(values)
     _check_counts(values['train'], values['optimizer'])
     _check_use(method, options, values)
+  _check_classes(values, trains)
   _check_eval(values)
 
 
@@ -193,6 +194,25 @@ def _check_use(method, options, c):
         f'config.method.test_C is {options["test_C"]}, but only the head '
         f'{adapters.OWN!r} reads it, which is not in config.eval.heads: set '
         'config.heads.logistic.C, or name it there')
+
+
+def _check_classes(c, trains):
+  """Refuses what needs validation where no classes are left for it."""
+  if c['train']['classes'] == FIELDS['train']['classes'].default:
+    return
+  schedule, train, test = c['optimizer']['schedule'], c['train'], c['eval']
+  for used, field, value, mend in (
+      (trains and schedule == 'plateau', 'optimizer.schedule', schedule,
+       'take step, cosine, linear or constant'),
+      (trains and train['stop_patience'], 'train.stop_patience',
+       train['stop_patience'], 'set 0, and config.train.max_epochs'),
+      (test['choose_C'], 'eval.choose_C', test['choose_C'],
+       'set config.heads.logistic.C')):
+    if used:
+      raise UserError(
+          f'config.{field} is {value}, but config.train.classes is '
+          f'{train["classes"]!r}, which leaves no classes for validation: '
+          f'{mend}')
 
 
 def _check_schedule(c):

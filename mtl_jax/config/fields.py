@@ -85,7 +85,13 @@ AUGMENT = {
                         NOT_NEGATIVE),
 }
 
+# What is trained on, by splits joined as TFDS joins them.
+CLASSES = ('train', 'train+validation')
+
 TRAIN = {
+    'classes': Field('train', 'Splits whose classes are trained on; with '
+                     "'train+validation' nothing is validated, and the last "
+                     'step is tested', CLASSES),
     'ways': Field(5, 'N, classes per task', WAYS),
     'shots': Field(5, 'K, support images per class', COUNT),
     'queries': Field(5, 'Q, query images per class', NOT_NEGATIVE),

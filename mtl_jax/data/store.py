@@ -93,7 +93,7 @@ def load(name, split, directory=None, manual_dir=None, constants=None):
   Args:
     name: as `config.data.name`: of a registered data set, or the path of a
       user's source or folder of images.
-    split: 'train', 'validation' or 'test'.
+    split: 'train', 'validation' or 'test'; or several, as 'train+validation'.
     directory: TFDS data_dir; None as in `building.data_dir`.
     manual_dir: folder of published files, for a data set that is not built.
     constants: mean and standard deviation that the store has, a number per

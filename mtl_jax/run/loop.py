@@ -46,6 +46,9 @@ class Training(NamedTuple):
 def train_and_evaluate(config, path):
   """Trains, or resumes the run in the workdir, and tests its best epoch.
 
+  It tests the last epoch where all classes are trained on
+  (config.train.classes).
+
   Args:
     config: see config/fields.py; of one seed, see run/seeds.py for several.
     path: the workdir, a local folder or gs://...
@@ -154,8 +157,8 @@ def train(run, trainings):
       numbers = range(step, (step // run.epoch_steps + 1) * run.epoch_steps)
       moved = train_epoch(compiled, group, pixels(numbers), numbers, run)
       done = {t.path: end_epoch(
-          run, t, functools.partial(validate_each, number[t.path]))
-              for t in moved}
+          run, t, validate_each and functools.partial(
+              validate_each, number[t.path])) for t in moved}
       going = [done.get(t.path, t) for t in going]
 
 
@@ -249,8 +252,13 @@ def train_epoch(compiled, group, batches, numbers, run):
 def end_epoch(run, training, validation):
   """Validates a training, records and saves it; returns it with this counted.
 
-  `validation` is variables -> measure.Measured.
+  `validation` is variables -> measure.Measured. Where it is None, the state is
+  saved as the best one: the last step is tested.
   """
+  if validation is None:
+    for manager in (training.best, training.latest):
+      checkpoint.save(manager, int(training.state.step), training.state)
+    return training
   start = time.monotonic()
   tested = validation(training.state.variables)
   accuracy = interval.summary(tested.accuracies)

@@ -24,7 +24,7 @@ class Run(NamedTuple):
   meta_batch: int
   epoch_steps: int  # steps of an epoch
   mesh: Any
-  splits: dict[str, stores.Store]
+  splits: dict[str, stores.Store]  # train, test, and validation if there is
   compiled: Any = None  # number of seeds side by side -> devices.Compiled
 
 
@@ -35,9 +35,12 @@ def make_run(config):
     UserError: the config does not fit the data or the devices.
   """
   c = config.data
-  splits = {split: stores.load(c.name, split, c.dir, c.manual_dir,
-                               stores.constants(c.normalise, c.mean, c.std))
-            for split in ('train', 'validation')}
+  wanted = {'train': config.train.classes, 'validation': 'validation'}
+  if wanted['train'] != 'train':
+    del wanted['validation']
+  splits = {use: stores.load(c.name, split, c.dir, c.manual_dir,
+                             stores.constants(c.normalise, c.mean, c.std))
+            for use, split in wanted.items()}
   for split, store in splits.items():
     c = config[split]
     episodes.check(store, ways=c.ways, images_per_class=c.shots + c.queries,
@@ -125,10 +128,13 @@ def make_steps(config, run):
 
 
 def make_validation(configs, run):
-  """Returns (number of a config, variables) -> measure.Measured.
+  """Returns (number of a config, variables) -> measure.Measured, or None.
 
-  The tasks are those of this config's seed, the same at each call.
+  The tasks are those of this config's seed, the same at each call. None: all
+  classes are trained on.
   """
+  if 'validation' not in run.splits:
+    return None
   head = configs[0].validation.head
   measured = measure.make_meta_test(
       run.algorithm, run.splits['validation'],

@@ -18,8 +18,10 @@ def describe(config, run, state, weights=''):
   """Returns the lines that a run prints at its start."""
   c, test = config.train, run.splits['test']
   count = sum(x.size for x in jax.tree.leaves(state.variables['params']))
-  sizes = ', '.join(f'{name} {s.num_classes} classes, {len(s.images)} images'
-                    for name, s in run.splits.items())
+  names = {'train': c.classes}  # of the splits that are used so
+  sizes = ', '.join(
+      f'{names.get(use, use)} {s.num_classes} classes, {len(s.images)} images'
+      for use, s in run.splits.items())
   device = run.mesh.devices.flat[0].device_kind
   to_come = max(c.max_epochs * run.epoch_steps - int(state.step), 0)
   images = run.meta_batch * c.ways * (c.shots + c.queries)
@@ -29,6 +31,8 @@ def describe(config, run, state, weights=''):
       f'data: {sizes}' + (', pixels on the host' if parts.place_of_pixels(
           config, run) == 'host' else ''),
       *tested_images({'data': test.name, **test.tested}),
+      *['no validation: the last step is tested'] * (
+          'validation' not in run.splits),
       f'a step: {run.meta_batch} tasks of {c.ways} ways, {c.shots} + '
       f'{c.queries} images per class; an epoch: {run.epoch_steps} steps; at '
       f'most {c.max_epochs} epochs',
@@ -89,6 +93,9 @@ def scores(result):
       'data']:
     lines.append('  the best epoch was chosen on these classes: this is no '
                  'test on unseen classes')
+  if result.get('training', {}).get('classes', 'train') != 'train':
+    lines.append('  trained on training and validation classes, without '
+                 'validation')
   if 'C' in result:
     lines.append(f'  C of the logistic head: {result["C"]}, chosen on '
                  'validation tasks')
@@ -142,16 +149,18 @@ def curves(path):
   left.set(xlabel='step', ylabel='training loss')
   right.plot([r['step'] for r in hits], [100 * r['accuracy'] for r in hits],
              label='training tasks')
-  right.errorbar([r['step'] for r in validated],
-                 [100 * r['validation_accuracy'] for r in validated],
-                 [100 * (r['validation_ci95'] or 0) for r in validated],
-                 marker='.', label='validation tasks, new head')
+  if validated:
+    right.errorbar([r['step'] for r in validated],
+                   [100 * r['validation_accuracy'] for r in validated],
+                   [100 * (r['validation_ci95'] or 0) for r in validated],
+                   marker='.', label='validation tasks, new head')
   test = path / 'test.json'
   if test.exists():
     result = json.loads(test.read_text())
     right.errorbar([result['checkpoint_step']], [100 * result['accuracy']],
                    [100 * (result['ci95'] or 0)], fmt='*', markersize=10,
-                   color='black', label='test tasks, best epoch')
+                   color='black', label='test tasks, '
+                   + ('best epoch' if validated else 'last step'))
   right.set(xlabel='step', ylabel='accuracy, %')
   right.legend(fontsize='small')
   for axes in (left, right):

@@ -82,8 +82,9 @@ def _origin(state):
   if state.step is None:
     return {'checkpoint_step': None, 'validation_accuracy': None,
             'weights': state.weights}
+  score = float(state.best_score)
   return {'checkpoint_step': int(state.step),
-          'validation_accuracy': float(state.best_score)}
+          'validation_accuracy': score if np.isfinite(score) else None}
 
 
 def _measured(config, algorithm, variables, store, rules, image_ids, options,

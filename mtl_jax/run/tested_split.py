@@ -24,7 +24,8 @@ def load(config, data, splits=None):
   Args:
     config: read for `eval` and `data`.
     data: what was trained on, of build.describe_data.
-    splits: split -> Store of the trained data set, those that are loaded.
+    splits: split -> Store of the trained data set, those that are loaded;
+      'train' has the classes of config.train.classes.
 
   Returns:
     Store; its images have the shape of the training images and are normalised
@@ -37,8 +38,9 @@ def load(config, data, splits=None):
   """
   c = config.eval
   name = c.data or config.data.name
-  if name == config.data.name and c.split in (splits or {}):
-    built = splits[c.split]
+  loaded = (splits or {}).get(c.split)
+  if name == config.data.name and loaded and loaded.split == c.split:
+    built = loaded
   else:
     built = stores.load(name, c.split, config.data.dir,
                         config.data.manual_dir)
@@ -82,7 +84,7 @@ def _trained_images(config, data, splits):
   try:
     built = stores.builder(data['name'], config.data.dir)
     if built.data_path.exists():
-      return stores.load(data['name'], 'train', config.data.dir)
+      return stores.load(data['name'], config.train.classes, config.data.dir)
   except UserError:  # a finished run is tested without them
     pass
   return None

@@ -28,7 +28,7 @@ class Trained(NamedTuple):
   algorithm: Any
   variables: Any
   step: int | None  # None: the weights are of no run
-  best_score: float | None  # its validation accuracy
+  best_score: float | None  # its validation accuracy; -inf: it had none
   data: dict[str, Any]  # of build.describe_data
   features: Callable  # uint8 [B, h, w, c] -> float32 [B, D]
   weights: dict[str, str] | None = None  # file and sha256; None: of a run

@@ -250,10 +250,12 @@ def _data(config, weights):
     known = source.image_shape and (chosen or source.mean and source.std)
     if not known:  # measured from the images
       return build.describe_data(stores.load(
-          c.name, 'train', c.dir, c.manual_dir, chosen))
+          c.name, config.train.classes, c.dir, c.manual_dir, chosen))
     chosen = chosen or (source.mean, source.std)
-    data = {'name': c.name, 'classes': list(source.classes(variant)['train']),
-            'image_shape': list(source.image_shape)}
+    of_split = source.classes(variant)
+    data = {'name': c.name, 'classes': [
+        name for split in config.train.classes.split('+')
+        for name in of_split[split]], 'image_shape': list(source.image_shape)}
   if c.mean or 'mean' not in data:
     mean, std = stores.per_channel(chosen, data['image_shape'][-1])
     data = {**data, 'mean': mean.tolist(), 'std': std.tolist()}

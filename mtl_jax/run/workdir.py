@@ -205,6 +205,7 @@ def of_training(config):
       'train.max_epochs': config.train.max_epochs}
   del values['seed']
   return {'seed': config.seed, 'network': config.model.name,
+          'classes': config.train.classes,
           'settings_sha256': hashlib.sha256(files.json_text(
               values, sort_keys=True).encode()).hexdigest()}
 

@@ -31,7 +31,7 @@ class TrainState:
   variables: Any  # 'params', 'batch_stats' and the method's own
   opt_state: Any
   plateau: optimizers.Plateau
-  best_score: chex.Array  # [] float32, best validation accuracy so far
+  best_score: chex.Array  # [] float32, best validation accuracy so far, or -inf
   epochs_without_gain: chex.Array  # [] int32
 
 
