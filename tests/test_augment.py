@@ -9,8 +9,11 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from mtl_jax.data import augment
+from mtl_jax.config import base_config
+from mtl_jax.data import augment, episodes
+from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
+from mtl_jax.train import step as steps
 
 CHAIN = ('crop', 'jitter', 'flip')
 OPTIONS = dict(padding=3, brightness=0.4, contrast=0.4, saturation=0.4)
@@ -311,3 +314,71 @@ def test_jitter_of_grey_images_is_refused_before_it_is_traced():
   augment.check(('crop', 'flip'), 1)
   with pytest.raises(UserError, match='operations has jitter.* have 1'):
     augment.check(('crop', 'jitter'), 1)
+
+
+# Classes of a task, turned as a whole.
+
+
+def test_classes_are_turned_as_numpy_turns_them():
+  """Fails if an angle, a direction or an image of a class is wrong."""
+  images = RNG(5).integers(0, 256, (40, 3, 6, 6, 2), np.uint8)
+  turn = jax.jit(augment.turn_classes)
+  found = np.asarray(turn(jax.random.key(3), images))
+  by_turn = np.stack([np.rot90(images, k, axes=(2, 3)) for k in range(4)])
+  equal = (found == by_turn).all((2, 3, 4, 5))  # [4, 40]
+  assert (equal.sum(0) == 1).all() and (equal.sum(1) > 3).all()
+  assert found.dtype == np.uint8
+  np.testing.assert_array_equal(turn(jax.random.key(3), images), found)
+  assert (np.asarray(turn(jax.random.key(4), images)) != found).any()
+
+
+def test_turns_are_equally_likely_and_drawn_for_each_class():
+  images = np.zeros((2, 1, 2, 2, 1), np.uint8)
+  images[:, 0, 0, 0] = 1
+  found = jax.jit(jax.vmap(lambda key: augment.turn_classes(key, images)))(
+      jax.random.split(jax.random.key(0), 4000))
+  corner = np.asarray(found).reshape(4000, 2, 4).argmax(-1)
+  counts = np.histogram2d(*corner.T, bins=4)[0]  # of pairs of turns
+  np.testing.assert_allclose(counts, 250, atol=5 * 250 ** 0.5)
+
+
+def test_a_training_task_has_its_classes_turned_and_its_own_images():
+  """On the device and from the host; other draws stay as they were."""
+  store = stores.load('glyphs/tiny', 'train')
+  c = base_config()
+  c.train.update({'ways': 4, 'shots': 2, 'queries': 1})
+  key = jax.random.key(9)
+  device = stores.arrays(store)
+  ids = np.asarray(episodes.draw_ids(device.offsets, key, c.train)[1])
+
+  @jax.jit
+  def drawn(pixels):
+    tasks = []
+    for turned, arrays, given in (
+        (False, device, None), (True, device, None),
+        (True, device._replace(images=None), pixels)):
+      c.train.turn_classes = turned
+      task = steps.draw_episode(arrays, given, key, train=c.train,
+                                augmentation=c.augment)
+      tasks.append([x.reshape(4, -1, *x.shape[1:])
+                    for x in (task.support_x, task.query_x)])
+    return tasks
+
+  upright, turned, from_host = (
+      np.concatenate(task, axis=1) for task in drawn(store.images[ids]))
+  np.testing.assert_array_equal(turned, from_host)
+  angles = [next(k for k in range(4) if (
+      np.rot90(a, k, axes=(1, 2)) == b).all())
+            for a, b in zip(upright, turned, strict=True)]
+  assert len(set(angles)) > 1
+
+
+@pytest.mark.parametrize('name, shape, line', [
+    ('Greek/character03/rot090', (28, 28, 1), 'turned already .*upright'),
+    ('Greek/character03', (28, 20, 1), 'are 28x20: .*squares'),
+    ('Greek/rot090', (28, 28, 1), 'turned already')])
+def test_classes_that_cannot_be_turned_are_refused(name, shape, line):
+  store = stores.load('glyphs/tiny', 'train')._replace(
+      class_names=('Greek/character02', name), images=np.zeros((1, *shape)))
+  with pytest.raises(UserError, match=f'turn_classes is True, but .*{line}'):
+    augment.check_turns(store)

@@ -29,6 +29,9 @@ VALIDATION = ('Greek/character07',)
 TEST = ('Tagalog/character01', 'Tagalog/character17')
 
 
+PUBLISHED = omniglot.VARIANTS
+
+
 def tiny(**changes):
   fields = dict(train=TRAIN, validation=VALIDATION, test=TEST)
   return omniglot.Variant(description='', **fields | changes)
@@ -120,6 +123,17 @@ def test_the_store_holds_what_was_drawn(tmp_path):
         wanted = np.rot90(upright, int(turn or 0) // 90)
         image = held.images[held.offsets[m] + n, ..., 0]
         np.testing.assert_allclose(image, wanted, atol=1)
+
+
+def test_an_upright_split_has_no_turned_classes():
+  """The same characters, each one class, in all published splits."""
+  source = sources.SOURCES['omniglot']
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(omniglot, 'VARIANTS', PUBLISHED)
+    for name in ('small', 'vinyals', 'lake'):
+      turned, upright = (source.classes(n) for n in (name, f'{name}_upright'))
+      assert upright['train'] == turned['train'][::4]
+      assert all(upright[split] == turned[split] for split in SPLITS[1:])
 
 
 def test_folders_and_folders_below_give_the_same(tmp_path):

@@ -109,7 +109,8 @@ def imaml(shots):
                                   stop_patience=0) | {
       'optimizer.learning_rate': 0.001, 'optimizer.epsilon': 0.001,
       'optimizer.schedule': 'constant', 'eval.tasks': 600,
-      'eval.queries': shots, 'model.name': 'four convolutions of stride 2',
+      'eval.queries': shots, 'train.turn_classes': True,
+      'model.name': 'four convolutions of stride 2',
       'model.width': 64, 'model.pool': 'no pools, 256 features',
   } | method(l2=2, inner_steps=16, inner_rate=0.1, test_steps=16, test_l2=0,
              cg_steps=5, damping=1, curvature_damping=10, public_code=True,
@@ -205,7 +206,7 @@ SOURCES = {
     ('maml', 'cifar_fs', 1): MAML_1,
     ('maml', 'omniglot', 1): maml(
         1, clip=0, eps=2e-9, queries=1, tasks=32, rate=2, steps=1,
-        network=STRIDED),
+        network=STRIDED) | {'train.turn_classes': True},
     ('imaml', 'omniglot', 5): imaml(5),
     ('imaml', 'omniglot', 1): imaml(1),
     ('minibatch_prox', 'mini_imagenet', 5): prox(15, 5, 0.1),

@@ -157,6 +157,11 @@ def pooled(reason):
       'conv4', width=64, pool='flat').items() if field != 'model.width'}
 
 
+# Changes and a note for sources that turn the classes of each task.
+TURNS_ARE_CLASSES = {'train.turn_classes': (
+    False, 'a quarter turn of a character is a class of its own in '
+    'omniglot/vinyals; True needs --config.data.name=omniglot/vinyals_upright')}
+UPRIGHT_TEST = 'The test turns no class; the source turns them there, too.'
 # A method that is tested by its own adaptation.
 OWN_TEST = {'validation.head': 'own', 'eval.heads': ('own',)}
 # Pixels / 255, neither augmented nor normalised.

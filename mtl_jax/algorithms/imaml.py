@@ -56,7 +56,7 @@ def _published(shots):
   return base.published({
       'train.ways': 5, 'train.shots': shots, 'train.queries': shots,
       'train.meta_batch': 32, 'train.max_epochs': 20,
-      'train.stop_patience': 0,
+      'train.stop_patience': 0, 'train.turn_classes': True,
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
       'optimizer.epsilon': 1e-3, 'optimizer.schedule': 'constant',
       'method.l2': 2., 'method.inner_steps': 16, 'method.inner_rate': 0.1,
@@ -72,7 +72,7 @@ def _published(shots):
           32_000, 'the source has no epochs: 20,000 steps or more'),
       **base.pooled('the source has strides and 256 features; no network here '
                     'has strides, and conv4 has 64'),
-      **base.selection(shots, shots),
+      **base.selection(shots, shots), **base.TURNS_ARE_CLASSES,
   }, notes=(base.BIASES,
             'Ink is 1 here; the source does not invert the images.',
             'Weights start as in models/layers.py; the source takes Glorot '
@@ -80,9 +80,7 @@ def _published(shots):
             'Conjugate gradients stop before a direction of negative curvature '
             'and at a relative residual; those of the source at an absolute '
             'one.',
-            'A quarter turn of a character is a class of its own here, in '
-            'training alone; the source turns each class of each task at '
-            'random.'))
+            base.UPRIGHT_TEST))
 
 
 def _mini(shots):

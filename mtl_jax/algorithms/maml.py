@@ -57,7 +57,7 @@ def _published(shots, *, network, rate=0.05, meta_batch=4, steps=5, queries=15,
 
   Args:
     shots: K, and Q of the test.
-    network: fields of the network in the source.
+    network: fields of the network in the source, and others.
     rate: of the inner steps on the mean, N times that of the source.
     meta_batch, steps, queries: of training.
     clip: of the source; 0: none.
@@ -100,11 +100,10 @@ RECIPES = {
     ('omniglot', 1, 'published'): _published(
         1, rate=2., meta_batch=32, steps=1, queries=1, clip=0.,
         network=base.network('four convolutions of stride 2, mean over pixels',
-                             width=64, pool='no pools'),
-        ours=base.pooled('the source has strides, which no network here has'),
-        notes=('A quarter turn of a character is a class of its own here, in '
-               'training alone; the source turns each class of each task at '
-               'random.',)),
+                             width=64, pool='no pools') | {
+                                 'train.turn_classes': True},
+        ours=base.pooled('the source has strides, which no network here has')
+        | base.TURNS_ARE_CLASSES, notes=(base.UPRIGHT_TEST,)),
     # Few steps at a high rate.
     **base.small_recipes(_MINI, base.SMALL_ALL_LAYERS | {
         'method.inner_steps': 3, 'method.test_steps': 5,

@@ -95,6 +95,9 @@ TRAIN = {
     'ways': Field(5, 'N, classes per task', WAYS),
     'shots': Field(5, 'K, support images per class', COUNT),
     'queries': Field(5, 'Q, query images per class', NOT_NEGATIVE),
+    'turn_classes': Field(False, 'Whether each class of a task is turned by a '
+                          'random multiple of 90 degrees, drawn for each task, '
+                          'all its images alike'),
     'meta_batch': Field(2, 'T, tasks per step', COUNT),
     'epoch_tasks': Field(1600, 'Tasks between two validations', COUNT),
     'max_epochs': Field(1000, 'Training ends after this many epochs', COUNT,

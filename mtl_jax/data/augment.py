@@ -8,6 +8,7 @@ Pillow.
 """
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,47 @@ def augment(key, images, *, operations, padding, brightness, contrast,
 
   images = jax.vmap(of_image)(jnp.arange(len(images)), images)
   return images.astype(jnp.float32)
+
+
+def check_turns(store):
+  """Raises UserError for training classes that `turn_classes` cannot turn.
+
+  Args:
+    store: the training split.
+  """
+  height, width = store.images.shape[1:3]
+  if height != width:
+    raise UserError('config.train.turn_classes is True, but the images of '
+                    f'{store.name} are {height}x{width}: a quarter turn needs '
+                    'squares')
+  turned = next((name for name in store.class_names
+                 if re.search(r'/rot\d{3}$', name)), None)
+  if turned:
+    raise UserError('config.train.turn_classes is True, but the training '
+                    f'classes of {store.name} are turned already ({turned}), '
+                    'so that two classes of a task could be the same: name '
+                    'one whose classes are upright, such as '
+                    'omniglot/vinyals_upright')
+
+
+def turn_classes(key, images):
+  """Turns each class of a task by a random multiple of 90 degrees.
+
+  All images of a class are turned alike, as in the loaders of MAML (Finn et
+  al. 2017) and iMAML.
+
+  Args:
+    key: draws the turns.
+    images: [N, n, s, s, c].
+
+  Returns:
+    The same, class k turned counter-clockwise 0 to 3 times, each equally
+    likely.
+  """
+  turns = jax.random.randint(key, (len(images), 1, 1, 1, 1), 0, 4)
+  # Two turns mirror both axes, and one more is a transposition and a mirror.
+  images = jnp.where(turns >= 2, images[:, :, ::-1, ::-1], images)
+  return jnp.where(turns % 2 == 1, images.swapaxes(2, 3)[:, :, ::-1], images)
 
 
 def random_crop(key, image, *, padding, **_):

@@ -30,6 +30,7 @@ class Use(enum.IntEnum):
   IDS = 0
   AUGMENT = 1
   LOSS = 2
+  TURN = 3
 
 
 @chex.dataclass(frozen=True)

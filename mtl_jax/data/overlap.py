@@ -17,20 +17,21 @@ _ALPHABETS = {'glyphs', 'omniglot'}  # classes are 'alphabet/letter'
 def by_name(tested, trained):
   """Returns the tested classes that were trained on, by their names.
 
-  Glyphs and Omniglot draw the same letters, but Omniglot does not say which one
-  a character is. Between the two a class counts as trained on if its alphabet
-  is: 'Greek', or 'Georgian' of glyphs and 'Mkhedruli_(Georgian)'.
+  In Omniglot a turned character is this character. Glyphs and Omniglot draw the
+  same letters, but Omniglot does not say which one a character is. Between the
+  two a class counts as trained on if its alphabet is: 'Greek', or 'Georgian' of
+  glyphs and 'Mkhedruli_(Georgian)'.
 
   Args:
     tested, trained: (name of a data set, names of its classes).
   """
   (tested_name, tested_classes), (trained_name, trained_classes) = (
       tested, trained)
-  names = set(trained_classes)
-  if {_base(tested_name), _base(trained_name)} != _ALPHABETS:
-    return tuple(name for name in tested_classes if name in names)
-  scripts = {_script(name) for name in names}
-  return tuple(name for name in tested_classes if _script(name) in scripts)
+  bases = {name.partition('/')[0] for name in (tested_name, trained_name)}
+  known_as = (_script if bases == _ALPHABETS else
+              _character if bases == {'omniglot'} else str)
+  known = set(map(known_as, trained_classes))
+  return tuple(name for name in tested_classes if known_as(name) in known)
 
 
 def by_image(tested, trained):
@@ -53,8 +54,9 @@ def is_own(name):
     return True
 
 
-def _base(name):
-  return name.partition('/')[0]
+def _character(name):
+  """Returns the character of a class of Omniglot, turned or not."""
+  return name.partition('/rot')[0]
 
 
 def _script(name):

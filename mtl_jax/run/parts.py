@@ -47,6 +47,8 @@ def make_run(config):
                    field=split)
   augment.check(config.augment.operations,
                 splits['train'].images.shape[-1])
+  if config.train.turn_classes:
+    augment.check_turns(splits['train'])
   splits['test'] = tested_split.load(
       config, build.describe_data(splits['train']), splits)
   tested_split.check_test(config, splits)

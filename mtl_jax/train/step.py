@@ -62,12 +62,15 @@ def draw_episode(arrays, pixels, task_key, *, train, augmentation):
     pixels: uint8 [N, K + Q, h, w, c] of the task's images where the host
       gathers them; None where `arrays` holds all.
     task_key: the task's key.
-    train: with `ways`, `shots` and `queries`.
+    train: with `ways`, `shots`, `queries` and `turn_classes`.
     augmentation: keywords of augment.augment.
   """
   class_ids, image_ids = episodes.draw_ids(arrays.offsets, task_key, train)
   if pixels is None:
     pixels = arrays.images[image_ids]
+  if train.turn_classes:
+    pixels = augment.turn_classes(
+        jax.random.fold_in(task_key, episodes.Use.TURN), pixels)
   flat = pixels.reshape((-1,) + pixels.shape[2:])
   flat = augment.augment(
       jax.random.fold_in(task_key, episodes.Use.AUGMENT), flat,

@@ -50,6 +50,7 @@ class Variant(NamedTuple):
   train: tuple[str, ...]
   validation: tuple[str, ...]
   test: tuple[str, ...]
+  turned: bool = True  # whether turns of a character are classes in training
 
 
 # A new split is a new entry here.
@@ -68,6 +69,9 @@ VARIANTS = {
         train=tuple(a for a in BACKGROUND if a not in _LAKE_VALIDATION),
         validation=_LAKE_VALIDATION, test=EVALUATION),
 }
+VARIANTS |= {f'{name}_upright': variant._replace(
+    description=f'{variant.description[:-1]}; no turned classes.', turned=False)
+             for name, variant in VARIANTS.items()}
 
 
 class Class(NamedTuple):
@@ -93,8 +97,9 @@ def turned_classes(variant):
             f'{split_of[character]} and {split}: take it out of one')
       split_of[character] = split
       classes.append(Class(character, split, character, 0))
-      classes += [Class(f'{character}/rot{90 * turns:03d}', split, character,
-                        turns) for turns in TURNS if split == 'train']
+      if split == 'train' and VARIANTS[variant].turned:
+        classes += [Class(f'{character}/rot{90 * turns:03d}', split, character,
+                          turns) for turns in TURNS]
   return classes
 
 
