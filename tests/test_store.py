@@ -145,3 +145,36 @@ def test_pixels_that_do_not_fit_stay_on_the_host(wanted, limit, place):
     memory_stats = staticmethod(lambda: limit and {
         'bytes_limit': limit, 'bytes_in_use': 10})
   assert stores.place(wanted, stores.load(DATA, 'test'), Device) == place
+
+
+@pytest.mark.parametrize('split, count', [
+    ('train', 12), ('validation', 6), ('test', 8), ('train+validation', 18)])
+@pytest.mark.parametrize('change, line', [
+    (lambda names: names[1:], 'is none of them'),
+    (lambda names: (*names, 'A'), r'\(A is missing\)')])
+def test_a_built_split_with_other_classes_than_published_is_refused(
+    split, count, change, line, data, monkeypatch):
+  """Fails if 63 of 64 published classes are trained on without a word."""
+  directory, folder = data
+  source, _ = sources.find(DATA)
+  of_split = source.classes('tiny')
+  monkeypatch.setitem(sources.SOURCES, 'glyphs', source._replace(put='files'))
+  assert stores.load(DATA, split, directory).num_classes == count
+  monkeypatch.setitem(sources.SOURCES, 'glyphs', source._replace(
+      put='files', classes=lambda variant: {
+          name: change(of_split[name]) for name in of_split}))
+  with pytest.raises(UserError, match=(
+      f'{folder}: the {split.replace("+", ".")} split has {count} classes, and '
+      f'{DATA} [0-9]+ there .*{line}.*build the data set again')):
+    stores.load(DATA, split, directory)
+
+
+@pytest.mark.parametrize('name, counts', [
+    ('mini_imagenet', (64, 16, 20)), ('cifar_fs', (64, 16, 20)),
+    ('fc100', (60, 20, 20)), ('tiered_imagenet', (351, 97, 160)),
+    ('omniglot/vinyals', (4 * 1028, 172, 423)),
+    ('omniglot/vinyals_upright', (1028, 172, 423))])
+def test_a_load_wants_the_published_numbers_of_classes(name, counts):
+  source, variant = sources.find(name)
+  assert source.put
+  assert tuple(map(len, source.classes(variant).values())) == counts

@@ -104,8 +104,8 @@ def load(name, split, directory=None, manual_dir=None, constants=None):
     the order of the records.
 
   Raises:
-    UserError: unknown data set, files that cannot be read, or constants for
-      other images.
+    UserError: unknown data set, files that cannot be read, other classes than
+      the published ones, or constants for other images.
   """
   built = prepare(name, directory, manual_dir)
   images, labels = _read(built, split, pixels.load)
@@ -114,11 +114,34 @@ def load(name, split, directory=None, manual_dir=None, constants=None):
       images.shape[-1])
   classes, counts = np.unique(labels, return_counts=True)
   names = built.info.features['label'].names
+  class_names = tuple(names[c] for c in classes)
+  _check_classes(name, split, class_names, built)
   return Store(
       images=images,
       offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int32),
-      class_names=tuple(names[c] for c in classes),
-      mean=mean, std=std, name=name, split=split)
+      class_names=class_names, mean=mean, std=std, name=name, split=split)
+
+
+def _check_classes(name, split, found, built):
+  """Raises UserError unless a split has the classes of the published lists.
+
+  Args:
+    name, split: as in `load`.
+    found: names of the classes of the split.
+    built: the builder.
+  """
+  source, variant = sources.find(name)
+  if not source.put:
+    return  # no lists are published
+  of_split = source.classes(variant)
+  wanted = [c for part in split.split('+') for c in of_split[part]]
+  strange = sorted({*wanted} ^ {*found})
+  if strange:
+    raise UserError(
+        f'{built.data_path}: the {split} split has {len(found)} classes, and '
+        f'{name} {len(wanted)} there ({strange[0]} is '
+        + ('missing' if strange[0] in wanted else 'none of them')
+        + '): delete this folder, and build the data set again')
 
 
 def fitted(store, image_shape, directory=None, invert=False):
