@@ -1,8 +1,9 @@
-"""CIFAR-FS, 5-way, 5 shots: the methods that were published with it.
+"""CIFAR-FS, 5-way, 5 shots: every method as it was published.
 
 Network, augmentation, training, validation and test are those of the method's
-own source. A run prints which fields are not published, and writes the reasons
-to settings.md. The files: see docs/cifar100.md.
+own source. A method that nobody published here has its settings for the nearest
+data set. A run prints which fields are not published, and writes the reasons to
+settings.md. The files: see docs/cifar100.md.
 """
 
 from mtl_jax.config import base_config, set_method

@@ -1,8 +1,9 @@
-"""tiered-ImageNet, 5-way, 1 shot: the methods that were published with it.
+"""tiered-ImageNet, 5-way, 1 shot: every method as it was published.
 
 Network, augmentation, training, validation and test are those of the method's
-own source. A run prints which fields are not published, and writes the reasons
-to settings.md. MTL's settings reach 67.11 +- 0.12% (Wang, Zhao & Li, 2021;
+own source. A method that nobody published here has its settings for the nearest
+data set. A run prints which fields are not published, and writes the reasons to
+settings.md. MTL's settings reach 67.11 +- 0.12% (Wang, Zhao & Li, 2021;
 theirs, not measured here). The files: see docs/tiered_imagenet.md.
 """
 

@@ -77,23 +77,30 @@ def _lightning(network, rate, epochs):
       changes={'eval.queries': (5, reason)})
 
 
+def _one_shot(recipe):
+  """Returns the Recipe of ours for 1 shot, which nobody published."""
+  return recipe._replace(ours=True, overrides=recipe.overrides | {
+      'train.shots': 1, 'validation.shots': 1})
+
+
 _MINI = _lightning(base.network('resnet12'), 0.1, 25_000)
+_CIFAR_FS = _lightning(_CNN4, 0.05, 2000)
 _FC100 = _published(
     _CNN4, 'anil_fc100.py', rate=0.1, meta_batch=32,
     values=base.protocol(test=(600, 5)), changes={
         field: (value, 'the source has no epochs: 1000 steps')
         for field, value in {'train.epoch_tasks': 320,
                              'train.max_epochs': 100}.items()})
-RECIPES = {
+RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,
-    ('mini_imagenet', 1, 'published'): _MINI._replace(
-        ours=True, overrides=_MINI.overrides | {
-            'train.shots': 1, 'validation.shots': 1}),
-    ('cifar_fs', 5, 'published'): _lightning(_CNN4, 0.05, 2000),
+    ('mini_imagenet', 1, 'published'): _one_shot(_MINI),
+    ('cifar_fs', 5, 'published'): _CIFAR_FS,
+    ('cifar_fs', 1, 'published'): _one_shot(_CIFAR_FS),
     ('fc100', 5, 'published'): _FC100,
+    ('fc100', 1, 'published'): _one_shot(_FC100),
     **base.small_recipes(
         _MINI, base.SMALL_TRAINING | {'method.inner_rate': 0.1}),
-}
+})
 
 
 def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,

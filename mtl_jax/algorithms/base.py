@@ -162,6 +162,27 @@ TURNS_ARE_CLASSES = {'train.turn_classes': (
     False, 'a quarter turn of a character is a class of its own in '
     'omniglot/vinyals; True needs --config.data.name=omniglot/vinyals_upright')}
 UPRIGHT_TEST = 'The test turns no class; the source turns them there, too.'
+# Benchmarks that settings are taken from where a method has none of its own.
+NEIGHBOURS = {'tiered_imagenet': ('mini_imagenet',),
+              'cifar_fs': ('fc100', 'mini_imagenet'),
+              'fc100': ('cifar_fs', 'mini_imagenet')}
+
+
+def with_neighbours(recipes):
+  """Returns RECIPES with those of NEIGHBOURS for data sets that have none.
+
+  Nobody published them there, so they are ours.
+  """
+  taken = {}
+  for benchmark, others in NEIGHBOURS.items():
+    for shots in (5, 1):
+      keys = [(name, shots, 'published') for name in (benchmark, *others)]
+      nearest = next(key for key in keys if key in recipes)
+      if nearest != keys[0]:
+        taken[keys[0]] = recipes[nearest]._replace(ours=True)
+  return recipes | taken
+
+
 # A method that is tested by its own adaptation.
 OWN_TEST = {'validation.head': 'own', 'eval.heads': ('own',)}
 # Pixels / 255, neither augmented nor normalised.

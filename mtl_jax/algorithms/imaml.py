@@ -88,7 +88,7 @@ def _mini(shots):
   return _published(shots)._replace(ours=True)
 
 
-RECIPES = {
+RECIPES = base.with_neighbours({
     ('omniglot', 5, 'published'): _published(5),
     ('omniglot', 1, 'published'): _published(1),
     ('mini_imagenet', 5, 'published'): _mini(5),
@@ -103,7 +103,7 @@ RECIPES = {
         'method.damping': 1., 'method.curvature_damping': 10.,
         'method.cg_steps': 3, 'train.epoch_tasks': 400,
     }),
-}
+})
 
 
 def build(backbone, num_classes, ways, *, l2, inner_steps, inner_rate,

@@ -90,7 +90,7 @@ def _published(shots, *, network, rate=0.05, meta_batch=4, steps=5, queries=15,
 _CONV32 = base.network('conv4', width=32, pool='flat')
 _MINI = _published(5, network=_CONV32)
 _CIFAR_FS = 'ArnoutDevos/maml-cifar-fs, after '
-RECIPES = {
+RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,
     ('mini_imagenet', 1, 'published'): _published(1, network=_CONV32),
     ('cifar_fs', 5, 'published'): _published(5, network=_CONV32,
@@ -110,7 +110,7 @@ RECIPES = {
         'method.inner_rate': 0.4, 'optimizer.clip': 0.,
         'optimizer.epsilon': 1e-8,
     }),
-}
+})
 
 
 def build(backbone, num_classes, ways, *, adapts, inner_steps, test_steps,

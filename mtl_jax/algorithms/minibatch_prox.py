@@ -81,7 +81,7 @@ def _published(shots, test_batch, meta_batch=5, l2=0.1):
 
 
 _MINI = _published(5, test_batch=15)
-RECIPES = {
+RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,
     ('mini_imagenet', 1, 'published'): _published(1, test_batch=5),
     ('tiered_imagenet', 5, 'published'): _published(
@@ -96,7 +96,7 @@ RECIPES = {
         'optimizer.name': 'sgd', 'optimizer.learning_rate': 1.,
         'optimizer.momentum': 0., 'optimizer.schedule': 'linear',
     }),
-}
+})
 
 
 def build(backbone, num_classes, ways, *, l2, inner_steps, test_steps,

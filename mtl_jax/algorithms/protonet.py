@@ -82,7 +82,7 @@ def _omniglot(shots):
       'well.'))
 
 
-RECIPES = {
+RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _mini(20, 5),
     ('mini_imagenet', 1, 'published'): _mini(30, 1),
     ('omniglot', 5, 'published'): _omniglot(5),
@@ -91,7 +91,7 @@ RECIPES = {
         'method.batch_norm': 'running'}),
     **base.small_recipes(_omniglot(5), base.SMALL_TRAINING,
                          [('omniglot', 'cpu')]),
-}
+})
 
 
 def build(backbone, num_classes, ways, *, distance, scale, learned_scale,

@@ -78,7 +78,7 @@ def _all_shots(benchmark, *args, **options):
 
 
 _MINI = _all_shots('mini_imagenet', 16, 15, scale=1e-4, drop=0.1)
-RECIPES = {
+RECIPES = base.with_neighbours({
     **_MINI,
     **_all_shots('cifar_fs', 20, 12, scale=10., drop=0.4),
     # A character has 20 drawings.
@@ -86,7 +86,7 @@ RECIPES = {
     **base.small_recipes(
         _MINI['mini_imagenet', 5, 'published'], base.SMALL_TRAINING | {
             'method.max_shots': 0, 'method.scale': 10.}),
-}
+})
 
 
 def check(options, train):

@@ -5,6 +5,7 @@ A run prints `summary` at its start and keeps `page` in its workdir.
 `python -m mtl_jax.config recipes` what is not published in all recipes.
 """
 
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -151,8 +152,14 @@ def recipes_page():
     published = {key: recipe for key, recipe in method.RECIPES.items()
                  if key[-1] == 'published'}
     parts.append(f'## {name}')
-    parts += [_of_recipe(*key[:2], recipe)
-              for key, recipe in published.items()]
+    parts += [_of_recipe(*key[:2], recipe) for key, recipe in published.items()
+              if key not in _taken(published)]
+    for nearest, taken in itertools.groupby(
+        sorted(_taken(published).items(), key=lambda pair: pair[::-1]),
+        lambda pair: pair[1]):
+      parts.append('**' + '**, **'.join(
+          _heading(*key[:2]) for key, _ in taken)
+                   + f'**: ours, all as {_heading(*nearest[:2])}.')
     notes = _notes(published)
     if notes:
       parts += ['No field changes the following.', notes]
@@ -171,6 +178,18 @@ def _notes(published):
       for note, some in of_note.items())
 
 
+def _taken(published):
+  """Returns key -> that of the Recipe whose settings it takes as a whole."""
+  taken = {}
+  for key, recipe in published.items():
+    same = next(other for other in published if
+                published[other].overrides == recipe.overrides
+                and published[other].source == recipe.source)
+    if recipe.ours and same != key:
+      taken[key] = same
+  return taken
+
+
 def _of_recipe(benchmark, shots, recipe):
   """Returns the paragraph of a recipe: a line per reason."""
   by_reason = {}
@@ -179,12 +198,17 @@ def _of_recipe(benchmark, shots, recipe):
     if field in recipe.stated():
       text += f' (source: {_text(recipe.stated()[field])})'
     by_reason.setdefault(reason, []).append(text)
-  count = 'any number of shots' if shots is None else (
-      f'{shots} shot' + 's' * (shots != 1))
   return '\n'.join([
-      f'**{benchmark}, {count}**: {recipe}' + (':' if by_reason else ''), '',
+      f'**{_heading(benchmark, shots)}**: {recipe}'
+      + (':' if by_reason else ''), '',
       *(f'- {", ".join(texts)}: {reason}'
         for reason, texts in by_reason.items())]).rstrip()
+
+
+def _heading(benchmark, shots):
+  """Returns what a recipe is for."""
+  return f'{benchmark}, ' + ('any number of shots' if shots is None else (
+      f'{shots} shot' + 's' * (shots != 1)))
 
 
 def _same(a, b):
