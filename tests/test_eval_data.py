@@ -124,9 +124,8 @@ def test_the_scores_say_how_the_images_were_brought_to_it(run, photos, capsys):
                     '--config.log.progress=True']) == 0
   said = capsys.readouterr().out.splitlines()
   assert (f'  images of {photos}: (20, 24, 3) brought to (28, 28, 1), the '
-          'largest centred part of each resized by LANCZOS; normalised by the '
-          'mean and standard deviation of glyphs/tiny; classes compared by '
-          'name') in said
+          'largest centred part of each resized by LANCZOS; normalised as '
+          'those of glyphs/tiny; classes compared by name') in said
   assert json.loads((path / 'evaluate/test.json').read_text()) == result
 
 

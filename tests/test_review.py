@@ -249,7 +249,7 @@ def test_a_run_beyond_its_limit_has_no_steps_to_come():
   mesh = devices.mesh(1, 1)
   few = stores.Store(np.zeros((2, 4, 4, 1), np.uint8), np.arange(3), ('a', 'b'),
                      np.zeros(1), np.ones(1), 'few', 'train')
-  run = parts.Run(None, None, 4, 10, mesh, {'train': few})
+  run = parts.Run(None, None, 4, 10, mesh, {'train': few, 'test': few})
   state = jax.tree.map(jnp.asarray, step.TrainState(
       step=50, variables={'params': {}}, opt_state={}, plateau={},
       best_score=0., epochs_without_gain=0))

@@ -49,13 +49,14 @@ def starting(state):
 
 
 def tested_images(result):
-  """Returns [a line] on how the images of another data set are tested, or [].
+  """Returns lines on images that are not tested as those trained on.
 
   Args:
     result: contents of test.json.
   """
   how = result.get('images')
-  if not how or result['data'] == how['normalised_by']:
+  if not how or (result['data'] == how['normalised_by']
+                 and not how['inverted']):
     return []
   shape, trained = tuple(how['shape']), tuple(how['trained_shape'])
   text = f'  images of {result["data"]}: {shape}'
@@ -63,9 +64,8 @@ def tested_images(result):
     text += (f' brought to {trained}, the largest centred part of each '
              'resized by LANCZOS')
   text += ', black and white exchanged' * how['inverted']
-  lines = [f'{text}; normalised by the mean and standard deviation of '
-           f'{how["normalised_by"]}; classes compared by '
-           f'{how["classes_compared_by"]}']
+  lines = [f'{text}; normalised as those of {how["normalised_by"]}; classes '
+           f'compared by {how["classes_compared_by"]}']
   if how['white_background']:
     lines.append(
         '  note: most have a white background, and this run was trained on '
