@@ -327,6 +327,8 @@ def test_classes_are_turned_as_numpy_turns_them():
   by_turn = np.stack([np.rot90(images, k, axes=(2, 3)) for k in range(4)])
   equal = (found == by_turn).all((2, 3, 4, 5))  # [4, 40]
   assert (equal.sum(0) == 1).all() and (equal.sum(1) > 3).all()
+  turns = jax.random.randint(jax.random.key(3), (40, 1, 1, 1, 1), 0, 4)
+  np.testing.assert_array_equal(equal.argmax(0), np.ravel(turns))
   assert found.dtype == np.uint8
   np.testing.assert_array_equal(turn(jax.random.key(3), images), found)
   assert (np.asarray(turn(jax.random.key(4), images)) != found).any()
