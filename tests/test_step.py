@@ -214,6 +214,21 @@ def test_eight_devices_do_what_one_does_for_every_method(method):
       x, y, rtol=1e-9, atol=1e-10), one.variables, eight.variables)
 
 
+def test_padded_images_give_the_same_task():
+  """Fails if an accelerator, which pads images, trained on other pixels."""
+  store = stores.load('glyphs/tiny', 'train')
+  config = small_config('mtl')
+  arrays, key = stores.arrays(store), jax.random.key(3)
+  draw = functools.partial(
+      steps.draw_episode, pixels=None, task_key=key, train=config.train,
+      augmentation=config.augment)
+  padded = arrays._replace(
+      images=jnp.asarray(stores.padded(store.images)))
+  assert padded.images.shape[1:] == (8, 128)  # 28x28 is 784 of 1,024 bytes
+  ours = draw(padded, image_shape=store.images.shape[1:])
+  jax.tree.map(np.testing.assert_array_equal, ours, draw(arrays))
+
+
 def in_float64(config, num_devices):
   """Returns the state after a step of CNN-4 in float64."""
   def build(config, num_classes):

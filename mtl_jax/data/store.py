@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +17,10 @@ from mtl_jax.errors import UserError, check_choice, first_line
 
 # Of a device's free memory, the part that pixels may take.
 _PART = 0.5
+# Bytes of a tile of an accelerator's memory, to which images are padded there.
+# A TPU keeps other arrays in an order from which it cannot gather images, and
+# copies all of them at every step.
+_TILE = 8, 128
 MEASURED = 'normalisation.json'  # mean and std, where the source has none
 
 prepare = building.prepare
@@ -25,7 +30,7 @@ builder = building.builder
 class Arrays(NamedTuple):
   """The part of a store that a compiled step reads."""
 
-  images: Any  # uint8 [I, h, w, c]; None where the host gathers
+  images: Any  # uint8 [I, h, w, c], or as `padded`; None: the host gathers
   offsets: Any  # int32 [M + 1]
   mean: Any  # float32 [c], of pixels / 255
   std: Any  # float32 [c]
@@ -58,9 +63,29 @@ def arrays(store, place='device'):
       CPU they stay where they are, in the mapped file.
   """
   check_choice('config.data.store', place, feed.PLACES)
+  images = None
+  if place != 'host':
+    images = (store.images if jax.default_backend() == 'cpu'
+              else padded(store.images))
   return Arrays(
-      None if place == 'host' else jax.device_put(store.images),
+      images if images is None else jax.device_put(images),
       *(jnp.asarray(x) for x in (store.offsets, store.mean, store.std)))
+
+
+def padded(images):
+  """Returns images [I, h, w, c] as [I, R, 128], with zeros after each."""
+  count, size = len(images), math.prod(images.shape[1:])
+  rows, columns = padded_shape(images.shape[1:])
+  result = np.zeros((count, rows * columns), np.uint8)
+  result[:, :size] = images.reshape(count, size)
+  return result.reshape(count, rows, columns)
+
+
+def padded_shape(image_shape):
+  """Returns the shape of an image as `padded` keeps it: [R, 128]."""
+  rows, columns = _TILE
+  tiles = -(-math.prod(image_shape) // (rows * columns))
+  return tiles * rows, columns
 
 
 def place(wanted, store, device):

@@ -90,7 +90,8 @@ def compile_step(config, run, count=1):
       run.algorithm, run.optimizer,
       optimizer.schedule(config.optimizer, run.epoch_steps),
       functools.partial(steps.draw_episode, train=config.train,
-                        augmentation=config.augment),
+                        augmentation=config.augment,
+                        image_shape=run.splits['train'].images.shape[1:]),
       run.meta_batch, tasks_at_once=config.parallel.tasks_at_once,
       unroll_passes=config.parallel.unroll_passes)
   return devices.compile(together.step(step, count), run.mesh,
