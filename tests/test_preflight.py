@@ -1,0 +1,137 @@
+"""launch/preflight.py: a program is read right, and what does not fit is said.
+
+The compilers for TPUs and GPUs are in tests/long/test_preflight.py; here the
+target is a CPU, whose programs have the same form.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from launch import chips, hlo, preflight
+from mtl_jax.run import build
+
+CHIP = chips.Chip(flops=1e12, memory=2**30, bandwidth=1e11, links=1e10)
+FIELDS = ['--config=glyphs_5shot', '--config.model.width=8',
+          '--config.data.name=glyphs/tiny', '--config.train.ways=5',
+          '--config.train.meta_batch=4']
+
+
+@pytest.fixture
+def target(monkeypatch):
+  """Eight devices of a CPU, as a target of eight chips."""
+  monkeypatch.setattr(preflight, 'target', lambda name: preflight.Target(
+      name, CHIP, jax.devices('cpu')[:int(name)]))
+
+
+def run(*argv):
+  return preflight.main([*FIELDS, *argv])
+
+
+def test_the_report_of_a_step(target, tmp_path, capsys):
+  assert run('--target=4', '--train_images=240', f'--out={tmp_path}') == 0
+  printed = capsys.readouterr().out
+  assert 'a step: 4 tasks of 5 ways' in printed and '1 tasks' in printed
+  found = json.loads((tmp_path / 'preflight.json').read_text())
+  # Gradients and statistics of all devices are averaged: as many numbers as
+  # the network has, and some metrics.
+  config, _ = preflight.parse([*FIELDS, '--target=4'])
+  variables = jax.eval_shape(lambda: build.initial_state(
+      config, build.algorithm_of(config, 12), (28, 28, 1))).variables
+  size = 4 * sum(x.size for x in jax.tree.leaves(variables))
+  reduced = sum(c['size'] for c in found['collectives'])
+  assert size <= reduced < size + 100
+  assert (tmp_path / 'preflight.png').stat().st_size > 5000
+
+
+def test_tasks_that_cannot_be_shared(target, capsys):
+  assert run('--target=8', '--train_images=240') == 1
+  line, = capsys.readouterr().err.splitlines()
+  assert 'meta_batch is 4, which 8 chips' in line
+
+
+def test_a_chip_with_too_little_memory(target, monkeypatch, capsys):
+  monkeypatch.setattr(preflight, 'target', lambda name: preflight.Target(
+      name, CHIP._replace(memory=2**20), jax.devices('cpu')[:4]))
+  assert run('--target=4', '--train_images=240') == 1
+  assert 'a chip needs' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('argv, text', [
+    ((), '--target is missing'),
+    (('--target=v9',), '--target'),
+    (('--target=v5e',), 'topology'),
+    (('--target=h100:2x2',), 'topology'),
+    (('--target=4', '--train_images=-3'), '--train_images'),
+    (('--target=4', '--config.train.waze=3'), 'waze'),
+])
+def test_wrong_flags_get_one_line(argv, text, capsys):
+  assert run(*argv) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert text in line
+
+
+def test_products_and_traffic_of_matrices():
+  """Against what can be counted by hand."""
+  lowered = jax.jit(lambda a, b: a @ b).lower(
+      jnp.zeros((64, 32)), jnp.zeros((32, 16)))
+  program = hlo.read(lowered.compile().as_text())
+  assert sum(op.flops for op in program.operations) == 2 * 64 * 32 * 16
+  assert sum(op.traffic for op in program.operations) >= 4 * (
+      64 * 32 + 32 * 16 + 64 * 16)
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  step = lambda a, _: (a @ a, None)
+  program = hlo.read(jax.jit(
+      lambda a: jax.lax.scan(step, a, length=7)[0]).lower(
+          jnp.zeros((16, 16))).compile().as_text())
+  assert sum(op.flops for op in program.operations) == 7 * 2 * 16**3
+  assert not program.unknown_loops
+  program = hlo.read(jax.jit(lambda a: jax.lax.while_loop(
+      lambda a: a.sum() < 9, lambda a: a @ a, a)).lower(
+          jnp.zeros((16, 16))).compile().as_text())
+  assert program.unknown_loops == 1
+
+
+# Lines as of a program for an H100.
+GPU = '''HloModule jit_step
+
+%fused (param_0: u8[38400,168,128], param_1: s32[128,1]) -> u8[128,168,128] {
+  %param_0 = u8[38400,168,128]{2,1,0} parameter(0)
+  %param_1 = s32[128,1]{1,0} parameter(1)
+  ROOT %gather = u8[128,168,128]{2,1,0} gather(%param_0, %param_1)
+}
+
+ENTRY %main (a: u8[38400,168,128], i: s32[128,1]) -> bf16[128,84,84,64] {
+  %a = u8[38400,168,128]{2,1,0} parameter(0)
+  %i = s32[128,1]{1,0} parameter(1)
+  %x = bf16[128,84,84,64]{3,2,1,0} parameter(2)
+  %k = bf16[64,3,3,64]{3,2,1,0} parameter(3)
+  %rows = u8[128,168,128]{2,1,0} fusion(%a, %i), kind=kLoop, calls=%fused
+  %conv = (bf16[128,84,84,64]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), @Forward
+  %start = f32[1000]{0} all-reduce-start(%g), replica_groups={}
+  %done = f32[1000]{0} all-reduce-done(%start)
+  %back = (bf16[64,3,3,64]{3,2,1,0}) custom-call(%x, %y), @BackwardFilter
+  %y = bf16[128,84,84,64]{3,2,1,0} get-tuple-element(%conv), index=0
+}
+'''.replace('@', 'dim_labels=b01f_o01i->b01f, custom_call_target=__cudnn$conv')
+
+
+def test_lines_of_an_accelerators_program():
+  program = hlo.read(GPU)
+  found = {op.name: op for op in program.operations}
+  product = 2 * 128 * 84 * 84 * 64 * 3 * 3 * 64
+  assert found['conv'].flops == found['back'].flops == product
+  # Of a data set of 0.8 GB, the step reads the images that it gathers.
+  assert found['rows'].traffic == 2 * 128 * 168 * 128 + 128 * 4
+  assert program.collectives == [hlo.Collective('all-reduce', 1, 4000)]
+
+
+def test_all_reduce_takes_the_links_and_the_way():
+  assert chips.all_reduce_seconds(CHIP, 1, 10**9) == 0
+  assert chips.all_reduce_seconds(CHIP, 2, 10**9) == pytest.approx(
+      .2, rel=1e-4)
+  assert chips.all_reduce_seconds(CHIP, 256, 0) == pytest.approx(64e-6)
