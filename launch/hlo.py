@@ -62,7 +62,7 @@ class Program(NamedTuple):
 
   operations: list[Operation]
   collectives: list[Collective]  # the largest first
-  unknown_loops: int  # whose passes are known only when they run; they count 1
+  unknown_loops: int  # whose passes the text does not say; they count once
 
 
 def read(text):

@@ -279,8 +279,8 @@ def lines(config, found, aim):
   program = found.program
   yield (f'work of a chip: {found.flops / 1e12:.3f} TFLOP, '
          f'{found.traffic / 1e9:.2f} GB read and written'
-         + (f'; {program.unknown_loops} loops, whose passes are known only '
-            'when they run, count once' if program.unknown_loops else ''))
+         + (f'; {program.unknown_loops} loops, whose passes the program '
+            'does not say, count once' if program.unknown_loops else ''))
   yield ('collectives: ' + (', '.join(
       f'{c.count} {c.name} of {c.size / 1e6:.2f} MB'
       for c in program.collectives) or 'none'))
