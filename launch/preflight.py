@@ -13,8 +13,8 @@ links, and tasks per second from 4 to 256 chips. Nothing is run.
                                 not built
     --out=FOLDER                writes preflight.json and preflight.png there
 
-TPUs need the package libtpu, a GPU needs jax[cuda12]. Exit code 1: the config
-does not fit or divide; the last line says why.
+TPUs need the extra tpu of this package, a GPU needs cuda. Exit code 1: the
+config does not fit or divide; the last line says why.
 """
 
 import logging
@@ -168,7 +168,8 @@ def lower(config, aim, train_images=None):
   mesh = Mesh(np.array(aim.devices), (devices.AXIS,))
   chosen = sources.find(config.data.name)
   images = _images(config, chosen, train_images)
-  classes = len(chosen.source.classes(chosen.variant)['train'])
+  of_split = chosen.source.classes(chosen.variant)
+  classes = sum(len(of_split[s]) for s in config.train.classes.split('+'))
   algorithm = build.algorithm_of(config, classes)
   run = parts.Run(
       algorithm, optimizer.build(config.optimizer), meta_batch,
@@ -206,7 +207,8 @@ def _images(config, chosen, count):
     if not built.data_path.exists():
       raise UserError(f'{c.name} is not built here: build it, or say how many '
                       'training images it has, by --train_images')
-    count = built.info.splits['train'].num_examples
+    count = sum(built.info.splits[split].num_examples
+                for split in config.train.classes.split('+'))
     shape = built.info.features['image'].shape
   else:
     shape = chosen.source.image_shape

@@ -88,8 +88,10 @@ def test_the_quantiles_are_those_of_students_t(freedom):
 def test_what_differs_in_more_than_the_seed_is_another_row(seeds, tmp_path):
   write(tmp_path / 'rate', 5, **{'optimizer.learning_rate': 0.5})
   write(tmp_path / 'longer', 6, **{'train.max_epochs': 2})
-  rows = table.rows([seeds, tmp_path / 'rate', tmp_path / 'longer'])
-  assert [row.seeds for row in rows] == [(0, 1, 10), (5,), (6,)]
+  write(tmp_path / 'turned', 7, **{'augment.operations': ('flip',)})
+  rows = table.rows([seeds, *(tmp_path / name for name in (
+      'rate', 'longer', 'turned'))])
+  assert [row.seeds for row in rows] == [(0, 1, 10), (5,), (6,), (7,)]
   assert rows[1].over_seeds is None
 
 

@@ -24,6 +24,7 @@ import mini_imagenet_fake
 import pytest
 from conftest import FAST_COMPILES, ROOT
 
+from launch import preflight
 from mtl_jax import algorithms, heads
 from mtl_jax.adapt import __main__ as adapt_command
 from mtl_jax.config import __main__ as config_command
@@ -419,10 +420,15 @@ def check_pytest(words, home, monkeypatch):
 SETUP = (ROOT / 'setup.py').read_text()
 INSTALLED = dict(re.findall(r"'(mtl-jax\S*) = ([\w.]+?)(?:\.__main__)?:main'",
                             SETUP))  # command -> module
+def check_preflight(words, home, monkeypatch):
+  preflight.parse(words)
+
+
 MODULES = {
     'mtl_jax.main': check_main, 'mtl_jax.data': check_data,
     'mtl_jax.ntk': check_ntk, 'mtl_jax.adapt': check_adapt,
     'mtl_jax.report': check_report, 'mtl_jax.config': check_config,
+    'launch.preflight': check_preflight,
     'pytest': check_pytest}
 
 

@@ -201,8 +201,9 @@ def of_training(config):
   Runs that differ in nothing but the seed have the same `settings_sha256`.
   What a finished run may change to be tested is no part of it.
   """
-  values = _identity(config, testing=True) | {
-      'train.max_epochs': config.train.max_epochs}
+  trained = {name: value for name, value in _values(config).items()
+             if name.startswith('augment.') or name == 'train.max_epochs'}
+  values = _identity(config, testing=True) | trained
   del values['seed']
   return {'seed': config.seed, 'network': config.model.name,
           'classes': config.train.classes,
@@ -212,8 +213,7 @@ def of_training(config):
 
 def _identity(config, testing):
   """Returns field -> value of all that two starts of a run must share."""
-  # Through JSON, so that tuples and lists are the same.
-  values = _flat(json.loads(to_json(config)))
+  values = _values(config)
   free = {name for name, field in fields.flat(FIELDS)
           if field.free or (testing and field.free_to_test)}
   # Validation during training reads the options of one head.
@@ -222,6 +222,11 @@ def _identity(config, testing):
   if values['parallel.tasks_per_device'] is not None:
     free.discard('parallel.devices')  # then their number sets the meta-batch
   return {name: value for name, value in values.items() if name not in free}
+
+
+def _values(config):
+  """Returns field -> value, through JSON, so that tuples are lists."""
+  return _flat(json.loads(to_json(config)))
 
 
 def _flat(section, prefix=''):
