@@ -2,10 +2,12 @@
 
 The step of train/step.py is written for one device of a named axis. `jit`
 runs it by shard_map over the mesh, `pmap` binds the axis itself. State and
-data are replicated; the tasks are divided among the devices.
+data are replicated; the tasks are divided among the devices, those of other
+processes included.
 """
 
 import contextlib
+import functools
 import os
 import pathlib
 import re
@@ -15,11 +17,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mtl_jax import processes
 from mtl_jax.errors import UserError, check_choice, first_line
 
 AXIS = 'tasks'  # the name of the axis of devices
@@ -42,10 +44,12 @@ class Compiled(NamedTuple):
     afterwards. `pixels` [T, ..] comes from `divide`, or is None. On several
     devices of a CPU it returns when the step has ended, see `compile`.
   put(tree) -> tree laid out for `step`, which may share memory with what it
-    was given; get(tree) -> plain arrays again.
+    was given and must be the same in all processes; get(tree) -> plain arrays
+    of this process again.
   share(tree) -> as `put`, for what no step changes: all devices of a CPU read
     the memory that it was given.
-  divide(array [T, ..]) -> the same, every device holding its own tasks.
+  divide(array [t, ..]) -> [T, ..], every device holding its own tasks. The
+    array has the tasks of this process alone, `own_tasks`.
   lower(state, arrays, key, pixels) -> the step lowered for these arguments.
   """
 
@@ -130,7 +134,7 @@ def memory_errors(remedy=_SMALLER):
 
 
 @contextlib.contextmanager
-def interrupt_ends(last_line):
+def interrupt_ends(last_line, preempted=False):
   """Lets Ctrl-C end the process at once, with code 130 and one line.
 
   Python would raise an exception wherever it is. In a callback of JAX that
@@ -140,45 +144,77 @@ def interrupt_ends(last_line):
 
   Args:
     last_line: () -> text for stderr.
+    preempted: whether SIGTERM does the same, with its own code.
   """
-  def end(*_):
-    os.write(2, f'\n{last_line()}\n'.encode())
-    os._exit(130)
+  codes = {signal.SIGINT: 130} | (
+      {signal.SIGTERM: processes.PREEMPTED} if preempted else {})
 
+  def end(number, _):
+    os.write(processes.stderr(), f'\n{last_line()}\n'.encode())
+    os._exit(codes[number])
+
+  before = {}
   try:
-    before = signal.signal(signal.SIGINT, end)
+    for number in codes:
+      before[number] = signal.signal(number, end)
   except ValueError:  # not the main thread, which alone may be interrupted
-    yield
-    return
+    pass
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 def mesh(devices, meta_batch):
-  """Returns the mesh of the local devices that share a meta-batch.
+  """Returns the mesh of the devices of all processes that share a meta-batch.
 
   Args:
-    devices: how many; 0 takes as many as divide the meta-batch evenly.
+    devices: how many of each process. 0 takes all; in one process alone, as
+      many as divide the meta-batch evenly.
     meta_batch: T.
 
   Raises:
     UserError: more devices than are visible, or a number that does not divide
       T.
   """
-  visible = jax.local_devices()
-  if not devices:
-    devices = max(n for n in range(1, len(visible) + 1) if meta_batch % n == 0)
-  if devices > len(visible):
+  visible = jax.local_device_count()
+  if devices > visible:
     raise UserError(f'config.parallel.devices is {devices}, but '
-                    f'{len(visible)} are visible: at most {len(visible)}')
-  if meta_batch % devices:
+                    f'{visible} are visible: at most {visible}')
+  several = processes.count() > 1
+  if not devices:
+    devices = visible if several else max(
+        n for n in range(1, visible + 1) if meta_batch % n == 0)
+  total = devices * processes.count()
+  if meta_batch % total:
+    of = f' of {processes.count()} processes' if several else ''
     raise UserError(
-        f'config.train.meta_batch is {meta_batch}, which {devices} devices '
+        f'config.train.meta_batch is {meta_batch}, which {total} devices{of} '
         'cannot share evenly: take a multiple, fewer config.parallel.devices,'
         ' or set config.parallel.tasks_per_device')
-  return Mesh(np.array(visible[:devices]), (AXIS,))
+  return Mesh(np.array(chosen(devices)), (AXIS,))
+
+
+def chosen(devices):
+  """Returns the first devices of each process, one process after another.
+
+  Args:
+    devices: how many of each; 0: all.
+  """
+  of_process = {}
+  for device in sorted(jax.devices(), key=lambda d: (d.process_index, d.id)):
+    of_process.setdefault(device.process_index, []).append(device)
+  return [device for of in of_process.values()
+          for device in of[:devices or None]]
+
+
+def own_tasks(mesh, meta_batch):
+  """Returns the numbers of the tasks of this process' devices: a range."""
+  share = meta_batch // mesh.size
+  places = [i for i, device in enumerate(mesh.devices.flat)
+            if device.process_index == jax.process_index()]
+  return range(places[0] * share, (places[-1] + 1) * share)
 
 
 def mesh_of_tasks(at_most):
@@ -206,37 +242,51 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
     how: 'jit' (shard_map within jit) or 'pmap'.
   """
   check_choice('config.parallel.compile', how, ('jit', 'pmap'))
-  device = mesh.devices.flat[0]
-  place = jax.device_put
-  if device.platform == 'cpu' and mesh.size > 1:
+  local = mesh.local_devices
+  if local[0].platform == 'cpu' and mesh.size > 1:
     in_turn = lambda run: lambda *args: jax.block_until_ready(run(*args))
   else:
     in_turn = lambda run: run
+  divided = NamedSharding(mesh, P(AXIS))
+  divide = lambda x: jax.make_array_from_process_local_data(divided, x)
+  home = lambda x: jax.device_put(x, local[0])
   if how == 'jit':
     # Gradients are averaged by the step itself; with check_vma the
     # transpose of a replicated argument would sum them a second time.
     mapped = jax.shard_map(step, mesh=mesh, out_specs=P(), check_vma=False,
                            in_specs=(P(), P(), P(), P(AXIS)))
     jitted = jax.jit(mapped, donate_argnums=0)
-    put = lambda tree: place(tree, NamedSharding(mesh, P()))
+    put = functools.partial(_replicate, NamedSharding(mesh, P()))
     return Compiled(in_turn(jitted), put,
-                    lambda tree: place(tree, device),
-                    lambda x: place(x, NamedSharding(mesh, P(AXIS))),
-                    jitted.lower, _sharing(mesh, P(), put))
+                    lambda tree: jax.tree.map(
+                        lambda x: home(x.addressable_data(0)), tree),
+                    divide, jitted.lower, _sharing(mesh, P(), put))
   mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
                     donate_argnums=0)
-  copies = lambda x: jnp.broadcast_to(x, (mesh.size,) + x.shape)
   # One device's copy. Were x[0] taken of the array of all devices, each number
   # would be a computation of all of them, with an all-reduce.
-  first = lambda x: x.addressable_data(0)[0]
-  put = lambda tree: place(jax.tree.map(copies, tree),
-                           NamedSharding(mesh, P(AXIS)))
+  first = lambda x: home(x.addressable_data(0)[0])
+  put = lambda tree: _replicate(divided, jax.tree.map(lambda x: x[None], tree))
   return Compiled(
-      in_turn(mapped), put,
-      lambda tree: place(jax.tree.map(first, tree), device),
-      lambda x: place(x.reshape((mesh.size, -1) + x.shape[1:]),
-                      NamedSharding(mesh, P(AXIS))), mapped.lower,
-      _sharing(mesh, P(AXIS), put))
+      in_turn(mapped), put, lambda tree: jax.tree.map(first, tree),
+      lambda x: divide(x.reshape((len(local), -1) + x.shape[1:])),
+      mapped.lower, _sharing(mesh, P(AXIS), put))
+
+
+def _replicate(sharding, tree):
+  """Returns global arrays of which each device holds what it is given.
+
+  Args:
+    sharding: of P(), or of P(AXIS) for arrays with an axis of length one.
+    tree: of arrays of this process.
+  """
+  def replicate(x):
+    of_all = (sharding.mesh.size, *x.shape[1:]) if len(
+        sharding.spec) else x.shape
+    return jax.make_array_from_single_device_arrays(
+        of_all, sharding, [jax.device_put(x, device)
+                           for device in sharding.mesh.local_devices])
+  return jax.tree.map(replicate, tree)
 
 
 def _sharing(mesh, spec, put):
@@ -255,10 +305,6 @@ def _sharing(mesh, spec, put):
 
   def share(x):
     x = np.asarray(x)  # no copy of what is on a CPU
-    x = x[None] if len(spec) else x
-    shape = (mesh.size, *x.shape[1:]) if len(spec) else x.shape
-    return jax.make_array_from_single_device_arrays(
-        shape, NamedSharding(mesh, spec),
-        [jax.device_put(x, device) for device in mesh.devices.flat])
+    return _replicate(NamedSharding(mesh, spec), x[None] if len(spec) else x)
 
   return lambda tree: jax.tree.map(share, tree)

@@ -1,4 +1,4 @@
-"""The one error that a user can mend."""
+"""Errors that a user can mend."""
 
 
 class UserError(Exception):
@@ -7,6 +7,10 @@ class UserError(Exception):
   The command line prints the line on stderr and exits with code 2; every
   other exception is a fault of ours and keeps its traceback.
   """
+
+
+class AgreedError(UserError):
+  """Is raised in all processes alike; one of them prints it."""
 
 
 def check_choice(field, value, allowed):

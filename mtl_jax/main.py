@@ -19,6 +19,14 @@
                                                 white
     --mode=export --checkpoint=/some/where      writes weights.safetensors
 
+    --coordinator_address=HOST:PORT             several processes train one run:
+    --num_processes=N --process_id=I            the same command in each, see
+                                                docs/processes.md
+    --peer_timeout=60                           seconds until a process ends
+                                                whose peer is gone
+    --initialization_timeout=300                seconds to wait for all at the
+                                                start
+
     --help                                      this text, all names and fields
     --help --config=NAME[:METHOD]               all fields of one config
 
@@ -29,12 +37,13 @@ place of --checkpoint; see docs/weights.md.
 """
 
 import sys
+import traceback
 
 from absl import logging
 
-from mtl_jax import devices, files, program
+from mtl_jax import devices, files, processes, program
 from mtl_jax.config import flags, help
-from mtl_jax.errors import UserError
+from mtl_jax.errors import AgreedError, UserError, first_line
 from mtl_jax.report import formats, table
 from mtl_jax.run import (
   checkpoint,
@@ -54,6 +63,7 @@ def main(argv=None):
   """
   # Libraries also log the errors that they raise.
   logging.set_verbosity(logging.FATAL)
+  command = None
   try:
     command = flags.parse(sys.argv[1:] if argv is None else argv,
                           workdir.saved_config)
@@ -61,15 +71,41 @@ def main(argv=None):
       program.show(help.text(
           program.usage(__doc__, 'mtl_jax.main'), command.config))
     else:
-      with devices.interrupt_ends(lambda: _stopped(command)):
+      processes.start(command.place, program.tag('mtl_jax'))
+      tag = program.tag('mtl_jax')
+      with devices.interrupt_ends(lambda: f'{tag}: {_stopped(command)}',
+                                  preempted=command.place is None):
         run(command)
+  except AgreedError as error:
+    return _end(2, str(error) if processes.leads() else '')
   except UserError as error:
-    print(f'{program.tag("mtl_jax")}: {error}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print(f'{program.tag("mtl_jax")}: stopped', file=sys.stderr)
-    return 130
-  return 0
+    return _end(2, str(error), alone=True)
+  except (SystemExit, KeyboardInterrupt) as error:
+    line = _stopped(command) if command else 'stopped'
+    return _end(getattr(error, 'code', 130), line if processes.leads() else '')
+  except Exception as error:
+    if processes.count() == 1:
+      raise
+    if processes.is_loss(error):
+      return _end(processes.LOST, processes.loss(first_line(error)), alone=True)
+    traceback.print_exc()
+    return _end(1, alone=True)
+  return _end(0)
+
+
+def _end(code, line='', alone=False):
+  """Prints a line, leaves the other processes, and returns the exit code.
+
+  Args:
+    code: the exit code.
+    line: on stderr, if any.
+    alone: whether the other processes go on. The process then ends at once, as
+      it would wait for them.
+  """
+  if line:
+    print(f'{program.tag("mtl_jax")}: {line}', file=sys.stderr)
+  processes.leave(code if alone else None)
+  return code
 
 
 def run(command):
@@ -82,7 +118,8 @@ def run(command):
   with devices.memory_errors(), files.errors():
     if command.mode == 'train' and command.config.seeds:
       seeds.train_and_evaluate(command.config, command.workdir)
-      report_seeds(command.config, command.workdir)
+      if processes.leads():
+        report_seeds(command.config, command.workdir)
     elif command.mode == 'train':
       loop.train_and_evaluate(command.config, command.workdir)
     elif command.images is not None:
@@ -117,7 +154,7 @@ def _stopped(command):
     step = (checkpoint.last_step(files.at(command.workdir))
             if command.mode == 'train' else None)
     again = 'starts over' if step is None else f'resumes at step {step}'
-  return f'{program.tag("mtl_jax")}: stopped; the same command {again}'
+  return f'stopped; the same command {again}'
 
 
 if __name__ == '__main__':

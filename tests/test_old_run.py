@@ -56,7 +56,7 @@ def test_it_resumes_and_ends_where_the_older_version_did(old):
       rtol=1e-4)
   config = workdir.saved_config(old)
   run = parts.make_run(config)
-  state, _ = checkpoint.restore_latest(
+  state, *_ = checkpoint.restore_latest(
       epath.Path(old), build.initial_state(
           config, run.algorithm, run.splits['train'].images.shape[1:]))
   assert int(state.step) == 12

@@ -115,7 +115,7 @@ def stepped(config, numbers, run=None):
   """Returns the variables of each seed after two steps side by side."""
   compiled, state, arrays, key, keys, run = prepared(config, numbers, run)
   batches = [None] * 2 if config.data.store == 'device' else feed.make(
-      run.splits['train'], keys, config.train, run.meta_batch,
+      run.splits['train'], keys, config.train, range(run.meta_batch),
       compiled.divide)(range(2))
   for pixels in batches:
     state, _ = compiled.step(state, arrays, key, pixels)

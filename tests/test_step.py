@@ -108,7 +108,7 @@ def test_pixels_from_the_host_are_the_same_episodes(reference, devices, how):
   assert arrays.images is None
   batches = feed.make(
       store, episodes.stream_key(0, episodes.Stream.TRAIN), config.train,
-      META_BATCH, compiled.divide)(range(3))
+      range(META_BATCH), compiled.divide)(range(3))
   other, other_history = run(compiled, start, arrays, key, batches)
   assert_same(state.variables, other.variables)
   assert_same(history, other_history)
@@ -121,7 +121,8 @@ def test_a_failure_of_the_feeding_thread_reaches_the_run():
   def full(pixels):
     raise MemoryError(f'no room for {pixels.nbytes} bytes')
   with pytest.raises(MemoryError, match='no room'):
-    list(feed.make(store, jax.random.key(0), config.train, 2, full)(range(5)))
+    list(feed.make(store, jax.random.key(0), config.train,
+                   range(2), full)(range(5)))
 
 
 @pytest.mark.parametrize('devices, unroll', [(1, False), (2, False),

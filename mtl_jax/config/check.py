@@ -151,10 +151,6 @@ def _check_eval(c):
           f'config.{section}.ways is {ways}: {c["method"]["name"]} adapts by '
           f'itself ({adapters.OWN!r}) to config.train.ways, '
           f'{c["train"]["ways"]}')
-  if c['parallel']['tasks_per_device'] and not c['parallel']['devices']:
-    raise UserError('config.parallel.devices is 0, but '
-                    'config.parallel.tasks_per_device is set: set both, the '
-                    'meta-batch is their product')
 
 
 def _check_length(c):

@@ -188,8 +188,9 @@ EVAL = {
 }
 
 PARALLEL = {
-    'devices': Field(0, 'Local devices; 0: as many as divide the meta-batch',
-                     NOT_NEGATIVE, free=True),
+    'devices': Field(0, 'Devices of each process; 0: all, or in one process '
+                     'alone as many as divide the meta-batch', NOT_NEGATIVE,
+                     free=True),
     'cpu_devices': Field(0, 'Devices that a CPU is counted as, best one per '
                          'core; 0 leaves the default of JAX', CPU_DEVICES,
                          free=True),
@@ -197,8 +198,8 @@ PARALLEL = {
                      ('jit', 'pmap'), free=True),
     'tasks_per_device': Field(
         None, 'None: the devices share train.meta_batch; a number n: the '
-        'meta-batch is n times `devices`, which must be set', COUNT,
-        kind=int),
+        'meta-batch is n times the devices of all processes, and a run that '
+        'resumes must have the same product', COUNT, kind=int, free=True),
     'tasks_at_once': Field(0, 'Tasks of a device in one pass; the gradients of '
                            'several passes are averaged, with the same result '
                            'and less memory; 0: all', NOT_NEGATIVE),

@@ -8,15 +8,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from mtl_jax import algorithms, fields, files, models
+from mtl_jax import algorithms, fields, files, models, processes
 from mtl_jax.config import named
 from mtl_jax.config.fields import FIELDS, ConfigDict
 from mtl_jax.errors import UserError, check_choice
 
 MODES = ('train', 'evaluate', 'features', 'export')
 FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'init_from', 'weights',
-         'images', 'invert', 'help')
+         'images', 'invert', 'help', *processes.FLAGS)
 _WITHOUT_VALUE = ('invert', 'help')
+_ALONE = ('features', 'export')  # modes of one process
 _NETWORK, _METHOD = 'config.model.name', 'config.method.name'
 _WORDS = {'true': True, 't': True, '1': True,
           'false': False, 'f': False, '0': False}
@@ -36,6 +37,7 @@ class Command(NamedTuple):
   help: bool = False  # then config may be None, and the rest says nothing
   images: str | None = None  # folder of a user's own, for features
   invert: bool = False  # exchange black and white of these images
+  place: Any = None  # processes.Place; None: one process
 
 
 def parse(argv, saved_config):
@@ -55,6 +57,10 @@ def parse(argv, saved_config):
     return Command('', config, '', None, True)
   mode, checkpoint = given.get('mode', 'train'), given.get('checkpoint')
   _check_mode(mode, given)
+  place = processes.place(given)
+  if place and mode in _ALONE:
+    raise UserError(f'--mode={mode} takes one process: leave out --'
+                    + ', --'.join(processes.VARIABLES))
   if 'config' in given:
     config = named.load(given['config'])
   elif checkpoint is not None:
@@ -74,7 +80,7 @@ def parse(argv, saved_config):
   # An empty --workdir, such as an unset variable's, is not this folder.
   workdir = given.get('workdir') or _default_workdir(mode, given, config)
   return Command(mode, config, workdir, checkpoint, False,
-                 given.get('images'), 'invert' in given)
+                 given.get('images'), 'invert' in given, place)
 
 
 def _check_mode(mode, given):

@@ -17,19 +17,19 @@ PLACES = ('auto', 'device', 'host')  # of the training pixels
 AHEAD = 2  # steps that wait, ready, for the device
 
 
-def make(store, key, train, meta_batch, divide):
+def make(store, key, train, tasks, divide):
   """Returns numbers of steps -> iterator of the pixels of those steps.
 
   They are uint8 [T, N, K + Q, h, w, c] for each step, and [T, S, N, ..] for
   S seeds side by side. Meanwhile a thread gathers the pixels of the next steps
-  and lays them out.
+  and lays them out. A process gathers those of its own tasks alone.
 
   Args:
     store: the training store.
     key: of the run's training stream, as the step gets it; [S] for S seeds.
     train: section `train` of a config: ways, shots and queries of a task.
-    meta_batch: T.
-    divide: lays an array out over the devices: devices.Compiled.divide.
+    tasks: range of the numbers of this process' tasks in a step.
+    divide: lays their pixels out over the devices: devices.Compiled.divide.
   """
   # The ids are a few hundred numbers: no reason to wait for an accelerator.
   try:
@@ -39,7 +39,8 @@ def make(store, key, train, meta_batch, divide):
   key, offsets = jax.device_put((key, store.offsets), host)
 
   def image_ids(key, step):
-    keys = episodes.task_keys(jax.random.fold_in(key, step), 0, meta_batch)
+    keys = episodes.task_keys(jax.random.fold_in(key, step), tasks.start,
+                              len(tasks))
     draw = lambda k: episodes.draw_ids(offsets, k, train)[1]
     return jax.vmap(draw)(keys)
 

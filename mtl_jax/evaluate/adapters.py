@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtl_jax import devices, heads
+from mtl_jax import devices, heads, processes
 from mtl_jax.data import augment, episodes
 from mtl_jax.evaluate import features, tune_all
 
@@ -34,11 +34,11 @@ class Answers(NamedTuple):
 class Adapter(NamedTuple):
   """Adapts to tasks and classifies their queries.
 
-  answers(variables, tasks) -> for each of `tasks` in turn, a dictionary of
-    label -> Answers. `tasks` is a list of protocol.Tasks of one
-    store, each of `at_once` tasks (t), or of all tasks of a protocol where
-    there are fewer. What they share is computed once; results come one at a
-    time, so that those of all tasks need not be held.
+  answers(variables, tasks) -> for each of `tasks` in turn that is this
+    process' (processes.mine), a dictionary of label -> Answers. `tasks` is a
+    list of protocol.Tasks of one store, each of `at_once` tasks (t), or of all
+    tasks of a protocol where there are fewer. What they share is computed once;
+    results come one at a time, so that those of all tasks need not be held.
   at_once: tasks in one call; the result of a task does not depend on it.
   """
 
@@ -113,9 +113,9 @@ def new_heads(algorithm, store, protocol, scored):
   def answers(variables, tasks):
     of_tasks = lambda tasks: features.of_tasks(
         batch_features, variables, store, tasks, protocol.batch_size,
-        protocol.progress and not pixels)
+        protocol.progress and not pixels, shared=not pixels)
     used, seen = (None, None) if pixels else of_tasks(tasks)
-    for part in tasks:
+    for part in processes.mine(tasks):
       if pixels:
         used, seen = of_tasks([part])
       labels = part.support_y
@@ -183,7 +183,7 @@ def own(algorithm, store, label, at_most):
 
   def answers(variables, tasks):
     everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
-    for part in tasks:
+    for part in processes.mine(tasks):
       # Waits for the result: the host holds the pixels of one call only.
       yield {label: jax.device_get(adapt(
           part.ways, everywhere, part.key, part.numbers, part.support_y,
@@ -209,7 +209,7 @@ def all_layers(algorithm, store, label, *, steps, learning_rate,
                                          store.std)
 
   def answers(variables, tasks):
-    for part in tasks:
+    for part in processes.mine(tasks):
       yield {label: Answers(tune(
           variables, images(part.support), part.support_y, images(part.query),
           part.ways), {})}

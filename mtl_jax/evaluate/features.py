@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import progress
+from mtl_jax import processes, progress
 from mtl_jax.data import augment
 from mtl_jax.evaluate import protocol
 from mtl_jax.models import layers
@@ -30,21 +30,27 @@ def make(algorithm, store, normalise_features):
   return jax.jit(batch_features)
 
 
-def in_batches(batch_features, variables, store, ids, batch_size, show=False):
+def in_batches(batch_features, variables, store, ids, batch_size, show=False,
+               shared=False):
   """Returns the features of the images `ids`, in a list of batches [B, D].
 
   The last batch is filled up: rows beyond len(ids) are to be left out. With
-  `show`, a terminal shows how far it is.
+  `show`, a terminal shows how far it is. With `shared` each process computes a
+  part of the batches, which are the same as in one process.
   """
   batches = []
-  with progress.bar(len(ids), 'features', show=show) as bar:
-    for rows, count in protocol.chunks(len(ids), batch_size):
+  parts = list(protocol.chunks(len(ids), batch_size))
+  own = processes.mine(parts) if shared else parts
+  with progress.bar(sum(count for _, count in own), 'features',
+                    show=show) as bar:
+    for rows, count in own:
       batches.append(batch_features(variables, store.images[ids[rows]]))
       bar.update(count)
-  return batches
+  return processes.joined(batches, len(parts)) if shared else batches
 
 
-def of_tasks(batch_features, variables, store, tasks, batch_size, show=False):
+def of_tasks(batch_features, variables, store, tasks, batch_size, show=False,
+             shared=False):
   """Returns the images that tasks use, int [I], sorted, and their features.
 
   Args:
@@ -53,12 +59,13 @@ def of_tasks(batch_features, variables, store, tasks, batch_size, show=False):
     store: the split.
     tasks: list of protocol.Tasks.
     batch_size: images of a forward pass.
-    show: as in `in_batches`.
+    show, shared: as in `in_batches`.
   """
   used = np.unique(np.concatenate(
       [ids.ravel() for part in tasks for ids in (part.support, part.query)]))
   return used, jnp.concatenate(
-      in_batches(batch_features, variables, store, used, batch_size, show))
+      in_batches(batch_features, variables, store, used, batch_size, show,
+                 shared))
 
 
 def of_store(algorithm, variables, store, normalise_features, batch_size,

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import progress
+from mtl_jax import processes, progress
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
 from mtl_jax.evaluate import protocol as drawing
@@ -72,14 +72,21 @@ def make_meta_test(algorithm, store, protocols, scored, image_ids=None):
                for rows, count in drawing.chunks(len(tasks.numbers),
                                                  adapter.at_once)]
       answers = adapter.answers(variables, [tasks for _, tasks, _ in parts])
-      with progress.bar(sum(count for *_, count in parts), 'adapting',
+      own, scores = processes.mine(parts), []
+      # All in one form, as protocols may have different numbers of tasks.
+      fill = lambda x, size=adapter.at_once: x if processes.count() == 1 else (
+          jnp.pad(x, (0, size - len(x)), mode='edge'))
+      with progress.bar(sum(count for *_, count in own), 'adapting',
                         unit='task', show=protocols[0].progress) as bar:
-        for (result, tasks, count), by_label in zip(parts, answers,
-                                                    strict=True):
-          for label, (logits, convergence) in by_label.items():
-            result[label].append((Measured(
-                _accuracies(logits, tasks.query_y), convergence), count))
+        for (_, tasks, count), by_label in zip(own, answers, strict=True):
+          scores.append(jax.tree.map(fill, {
+              label: Measured(_accuracies(logits, tasks.query_y), convergence)
+              for label, (logits, convergence) in by_label.items()}))
           bar.update(count)
+      for (result, _, count), by_label in zip(
+          parts, processes.joined(scores, len(parts)), strict=True):
+        for label, measured_part in by_label.items():
+          result[label].append((measured_part, count))
     return [{label: _joined(label, parts) for label, parts in result.items()}
             for result in results]
 

@@ -17,18 +17,28 @@ from typing import NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from mtl_jax import processes
 from mtl_jax.errors import UserError, first_line
 
 FOLDERS = {'latest': 'checkpoints', 'best': 'best'}
-_PENDING = 'pending_metrics'  # in the metadata of a step
+# In the metadata of a step.
+_PENDING, _UNVALIDATED = 'pending_metrics', 'unvalidated'
 
 
 def manager(workdir, which):
   """Returns the Orbax manager of 'latest' (the last two) or 'best' (one)."""
+  folder, alone = workdir / FOLDERS[which], {}
+  if processes.count() > 1:  # a process uses it alone, and waits for no other
+    folder.mkdir(parents=True, exist_ok=True)
+    this = jax.process_index()
+    alone = {'create': False,
+             'multiprocessing_options': ocp.options.MultiprocessingOptions(
+                 primary_host=this, active_processes={this},
+                 barrier_sync_key_prefix=f'mtl_jax.{which}.{this}')}
   options = ocp.CheckpointManagerOptions(
       max_to_keep=2 if which == 'latest' else 1,
-      enable_async_checkpointing=False)
-  return ocp.CheckpointManager(workdir / FOLDERS[which], options=options)
+      enable_async_checkpointing=False, **alone)
+  return ocp.CheckpointManager(folder, options=options)
 
 
 def last_step(workdir, which='latest'):
@@ -48,7 +58,7 @@ def has_state(workdir):
   return any(last_step(workdir, which) is not None for which in FOLDERS)
 
 
-def save(manager, step, state, pending=()):
+def save(manager, step, state, pending=(), unvalidated=False):
   """Saves a state, unless this step is saved already.
 
   A resumed run may reach such a step again, with the same state to the bit.
@@ -59,14 +69,17 @@ def save(manager, step, state, pending=()):
     state: TrainState.
     pending: metrics {name: (sum, count)} of each step that no record of the
       run holds yet; they are kept with the state.
+    unvalidated: whether the state ends an epoch that is not validated yet.
 
   Raises:
     UserError: the disk is full, or the folder cannot be written.
   """
   try:
     with _one_voice():
+      if processes.count() > 1:  # Orbax refuses arrays of one process
+        state = jax.device_get(state)
       manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={
-          _PENDING: [{name: [float(x) for x in value]
+          _UNVALIDATED: unvalidated, _PENDING: [{name: [float(x) for x in value]
                       for name, value in metrics.items()}
                      for metrics in pending]})
   except (OSError, ValueError, RuntimeError) as error:
@@ -81,7 +94,7 @@ class Saver(NamedTuple):
   """Saves states within an epoch.
 
   due() -> whether it is time to save.
-  now(step, state, pending) saves, as `save`.
+  now(step, state, pending, unvalidated=False) saves, as `save`.
   """
 
   due: Callable
@@ -89,15 +102,20 @@ class Saver(NamedTuple):
 
 
 def every(minutes, manager):
-  """Returns a Saver that is due `minutes` after its last save; 0: never."""
+  """Returns a Saver that is due `minutes` after its last save; 0: never.
+
+  Where `manager` is None it saves nothing, as in all processes but one.
+  """
   last = time.monotonic()
 
   def due():
     return bool(minutes) and time.monotonic() - last >= 60 * minutes
 
-  def now(step, state, pending):
+  def now(step, state, pending, unvalidated=False):
     nonlocal last
-    save(manager, step, state, pending)
+    if manager is None:
+      return
+    save(manager, step, state, pending, unvalidated)
     last = time.monotonic()
 
   return Saver(due, now)
@@ -111,21 +129,22 @@ def restore_latest(workdir, initial):
     initial: the state before the first step.
 
   Returns:
-    The newest state and the metrics that were saved with it; `initial` and an
-    empty list where nothing has been saved.
+    The newest state, and `pending` and `unvalidated` that were saved with it;
+    `initial`, an empty list and False where nothing has been saved.
 
   Raises:
     UserError: as `restore`.
   """
   # A manager makes its folder; a run that is only read must stay as it is.
   if not (workdir / FOLDERS['latest']).exists():
-    return initial, []
+    return initial, [], False
   latest = manager(workdir, 'latest')
   state = restore(latest, initial)
   if state is None:
-    return initial, []
+    return initial, [], False
   metadata = latest.metadata(int(state.step)).custom_metadata or {}
-  return state, metadata.get(_PENDING, [])
+  return (state, metadata.get(_PENDING, []),
+          metadata.get(_UNVALIDATED, False))
 
 
 def restore_best(workdir, like):

@@ -1,9 +1,10 @@
 """What the other modes than training do with a run, or a file of weights."""
 
-from mtl_jax import files
+from mtl_jax import files, processes
 from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.run import (
+  agreement,
   build,
   report,
   score,
@@ -27,8 +28,14 @@ def evaluate_run(config, checkpoint, path):
   Raises:
     UserError: what a user can mend, in one line.
   """
-  validate(config, trains=False)
+  config = agreement.check(config, trains=False)
   path = workdir.for_results(path)
+  return _tested(config, path, *processes.together(
+      lambda: _loaded(config, checkpoint)))
+
+
+def _loaded(config, checkpoint):
+  """Returns the Trained, the splits and the untrained variables of a test."""
   model = weights.of(config, checkpoint)
   splits = {}
   if config.eval.choose_C:
@@ -41,7 +48,13 @@ def evaluate_run(config, checkpoint, path):
   if config.eval.baselines:
     untrained = build.initial_state(
         config, model.algorithm, model.data['image_shape']).variables
-  files.make(path)
+  return model, splits, untrained
+
+
+def _tested(config, path, model, splits, untrained):
+  """Tests, and writes the files; returns the contents of test.json."""
+  agreement.check_data(splits)
+  processes.by_leader(lambda: files.make(path))
   result = score.test(config, path, model.algorithm, model, splits, untrained)
   if config.log.progress:
     print(report.scores(result))

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import devices, files, writers
-from mtl_jax.config.check import validate
+from mtl_jax import devices, files, processes, stopping, writers
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import interval, measure
 from mtl_jax.run import (
+  agreement,
   build,
   checkpoint,
   init_from,
@@ -34,9 +34,10 @@ class Training(NamedTuple):
   initial: Any  # TrainState of random weights
   state: Any  # TrainState now
   pending: Any = ()  # metrics of the last steps, which no record holds yet
+  unvalidated: bool = False  # whether it is at the end of such an epoch
   weights: str = ''  # says whose weights it started from
   write: Any = None  # (step, values) -> None, of writers.opened
-  # While it trains:
+  # While it trains; in process 0 alone, but for `log` and `save`:
   log: Any = None  # metrics.Log
   latest: Any = None  # Orbax managers, see run/checkpoint.py
   best: Any = None
@@ -60,11 +61,11 @@ def train_and_evaluate(config, path):
     UserError: what a user can mend, in one line.
   """
   path = files.at(path)
-  validate(config)
+  config = agreement.check(config)
   if config.seeds:
     raise UserError(f'config.seeds is {config.seeds}: mtl_jax.run.seeds trains '
                     'several')
-  workdir.check(path, config)
+  processes.by_leader(lambda: workdir.check(path, config))
   result, = side_by_side(parts.make_run(config), [config], [path])
   return result
 
@@ -97,28 +98,45 @@ def side_by_side(run, configs, paths):
 def begun(config, path, run):
   """Yields the Training in a workdir, which is locked meanwhile.
 
-  It is the first one, or that of the last saved state.
+  It is the first one, or that of the last saved state, which process 0 reads
+  and gives to the others.
   """
   data = build.describe_data(run.splits['train'])
-  workdir.check_data(path, data)
   initial = build.initial_state(config, run.algorithm, data['image_shape'])
+  with contextlib.ExitStack() as stack:
+    training = processes.by_leader(lambda: claimed(
+        config, path, run, initial, data, stack)) or Training(
+            config, path, initial, initial)
+    unvalidated = processes.text_of_leader('x' * training.unvalidated)
+    yield training._replace(
+        state=processes.arrays_of_leader(training.state),
+        unvalidated=bool(unvalidated))
+
+
+def claimed(config, path, run, initial, data, stack):
+  """Returns the Training in a workdir, which is locked until `stack` ends."""
+  workdir.check_data(path, data)
   start = init_from.load(config, path, initial, data)
-  with workdir.alone(path):
-    workdir.check(path, config)  # another start may have ended since
-    state, pending = checkpoint.restore_latest(path, start.state)
-    workdir.claim(path, config, data)
-    with writers.opened(config.log.writers, path, config.to_dict(),
-                        resumed=bool(state.step)) as write:
-      yield Training(config, path, initial, state, pending, start.line, write)
+  stack.enter_context(workdir.alone(path))
+  workdir.check(path, config)  # another start may have ended since
+  workdir.check_meta_batch(path, run.meta_batch)
+  state, *kept = checkpoint.restore_latest(path, start.state)
+  workdir.claim(path, config, data, run.meta_batch)
+  write = stack.enter_context(writers.opened(
+      config.log.writers, path, config.to_dict(), resumed=bool(state.step)))
+  return Training(config, path, initial, state, *kept, start.line, write)
 
 
 def tested(run, training):
   """Tests the best epoch of a training; returns the contents of test.json."""
   config, path, initial, *_ = training
-  best = checkpoint.restore_best(path, initial)
+  best = processes.arrays_of_leader(processes.by_leader(
+      lambda: checkpoint.restore_best(path, initial)) or initial)
   result = score.test(
       config, path, run.algorithm, best, run.splits,
       initial.variables if config.eval.baselines else None)
+  if not processes.leads():
+    return result
   training.write(result['checkpoint_step'], {
       f'test_{label}': of_label['accuracy']
       for label, of_label in result['scores'].items()})
@@ -130,7 +148,7 @@ def tested(run, training):
 
 def say(config, text):
   """Prints lines of a run, unless it is to be quiet."""
-  if config.log.progress:
+  if config.log.progress and processes.leads():
     print(text, flush=True)
 
 
@@ -147,15 +165,18 @@ def train(run, trainings):
   side_by_side = parts.make_steps(trainings[0].config, run)
   validate_each = parts.make_validation([t.config for t in trainings], run)
   number = {t.path: i for i, t in enumerate(trainings)}
-  with contextlib.ExitStack() as logs:
+  with contextlib.ExitStack() as logs, stopping.noticed() as asked:
     going = [opened(run, t, logs, len(trainings)) for t in trainings]
     while going := [t for t in going if not ended(run, t)]:
-      step = min(int(t.state.step) for t in going)
-      group = [t for t in going if int(t.state.step) == step]
-      compiled, pixels = side_by_side(tuple(t.config.seed for t in group))
-      # A run that was killed within an epoch resumes within it.
-      numbers = range(step, (step // run.epoch_steps + 1) * run.epoch_steps)
-      moved = train_epoch(compiled, group, pixels(numbers), numbers, run)
+      moved = [t for t in going if t.unvalidated]
+      if not moved:
+        step = min(int(t.state.step) for t in going)
+        group = [t for t in going if int(t.state.step) == step]
+        compiled, pixels = side_by_side(tuple(t.config.seed for t in group))
+        # A run that was killed within an epoch resumes within it.
+        numbers = range(step, (step // run.epoch_steps + 1) * run.epoch_steps)
+        moved = train_epoch(compiled, group, pixels(numbers), numbers, run,
+                            asked)
       done = {t.path: end_epoch(
           run, t, validate_each and functools.partial(
               validate_each, number[t.path])) for t in moved}
@@ -168,6 +189,9 @@ def opened(run, training, logs, count):
   `logs` is an ExitStack, which closes its Log.
   """
   config, path, state = training.config, training.path, training.state
+  if not processes.leads():
+    return training._replace(log=metrics.no_log(config.log.every_steps),
+                             save=checkpoint.every(0, None))
   latest = checkpoint.manager(path, 'latest')
   best = checkpoint.manager(path, 'best')
   log = metrics.Log(
@@ -186,6 +210,8 @@ def opened(run, training, logs, count):
 def ended(run, training):
   """Returns whether a training is at its end; says why if it is early."""
   c, state = training.config.train, training.state
+  if training.unvalidated:
+    return False
   if int(state.step) // run.epoch_steps >= c.max_epochs:
     return True
   stops = c.stop_patience and int(
@@ -195,7 +221,8 @@ def ended(run, training):
   return stops
 
 
-def train_epoch(compiled, group, batches, numbers, run):
+def train_epoch(compiled, group, batches, numbers, run,
+                asked=lambda: None):
   """Runs the steps that are left of an epoch.
 
   Args:
@@ -205,9 +232,13 @@ def train_epoch(compiled, group, batches, numbers, run):
     batches: pixels of each step, or None.
     numbers: of the steps.
     run: Run.
+    asked: of stopping.noticed.
 
   Returns:
     The group with its new states, off the mesh again.
+
+  Raises:
+    KeyboardInterrupt, SystemExit: a signal asked to stop; the states are saved.
   """
   # A copy: the step donates its input, but the caller's first state is the
   # untrained one, which may be scored at the end.
@@ -224,7 +255,8 @@ def train_epoch(compiled, group, batches, numbers, run):
     if len(running) > devices.STEPS_AHEAD:
       jax.block_until_ready(running[-1 - devices.STEPS_AHEAD])
     end = step == numbers[-1]
-    due = not end and any(t.save.due() for t in group)
+    stop = asked()
+    due = stop or not end and any(t.save.due() for t in group)
     full = any(len(kept) + len(running) >= t.log.every_steps
                for t, kept in zip(group, pending, strict=True))
     if not (due or end or full):
@@ -244,7 +276,9 @@ def train_epoch(compiled, group, batches, numbers, run):
     if due:
       for t, kept, state in zip(group, pending, off_mesh(laid_out),
                                 strict=True):
-        t.save.now(step + 1, state, kept)
+        t.save.now(step + 1, state, kept, unvalidated=end)
+    if stop:
+      raise stopping.ended(stop)
   return [t._replace(state=state, pending=())
           for t, state in zip(group, off_mesh(laid_out), strict=True)]
 
@@ -264,6 +298,8 @@ def end_epoch(run, training, validation):
   accuracy = interval.summary(tested.accuracies)
   state = count_epoch(training.state, accuracy['accuracy'],
                       training.config.optimizer)
+  if not processes.leads():
+    return training._replace(state=state, unvalidated=False)
   step = int(state.step)
   # The best state is saved first. A run that is killed between the two
   # saves repeats this epoch, and finds its best state saved already.
@@ -277,7 +313,7 @@ def end_epoch(run, training, validation):
          for name, values in tested.convergence.items()},
       'validation_seconds': time.monotonic() - start})
   checkpoint.save(training.latest, step, state)
-  return training._replace(state=state)
+  return training._replace(state=state, unvalidated=False)
 
 
 def count_epoch(state, accuracy, c):

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+import types
 
 import jax
 import tqdm
@@ -205,6 +206,13 @@ class Log:
     """Ends the bar."""
     if self._bar is not None:
       self._bar.close()
+
+
+def no_log(every_steps):
+  """Returns what takes the place of a Log in processes that write nothing."""
+  nothing = lambda _: None
+  return types.SimpleNamespace(record=nothing, say=nothing,
+                               every_steps=every_steps)
 
 
 def duration(seconds):

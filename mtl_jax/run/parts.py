@@ -6,12 +6,12 @@ Nothing here is written to a workdir.
 import functools
 from typing import Any, NamedTuple
 
-from mtl_jax import devices
+from mtl_jax import devices, processes
 from mtl_jax.data import augment, episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import measure
-from mtl_jax.run import build, protocols, tested_split
+from mtl_jax.run import agreement, build, protocols, tested_split
 from mtl_jax.train import optimizer, together
 from mtl_jax.train import step as steps
 
@@ -32,8 +32,16 @@ def make_run(config):
   """Builds method, optimizer, devices and stores; writes nothing in a run.
 
   Raises:
-    UserError: the config does not fit the data or the devices.
+    UserError: the config does not fit the data or the devices, or processes
+      have other images.
   """
+  run = processes.together(functools.partial(_make_run, config))
+  agreement.check_data(run.splits)
+  return run._replace(compiled=functools.cache(
+      functools.partial(compile_step, config, run)))
+
+
+def _make_run(config):
   c = config.data
   wanted = {'train': config.train.classes, 'validation': 'validation'}
   if wanted['train'] != 'train':
@@ -54,12 +62,10 @@ def make_run(config):
   tested_split.check_test(config, splits)
   meta_batch, mesh = make_mesh(config)
   build.check_network(config, splits['train'].images.shape[1:])
-  run = Run(build.algorithm_of(config, splits['train'].num_classes),
-            optimizer.build(config.optimizer), meta_batch,
-            steps.steps_per_epoch(config.train.epoch_tasks, meta_batch), mesh,
-            splits)
-  return run._replace(compiled=functools.cache(
-      functools.partial(compile_step, config, run)))
+  return Run(build.algorithm_of(config, splits['train'].num_classes),
+             optimizer.build(config.optimizer), meta_batch,
+             steps.steps_per_epoch(config.train.epoch_tasks, meta_batch), mesh,
+             splits)
 
 
 def make_mesh(config):
@@ -71,7 +77,7 @@ def make_mesh(config):
   c = config.parallel
   meta_batch = config.train.meta_batch
   if c.tasks_per_device is not None:
-    meta_batch = c.tasks_per_device * c.devices
+    meta_batch = c.tasks_per_device * len(devices.chosen(c.devices))
   mesh = devices.mesh(c.devices, meta_batch)
   if c.tasks_at_once and meta_batch // mesh.size % c.tasks_at_once:
     raise UserError(
@@ -101,7 +107,7 @@ def compile_step(config, run, count=1):
 def place_of_pixels(config, run):
   """Returns where the training pixels are: 'device' or 'host'."""
   return stores.place(config.data.store, run.splits['train'],
-                      run.mesh.devices.flat[0])
+                      run.mesh.local_devices[0])
 
 
 def make_steps(config, run):
@@ -123,7 +129,8 @@ def make_steps(config, run):
     step = lambda state, pixels: compiled.step(state, arrays, key, pixels)
     pixels = (lambda numbers: (None for _ in numbers)
               ) if place == 'device' else feed.make(
-                  run.splits['train'], own_key, config.train, run.meta_batch,
+                  run.splits['train'], own_key, config.train,
+                  devices.own_tasks(run.mesh, run.meta_batch),
                   compiled.divide)
     return compiled._replace(step=step), pixels
 

@@ -10,7 +10,7 @@ import io
 
 import numpy as np
 
-from mtl_jax import files
+from mtl_jax import files, processes
 from mtl_jax.data import episode_files
 from mtl_jax.data import store as stores
 from mtl_jax.evaluate import adapters, features, interval, measure
@@ -65,16 +65,23 @@ def test(config, path, algorithm, state, splits, untrained=None):
       **_origin(state), **chosen,
       'scores': {name: interval.summary(x) for name, x in scores.items()},
       'convergence': _convergence(algorithm, measured)}
-  if c.write_episodes:
-    files.write(path / EPISODES, episode_files.to_json(
-        store, rules, image_ids, config.data.dir))
+  if processes.leads():
+    tasks = episode_files.to_json(
+        store, rules, image_ids, config.data.dir) if c.write_episodes else None
+    _write(path, result, scores, tasks)
+  return result
+
+
+def _write(path, result, scores, tasks):
+  """Writes the files of this module; `tasks` is a text, or None."""
+  if tasks is not None:
+    files.write(path / EPISODES, tasks)
   else:  # those of an earlier test would look like this one's
     (path / EPISODES).unlink(missing_ok=True)
   packed = io.BytesIO()
   np.savez(packed, **scores)
   files.write(path / 'tasks.npz', packed.getvalue())
   files.write(path / 'test.json', files.json_text(result, indent=2))
-  return result
 
 
 def _origin(state):

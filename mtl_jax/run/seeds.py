@@ -4,14 +4,14 @@
     seeds.md seeds.json   the table of their scores, which main.py writes
 """
 
+import contextlib
 import copy
 import os
 import re
 
-from mtl_jax import files
-from mtl_jax.config.check import validate
+from mtl_jax import files, processes
 from mtl_jax.errors import UserError
-from mtl_jax.run import loop, parts, workdir
+from mtl_jax.run import agreement, loop, parts, workdir
 
 TABLE = 'seeds.md', 'seeds.json'
 _OF_SEED = re.compile(r'seed_\d+')
@@ -33,15 +33,20 @@ def train_and_evaluate(config, path):
   Raises:
     UserError: what a user can mend, in one line, before anything is written.
   """
-  validate(config)
+  config = agreement.check(config)
   path = files.at(path)
-  check(path)
   configs = [of_seed(config, seed) for seed in config.seeds]
   paths = [files.at(folder) for folder in folders(config, path)]
-  for one, folder in zip(configs, paths, strict=True):
-    workdir.check(folder, one)
+
+  def check_all():
+    check(path)
+    for one, folder in zip(configs, paths, strict=True):
+      workdir.check(folder, one)
+
+  processes.by_leader(check_all)
   run = parts.make_run(configs[0])
-  with workdir.alone(path):
+  with contextlib.ExitStack() as stack:
+    processes.by_leader(lambda: stack.enter_context(workdir.alone(path)))
     if config.parallel.seeds == 'together':
       return loop.side_by_side(run, configs, paths)
     results = []

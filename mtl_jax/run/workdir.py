@@ -20,6 +20,7 @@ from mtl_jax.run import checkpoint
 
 CONFIG = 'config.json'
 DATA = 'data.json'
+ENV = 'env.json'
 _GONE = (('log', 'tensorboard'),)  # fields that older versions wrote
 
 
@@ -139,20 +140,44 @@ def check_data(path, data):
           f'their {name} differ; restore them, or choose another --workdir')
 
 
-def claim(path, config, data):
+def check_meta_batch(path, meta_batch):
+  """Raises UserError where the run in `path` has steps of other tasks.
+
+  Args:
+    path: the workdir.
+    meta_batch: T of this start.
+  """
+  if not checkpoint.has_state(path):
+    return
+  before = None
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    before = json.loads((path / ENV).read_text()).get('meta_batch')
+  if before is None:  # of an older version
+    saved = saved_config(path)
+    before = (saved.parallel.tasks_per_device or 0) * saved.parallel.devices
+  if before and before != meta_batch:
+    raise UserError(
+        f'{path} holds a run whose steps have {before} tasks, and here they '
+        f'would have {meta_batch}: choose config.parallel.tasks_per_device and '
+        f'a number of devices whose product is {before}, or another --workdir')
+
+
+def claim(path, config, data, meta_batch=None):
   """Writes the files that describe the run; call `check` first.
 
   config.json is the first: a start that is killed here leaves the folder of a
-  run, and the next start writes all three.
+  run, and the next start writes all three. `meta_batch` is kept for
+  `check_meta_batch`.
 
   Raises:
     UserError: the folder cannot be written.
   """
+  about = {**environment(), 'meta_batch': meta_batch}
   files.make(path)
   files.write(path / CONFIG, to_json(config))
   files.write(path / 'settings.md', settings.page(config))
   files.write(path / DATA, files.json_text(data))
-  files.write(path / 'env.json', files.json_text(environment(), indent=2))
+  files.write(path / ENV, files.json_text(about, indent=2))
 
 
 def for_results(path):
@@ -191,6 +216,7 @@ def environment():
       'python': platform.python_version(), 'platform': platform.platform(),
       'backend': jax.default_backend(),
       'devices': [device.device_kind for device in jax.devices()],
+      'processes': jax.process_count(),
       'packages': {name: importlib.metadata.version(name)
                    for name in packages}}
 
@@ -202,8 +228,11 @@ def of_training(config):
   What a finished run may change to be tested is no part of it.
   """
   trained = {name: value for name, value in _values(config).items()
-             if name.startswith('augment.') or name == 'train.max_epochs'}
+             if name.startswith('augment.') or name in (
+                 'train.max_epochs', 'parallel.tasks_per_device')}
   values = _identity(config, testing=True) | trained
+  if config.parallel.tasks_per_device is not None:  # it sets the meta-batch
+    values['parallel.devices'] = config.parallel.devices
   del values['seed']
   return {'seed': config.seed, 'network': config.model.name,
           'classes': config.train.classes,
@@ -219,8 +248,6 @@ def _identity(config, testing):
   # Validation during training reads the options of one head.
   free |= {name for name in values if name.startswith('heads.')
            and name.split('.')[1] != values['validation.head']}
-  if values['parallel.tasks_per_device'] is not None:
-    free.discard('parallel.devices')  # then their number sets the meta-batch
   return {name: value for name, value in values.items() if name not in free}
 
 
