@@ -172,7 +172,8 @@ def _catch_aborts(tag, line):
     if 'JAX distributed service' not in text:
       os.write(stderr, text[-4000:].encode())
       return  # the process aborts
-    reason = ''.join(re.findall(r'absl::Status: (.*)', text)[-1:])
+    found = re.findall(r'absl::Status: (.*?)(?:\n\n|\*\*\*|$)', text, re.S)
+    reason = ' '.join(''.join(found[-1:]).split())
     os.write(stderr, f'{tag}: {said["line"] or loss(reason)}\n'.encode())
     os._exit(LOST)
 

@@ -1,0 +1,77 @@
+"""One of several processes of a test: `of_processes.py ADDRESS N I FOLDER`.
+
+It does one step of every method, and a run of the command line. Process 0
+writes what the test compares with one process.
+"""
+
+import json
+import pathlib
+import pickle
+import sys
+
+import command
+import jax
+
+from mtl_jax import main, processes
+from mtl_jax.errors import UserError
+
+
+def steps(step):
+  """Returns method -> variables after a step in float64, of CNN-4."""
+  found = {}
+  with jax.enable_x64(True):
+    for method in step.METHOD_NAMES:
+      config = step.small_config(method, **step.RATES.get(method, {}))
+      found[method] = step.in_float64(config, 1).variables
+  return found
+
+
+def other_ways(step):
+  """Returns name -> variables of MTL by pmap, and with pixels of the host."""
+  found = {'pmap': step.run(
+      *step.make(step.small_config('mtl'), 1, 'pmap'), [None] * 3)[0].variables}
+  found['host'] = step.from_host(1, 'jit')[0].variables
+  found['host, pmap'] = step.from_host(1, 'pmap')[0].variables
+  return found
+
+
+def messages():
+  """Returns what each process is told where something differs."""
+  number = jax.process_index()
+
+  def fail():
+    if number:
+      raise UserError('no such file')
+
+  told = []
+  for check in (lambda: processes.agree({'seed': number}, 'config'),
+                lambda: processes.together(fail),
+                lambda: processes.by_leader(lambda: fail() or 'read')):
+    try:
+      told.append(check())
+    except UserError as error:
+      told.append(str(error))
+  return processes.texts(json.dumps(told))
+
+
+def parts():
+  """Returns the squares of 0 to 4, which the processes share."""
+  own = processes.mine(list(range(5)))
+  return [int(x) for x in processes.joined(
+      [jax.numpy.int32(i * i) for i in own], 5)]
+
+
+if __name__ == '__main__':
+  address, count, number, folder = sys.argv[1:]
+  folder = pathlib.Path(folder)
+  processes.start(processes.Place(address, int(count), int(number), 120, 60),
+                  'test')
+  import test_step
+  result = {'steps': steps(test_step), 'ways': other_ways(test_step),
+            'messages': messages(), 'parts': parts()}
+  if processes.leads():
+    (folder / 'result.pickle').write_bytes(pickle.dumps(result))
+  # It has joined the others already.
+  sys.exit(main.main(command.arguments(
+      folder / 'run', config__eval__heads='logistic,own',
+      config__train__max_epochs=2, config__parallel__devices=1)))
