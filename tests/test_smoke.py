@@ -24,7 +24,7 @@ import mini_imagenet_fake
 import pytest
 from conftest import FAST_COMPILES, ROOT
 
-from launch import preflight
+from launch import local, preflight
 from mtl_jax import algorithms, heads
 from mtl_jax.adapt import __main__ as adapt_command
 from mtl_jax.config import __main__ as config_command
@@ -412,6 +412,10 @@ def check_config(words, home, monkeypatch):
   assert config_command.main(words) == 0
 
 
+def check_local(words, home, monkeypatch):
+  check_main(local.parse(words).flags, home)
+
+
 def check_pytest(words, home, monkeypatch):
   for word in words:
     assert '/' not in word or (ROOT / word).exists(), word
@@ -428,7 +432,7 @@ MODULES = {
     'mtl_jax.main': check_main, 'mtl_jax.data': check_data,
     'mtl_jax.ntk': check_ntk, 'mtl_jax.adapt': check_adapt,
     'mtl_jax.report': check_report, 'mtl_jax.config': check_config,
-    'launch.preflight': check_preflight,
+    'launch.preflight': check_preflight, 'launch.local': check_local,
     'pytest': check_pytest}
 
 

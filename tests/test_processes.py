@@ -1,0 +1,213 @@
+"""Several processes: together they do what one does, and they end together."""
+
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+
+import command
+import jax
+import numpy as np
+import pytest
+import test_step
+from conftest import FAST_COMPILES, ROOT
+from etils import epath
+from tiny_run import lasting
+
+from launch import local
+from mtl_jax import processes
+from mtl_jax.config import flags
+from mtl_jax.errors import UserError
+from mtl_jax.run import metrics, workdir
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory):
+  """Returns the folder of what two processes on loopback did, and their ends.
+
+  They are started once for all tests of this file.
+  """
+  folder = tmp_path_factory.mktemp('pair')
+  address = f'127.0.0.1:{local.free_port()}'
+  env = {**os.environ, 'XLA_FLAGS': FAST_COMPILES,
+         'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
+  started = [subprocess.Popen(
+      [sys.executable, ROOT / 'tests/of_processes.py', address, '2', str(i),
+       folder], env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE) for i in range(2)]
+  ended = [(*p.communicate(timeout=600), p.returncode) for p in started]
+  assert [code for *_, code in ended] == [0, 0], ended
+  return folder, ended
+
+
+@pytest.fixture(scope='module')
+def result(pair):
+  return pickle.loads((pair[0] / 'result.pickle').read_bytes())
+
+
+@pytest.mark.parametrize('method', test_step.METHOD_NAMES)
+def test_two_processes_do_what_one_does_for_every_method(method, result):
+  """Fails if a process draws other tasks, or sums only its own."""
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=1e-9, atol=1e-10), test_step.one_in_float64(method).variables,
+               result['steps'][method])
+
+
+@pytest.mark.parametrize('way', ['pmap', 'host', 'host, pmap'])
+def test_two_processes_compile_and_feed_in_every_way(way, result):
+  config = test_step.small_config('mtl')
+  state, _ = test_step.run(*test_step.make(config, 1), [None] * 3)
+  test_step.assert_same(state.variables, result['ways'][way])
+
+
+def test_all_processes_are_told_what_differs(result):
+  told = json.loads(result['messages'][0])
+  assert result['messages'][1] == json.dumps(told[:2] + [None])
+  assert told == [
+      'process 1 has another config than process 0: seed is 1, not 0; start '
+      'the same command, version and data in all processes',
+      'process 1: no such file', 'read']
+
+
+def test_results_of_shared_items_are_put_together_in_order(result):
+  assert result['parts'] == [0, 1, 4, 9, 16]
+
+
+def test_a_run_of_two_processes_is_that_of_one(pair, tmp_path):
+  """Fails if validation or the test sees other tasks than one process does."""
+  folder, ended = pair
+  alone = command.run(command.arguments(
+      tmp_path / 'run', config__eval__heads='logistic,own',
+      config__train__max_epochs=2))
+  assert alone.returncode == 0, alone.stderr
+  one, two = (json.loads((path / 'run/test.json').read_text())
+              for path in (tmp_path, folder))
+  assert two['tasks_sha256'] == one['tasks_sha256']
+  assert two['training'] == one['training']
+  assert two['scores'] == one['scores']
+  for a, b in zip(*(lasting(metrics.read(epath.Path(path / 'run')))
+                    for path in (tmp_path, folder)), strict=True):
+    assert a == pytest.approx(b, rel=1e-3)
+  (printed, errors, _), (nothing, none, _) = ended
+  assert printed.splitlines()[0].endswith(', 2 x cpu')
+  assert (errors, nothing, none) == ('', '', '')
+  assert {p.name for p in (folder / 'run').iterdir()} == {
+      p.name for p in (tmp_path / 'run').iterdir()}
+
+
+# --- Flags. ---
+
+
+WRONG = {
+    'an id alone': ({'process_id': '1'}, {},
+                    '--coordinator_address is missing'),
+    'no id': ({'coordinator_address': 'a:1', 'num_processes': '2'}, {},
+              '--process_id is missing'),
+    'no port': ({'coordinator_address': 'a', 'num_processes': '2',
+                 'process_id': '0'}, {}, "address is 'a': must be HOST:PORT"),
+    'an id too large': ({'coordinator_address': 'a:1', 'num_processes': '2',
+                         'process_id': '2'}, {}, 'the numbers 0 to 1'),
+    'no number': ({'coordinator_address': 'a:1', 'num_processes': 'two',
+                   'process_id': '0'}, {}, "--num_processes is 'two'"),
+    'a variable': ({}, {'JAX_COORDINATOR_ADDRESS': 'a:1',
+                        'JAX_NUM_PROCESSES': '-2', 'JAX_PROCESS_ID': '0'},
+                   "JAX_NUM_PROCESSES is '-2'"),
+    'no time': ({'peer_timeout': '0'}, {}, '--peer_timeout is .0.: must be'),
+}
+
+
+@pytest.mark.parametrize('case', WRONG)
+def test_wrong_flags_get_one_line(case):
+  given, environment, line = WRONG[case]
+  with pytest.raises(UserError, match=line):
+    processes.place(given, environment)
+
+
+ALL = {'coordinator_address': 'a:1', 'num_processes': '4', 'process_id': '3'}
+
+
+def test_flags_are_taken_before_the_environment():
+  place = processes.place(ALL | {'peer_timeout': '7'}, {
+      'JAX_PROCESS_ID': '1', 'JAX_NUM_PROCESSES': '9'})
+  assert place == processes.Place('a:1', 4, 3, 300, 7)
+
+
+@pytest.mark.parametrize('given, environment, joins', [
+    ({}, {}, False), ({**ALL, 'num_processes': '1', 'process_id': '0'}, {},
+                      False),
+    ({}, {'SLURM_STEP_NODELIST': 'n', 'SLURM_NTASKS': '2'}, True),
+    ({}, {'SLURM_STEP_NODELIST': 'n', 'SLURM_NTASKS': '1'}, False),
+    ({}, {'SLURM_NTASKS': '2'}, False),  # a job's script, not a task
+    ({}, {'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ({}, {'TPU_WORKER_HOSTNAMES': 'a,b', 'JAX_PLATFORMS': 'cpu'}, False)])
+def test_processes_are_joined_only_where_there_are_several(
+    given, environment, joins):
+  assert (processes.place(given, environment) is not None) == joins
+
+
+def test_a_mode_of_one_process_refuses_several():
+  with pytest.raises(UserError, match='--mode=features takes one process'):
+    flags.parse(['--mode=features', '--checkpoint=a', *(
+        f'--{name}={value}' for name, value in ALL.items())], None)
+
+
+def test_a_coordinator_that_does_not_answer_gets_one_line():
+  """Fails if JAX's abort and its long log reach the user."""
+  with socket.socket() as silent:
+    silent.bind(('127.0.0.1', 0))
+    ended = command.run([], program=('-c', (
+        'from mtl_jax import processes as p; p.start(p.Place('
+        f'"127.0.0.1:{silent.getsockname()[1]}", 2, 1, 1, 60), "tag")')))
+  assert ended.returncode == processes.LOST
+  line, = ended.stderr.splitlines()
+  assert line.startswith('tag: no answer of 127.0.0.1:')
+  assert 'within 1 seconds' in line
+
+
+# --- A run on other devices. ---
+
+
+@pytest.mark.parametrize('per_device, fits', [(2, True), (1, False)])
+def test_a_run_resumes_only_with_as_many_tasks(per_device, fits, tmp_path):
+  """Fails if tasks_per_device on fewer devices goes on with other tasks."""
+  (tmp_path / 'env.json').write_text('{"meta_batch": 16}')
+  (tmp_path / 'checkpoints/4').mkdir(parents=True)
+  here = epath.Path(tmp_path), per_device * 8
+  if fits:
+    workdir.check_meta_batch(*here)
+  else:
+    with pytest.raises(UserError, match='have 16 tasks, .* 8: choose .*16'):
+      workdir.check_meta_batch(*here)
+
+
+# --- launch/local.py. ---
+
+
+ECHO = ('-c', 'import sys; print(sys.argv[1:]); '
+        'sys.exit(3 * sys.argv[-1].endswith("=1"))')
+SLEEP = ('-c', 'import os, sys, time\nif sys.argv[-1].endswith("=1"):\n'
+         '  os.kill(os.getpid(), 9)\ntime.sleep(600)')
+TERM = ('-c', 'import os, signal, sys, time\n'
+        'signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n'
+        'os.kill(os.getppid(), signal.SIGTERM) if sys.argv[-1][-1] == "0" '
+        'else None\ntime.sleep(600)')
+
+
+def test_the_launcher_passes_flags_and_shows_whose_lines(capfd):
+  assert local.main(['--processes=2', '--', '--config=x'], ECHO) == 3
+  lines = sorted(capfd.readouterr().out.splitlines())
+  assert [line[:20] for line in lines] == [
+      "[0] ['--config=x', '", "[1] ['--config=x', '"]
+  assert "'--num_processes=2', '--process_id=1'" in lines[1]
+
+
+def test_the_launcher_ends_all_when_one_is_killed():
+  assert local.main(['--processes=2', '--grace=0', '--', '-'], SLEEP) == (
+      128 + signal.SIGKILL)
+
+
+def test_the_launcher_passes_a_signal_on():
+  assert local.main(['--processes=1', '--', '-'], TERM) == processes.PREEMPTED
