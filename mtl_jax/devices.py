@@ -247,8 +247,6 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
     in_turn = lambda run: lambda *args: jax.block_until_ready(run(*args))
   else:
     in_turn = lambda run: run
-  divided = NamedSharding(mesh, P(AXIS))
-  divide = lambda x: jax.make_array_from_process_local_data(divided, x)
   home = lambda x: jax.device_put(x, local[0])
   if how == 'jit':
     # Gradients are averaged by the step itself; with check_vma the
@@ -260,17 +258,23 @@ def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
     return Compiled(in_turn(jitted), put,
                     lambda tree: jax.tree.map(
                         lambda x: home(x.addressable_data(0)), tree),
-                    divide, jitted.lower, _sharing(mesh, P(), put))
+                    lambda x: jax.make_array_from_process_local_data(
+                        NamedSharding(mesh, P(AXIS)), x),
+                    jitted.lower, _sharing(mesh, P(), put))
   mapped = jax.pmap(step, axis_name=AXIS, devices=list(mesh.devices.flat),
                     donate_argnums=0)
   # One device's copy. Were x[0] taken of the array of all devices, each number
   # would be a computation of all of them, with an all-reduce.
   first = lambda x: home(x.addressable_data(0)[0])
+  # pmap takes and returns arrays of this process' devices.
+  here = Mesh(np.array(local), (AXIS,))
+  divided = NamedSharding(here, P(AXIS))
   put = lambda tree: _replicate(divided, jax.tree.map(lambda x: x[None], tree))
   return Compiled(
       in_turn(mapped), put, lambda tree: jax.tree.map(first, tree),
-      lambda x: divide(x.reshape((len(local), -1) + x.shape[1:])),
-      mapped.lower, _sharing(mesh, P(AXIS), put))
+      lambda x: jax.device_put(
+          x.reshape((len(local), -1) + x.shape[1:]), divided),
+      mapped.lower, _sharing(here, P(AXIS), put))
 
 
 def _replicate(sharding, tree):

@@ -1,7 +1,7 @@
-"""One of several processes of a test: `of_processes.py ADDRESS N I FOLDER`.
+"""Processes of a test: `of_processes.py ADDRESS N I FOLDER METHODS WAYS`.
 
-It does one step of every method, and a run of the command line. Process 0
-writes what the test compares with one process.
+Each does a step of every method, three in every way, and a run of the command
+line. Process 0 writes what the test compares with one process.
 """
 
 import json
@@ -16,23 +16,24 @@ from mtl_jax import main, processes
 from mtl_jax.errors import UserError
 
 
-def steps(step):
+def steps(step, methods):
   """Returns method -> variables after a step in float64, of CNN-4."""
   found = {}
   with jax.enable_x64(True):
-    for method in step.METHOD_NAMES:
+    for method in methods:
       config = step.small_config(method, **step.RATES.get(method, {}))
       found[method] = step.in_float64(config, 1).variables
   return found
 
 
-def other_ways(step):
-  """Returns name -> variables of MTL by pmap, and with pixels of the host."""
-  found = {'pmap': step.run(
-      *step.make(step.small_config('mtl'), 1, 'pmap'), [None] * 3)[0].variables}
-  found['host'] = step.from_host(1, 'jit')[0].variables
-  found['host, pmap'] = step.from_host(1, 'pmap')[0].variables
-  return found
+def other_ways(step, ways):
+  """Returns 'PLACE-HOW' -> variables of MTL after three steps in that way."""
+  def of(place, how):
+    if place == 'host':
+      return step.from_host(1, how)
+    return step.run(*step.make(step.small_config('mtl'), 1, how), [None] * 3)
+
+  return {way: of(*way.split('-'))[0].variables for way in ways}
 
 
 def messages():
@@ -62,16 +63,17 @@ def parts():
 
 
 if __name__ == '__main__':
-  address, count, number, folder = sys.argv[1:]
+  address, count, number, folder, methods, ways = sys.argv[1:]
   folder = pathlib.Path(folder)
   processes.start(processes.Place(address, int(count), int(number), 120, 60),
                   'test')
   import test_step
-  result = {'steps': steps(test_step), 'ways': other_ways(test_step),
+  result = {'steps': steps(test_step, methods.split()),
+            'ways': other_ways(test_step, ways.split()),
             'messages': messages(), 'parts': parts()}
   if processes.leads():
     (folder / 'result.pickle').write_bytes(pickle.dumps(result))
   # It has joined the others already.
   sys.exit(main.main(command.arguments(
-      folder / 'run', config__eval__heads='logistic,own',
-      config__train__max_epochs=2, config__parallel__devices=1)))
+      folder / 'run', config__train__max_epochs=2,
+      config__parallel__devices=1)))
