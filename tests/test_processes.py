@@ -18,13 +18,13 @@ from etils import epath
 from tiny_run import lasting
 
 from launch import local
-from mtl_jax import processes
+from mtl_jax import main, processes
 from mtl_jax.config import flags
 from mtl_jax.errors import UserError
 from mtl_jax.run import metrics, workdir
 
 # The others are in tests/long: each is compiled in every process.
-METHODS = ('mtl', 'metaoptnet')
+METHODS = ('metaoptnet',)
 WAYS = ('host-pmap',)
 
 
@@ -90,9 +90,9 @@ def test_results_of_shared_items_are_put_together_in_order(result):
 def test_a_run_of_two_processes_is_that_of_one(pair, tmp_path):
   """Fails if validation or the test sees other tasks than one process does."""
   folder, ended = pair
-  alone = command.run(command.arguments(
-      tmp_path / 'run', config__train__max_epochs=2))
-  assert alone.returncode == 0, alone.stderr
+  assert main.main(command.arguments(
+      tmp_path / 'run', config__train__max_epochs=2,
+      config__parallel__devices=1)) == 0
   one, two = (json.loads((path / 'run/test.json').read_text())
               for path in (tmp_path, folder))
   assert two['tasks_sha256'] == one['tasks_sha256']
@@ -100,7 +100,8 @@ def test_a_run_of_two_processes_is_that_of_one(pair, tmp_path):
   assert two['scores'] == one['scores']
   for a, b in zip(*(lasting(metrics.read(epath.Path(path / 'run')))
                     for path in (tmp_path, folder)), strict=True):
-    assert a == pytest.approx(b, rel=1e-3)
+    # A residual is itself the round-off of a solver.
+    assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
   (printed, errors, _), (nothing, none, _) = ended
   assert printed.splitlines()[0].endswith(', 2 x cpu')
   assert (errors, nothing, none) == ('', '', '')
