@@ -5,15 +5,38 @@ line. Process 0 writes what the test compares with one process.
 """
 
 import json
+import os
 import pathlib
 import pickle
+import subprocess
 import sys
 
 import command
 import jax
+from conftest import FAST_COMPILES, ROOT
 
+from launch import local
 from mtl_jax import main, processes
 from mtl_jax.errors import UserError
+
+
+def start(folder, count, methods=(), ways=()):
+  """Starts processes on loopback; returns (stdout, stderr, code) of each."""
+  address = f'127.0.0.1:{local.free_port()}'
+  env = {**os.environ, 'XLA_FLAGS': FAST_COMPILES,
+         'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
+  started = [subprocess.Popen(
+      [sys.executable, __file__, address, str(count), str(i), folder,
+       ' '.join(methods), ' '.join(ways)], env=env, cwd=ROOT, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(count)]
+  ended = [(*p.communicate(timeout=3600), p.returncode) for p in started]
+  assert [code for *_, code in ended] == [0] * count, ended
+  return ended
+
+
+def read(folder):
+  """Returns what process 0 has written: 'steps', 'ways' and so on."""
+  return pickle.loads((folder / 'result.pickle').read_bytes())
 
 
 def steps(step, methods):
@@ -75,5 +98,5 @@ if __name__ == '__main__':
     (folder / 'result.pickle').write_bytes(pickle.dumps(result))
   # It has joined the others already.
   sys.exit(main.main(command.arguments(
-      folder / 'run', config__train__max_epochs=2,
+      folder / 'run', config__train__max_epochs=2, config__train__meta_batch=4,
       config__parallel__devices=1)))

@@ -1,19 +1,12 @@
 """Several processes: together they do what one does, and they end together."""
 
 import json
-import os
-import pickle
 import signal
 import socket
-import subprocess
-import sys
 
 import command
-import jax
-import numpy as np
+import of_processes
 import pytest
-import test_step
-from conftest import FAST_COMPILES, ROOT
 from etils import epath
 from tiny_run import lasting
 
@@ -23,55 +16,21 @@ from mtl_jax.config import flags
 from mtl_jax.errors import UserError
 from mtl_jax.run import metrics, workdir
 
-# The others are in tests/long: each is compiled in every process.
-METHODS = ('metaoptnet',)
-WAYS = ('host-pmap',)
-
-
-def start(folder, count, methods, ways):
-  """Returns (stdout, stderr, exit code) of processes on loopback."""
-  address = f'127.0.0.1:{local.free_port()}'
-  env = {**os.environ, 'XLA_FLAGS': FAST_COMPILES,
-         'PYTHONPATH': f'{ROOT}:{ROOT / "tests"}'}
-  started = [subprocess.Popen(
-      [sys.executable, ROOT / 'tests/of_processes.py', address, str(count),
-       str(i), folder, ' '.join(methods), ' '.join(ways)],
-      env=env, cwd=ROOT, text=True, stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE) for i in range(count)]
-  ended = [(*p.communicate(timeout=3600), p.returncode) for p in started]
-  assert [code for *_, code in ended] == [0] * count, ended
-  return ended
-
 
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory):
-  """Returns the folder of what two processes did, and their ends."""
+  """Returns the folder of what two processes did, and their ends.
+
+  They do steps of no method: tests/long has them all, as each is compiled in
+  each process.
+  """
   folder = tmp_path_factory.mktemp('pair')
-  return folder, start(folder, 2, METHODS, WAYS)
+  return folder, of_processes.start(folder, 2)
 
 
 @pytest.fixture(scope='module')
 def result(pair):
-  return pickle.loads((pair[0] / 'result.pickle').read_bytes())
-
-
-@pytest.mark.parametrize('method', METHODS)
-def test_two_processes_do_what_one_does(method, result):
-  """Fails if a process draws other tasks, or sums only its own."""
-  assert_same_step(method, result)
-
-
-def assert_same_step(method, result):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(
-      x, y, rtol=1e-9, atol=1e-10), test_step.one_in_float64(method).variables,
-               result['steps'][method])
-
-
-@pytest.mark.parametrize('way', WAYS)
-def test_two_processes_compile_and_feed_in_another_way(way, result):
-  config = test_step.small_config('mtl')
-  state, _ = test_step.run(*test_step.make(config, 1), [None] * 3)
-  test_step.assert_same(state.variables, result['ways'][way])
+  return of_processes.read(pair[0])
 
 
 def test_all_processes_are_told_what_differs(result):
@@ -92,7 +51,7 @@ def test_a_run_of_two_processes_is_that_of_one(pair, tmp_path):
   folder, ended = pair
   assert main.main(command.arguments(
       tmp_path / 'run', config__train__max_epochs=2,
-      config__parallel__devices=1)) == 0
+      config__train__meta_batch=4, config__parallel__devices=1)) == 0
   one, two = (json.loads((path / 'run/test.json').read_text())
               for path in (tmp_path, folder))
   assert two['tasks_sha256'] == one['tasks_sha256']

@@ -25,7 +25,7 @@ import pytest
 from conftest import FAST_COMPILES, ROOT
 
 from launch import local, preflight
-from mtl_jax import algorithms, heads
+from mtl_jax import algorithms, heads, main
 from mtl_jax.adapt import __main__ as adapt_command
 from mtl_jax.config import __main__ as config_command
 from mtl_jax.config import check, flags, load_config
@@ -79,6 +79,10 @@ SMALLEST = [
     ('ntk',
      ['--points=20', '--depth=2', '--dims', '3', '--repeats=1'],
      '20 points of 3'),
+    ('processes',
+     ['--ways', '1x1-jit', '--steps=2', '--config.data.name=glyphs/tiny',
+      '--config.model.width=4', '--out=processes.png'],
+     '| 1x1-jit | '),
     ('seeds',
      ['--seeds=0,1', '--steps=1', '--config.data.name=glyphs/tiny',
       '--config.model.width=4', '--config.train.meta_batch=2'],
@@ -202,7 +206,14 @@ def prepare_finished_run(module, home, monkeypatch, request):
   (path / 'cost.json').write_text('{"minutes": 1, "memory": 1}')
 
 
-PREPARED = {'build_mini_imagenet': prepare_mini_imagenet,
+def prepare_processes(module, home, monkeypatch, request):
+  """Trains within this process, which counts its CPU already."""
+  monkeypatch.setattr(module, 'run_apart', lambda _, flags: main.main([
+      x for x in flags if 'cpu_devices' not in x]))
+
+
+PREPARED = {'processes': prepare_processes,
+            'build_mini_imagenet': prepare_mini_imagenet,
             'heads': prepare_peers,
             'independent': prepare_peer('torch', 'qpth'),
             'torch_weights': prepare_peer('torch', 'safetensors'),
