@@ -1,5 +1,6 @@
 """A run that was killed and started again is the run that never stopped."""
 
+import contextlib
 import json
 import signal
 
@@ -7,12 +8,13 @@ import command
 import jax
 import numpy as np
 import pytest
+import tiny_run
 from conftest import ROOT
 from etils import epath
 from killed import MOMENTS, WITHIN_AN_EPOCH
 from tiny_run import final_state, lasting
 
-from mtl_jax.run import metrics
+from mtl_jax.run import checkpoint, loop, metrics, parts
 
 
 @pytest.fixture(scope='module')
@@ -65,6 +67,49 @@ def test_a_run_that_was_killed_within_an_epoch_loses_no_saved_step(
   kill_and_start_again(moment, tmp_path / 'run',
                        config__train__save_minutes=1e-9)
   assert_same_run(tmp_path / 'run', uninterrupted)
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  config = tiny_run.config_of(train__max_epochs=2)
+  return config, parts.make_run(config)
+
+
+@pytest.fixture(scope='module')
+def never_stopped(tiny, tmp_path_factory):
+  config, run = tiny
+  path = epath.Path(tmp_path_factory.mktemp('never')) / 'run'
+  loop.side_by_side(run, [config], [path])
+  return path
+
+
+# A run has four steps an epoch.
+@pytest.mark.parametrize('number, error, step', [
+    (signal.SIGTERM, SystemExit, 3), (signal.SIGINT, KeyboardInterrupt, 6),
+    (signal.SIGTERM, SystemExit, 4), (signal.SIGTERM, SystemExit, 8)])
+def test_a_run_that_a_signal_stopped_saves_that_step_and_goes_on_equal(
+    number, error, step, tiny, never_stopped, tmp_path, monkeypatch):
+  """Fails if a step is lost, or the validation after an epoch's last one."""
+  config, run = tiny
+  path = epath.Path(tmp_path) / 'run'
+  steps = iter(range(1, 9))
+
+  def noticed():
+    with before() as asked:
+      def after_step():
+        if next(steps) == step:
+          signal.raise_signal(number)
+        return asked()
+      yield after_step
+
+  before = loop.stopping.noticed
+  with monkeypatch.context() as patch:
+    patch.setattr(loop.stopping, 'noticed', contextlib.contextmanager(noticed))
+    with pytest.raises(error):
+      loop.side_by_side(run, [config], [path])
+  assert checkpoint.last_step(path) == step
+  loop.side_by_side(run, [config], [path])
+  assert_same_run(path, never_stopped)
 
 
 def test_a_larger_limit_goes_on_and_equals_a_run_with_that_limit(

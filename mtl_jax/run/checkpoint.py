@@ -58,7 +58,7 @@ def has_state(workdir):
   return any(last_step(workdir, which) is not None for which in FOLDERS)
 
 
-def save(manager, step, state, pending=(), unvalidated=False):
+def save(manager, step, state, pending=(), unvalidated=False, again=False):
   """Saves a state, unless this step is saved already.
 
   A resumed run may reach such a step again, with the same state to the bit.
@@ -70,12 +70,16 @@ def save(manager, step, state, pending=(), unvalidated=False):
     pending: metrics {name: (sum, count)} of each step that no record of the
       run holds yet; they are kept with the state.
     unvalidated: whether the state ends an epoch that is not validated yet.
+    again: whether to replace a state of this step. A process that is killed
+      meanwhile leaves the state before.
 
   Raises:
     UserError: the disk is full, or the folder cannot be written.
   """
   try:
     with _one_voice():
+      if again and step in manager.all_steps():
+        manager.delete(step)
       if processes.count() > 1:  # Orbax refuses arrays of one process
         state = jax.device_get(state)
       manager.save(step, args=ocp.args.StandardSave(state), custom_metadata={

@@ -312,7 +312,7 @@ def end_epoch(run, training, validation):
       **{f'validation_{name}': float(np.mean(values))
          for name, values in tested.convergence.items()},
       'validation_seconds': time.monotonic() - start})
-  checkpoint.save(training.latest, step, state)
+  checkpoint.save(training.latest, step, state, again=training.unvalidated)
   return training._replace(state=state, unvalidated=False)
 
 
