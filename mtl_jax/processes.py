@@ -196,10 +196,16 @@ def stderr():
 
 
 def loss(reason):
-  """Returns the line about another process that is gone."""
-  return ('another process has ended or does not answer'
-          + (f' ({reason[:160].strip()})' if reason else '')
-          + ': see its last lines; the same command in all processes resumes')
+  """Returns the line about another process that is gone.
+
+  Args:
+    reason: what JAX says; it may name the process.
+  """
+  named = re.search(r'sending heartbeats\): ?(\d+)', reason)
+  who = f'process {named[1]}' if named else 'another process'
+  detail = '' if named or not reason else f' ({reason[:160].strip()})'
+  return (f'{who} has ended or does not answer{detail}: see its last lines; '
+          'the same command in all processes resumes')
 
 
 def is_loss(error):

@@ -114,19 +114,21 @@ def test_a_platform_without_a_device_gets_one_line(error, monkeypatch):
     devices.check_platform()
 
 
-def test_ctrl_c_ends_the_process_with_one_line(monkeypatch):
+@pytest.mark.parametrize('number, code', [(signal.SIGINT, 130),
+                                          (signal.SIGTERM, 75)])
+def test_a_signal_ends_the_process_with_one_line(number, code, monkeypatch):
   """Fails if it raises within JAX, which goes on or ends in a crash."""
-  said, before = [], signal.getsignal(signal.SIGINT)
+  said, before = [], signal.getsignal(number)
   monkeypatch.setattr(os, 'write', lambda *args: said.append(args))
 
   def end(code):
     raise SystemExit(code)
   monkeypatch.setattr(os, '_exit', end)
-  with pytest.raises(SystemExit, match='130'):
-    with devices.interrupt_ends(lambda: 'stopped; it resumes'):
-      signal.raise_signal(signal.SIGINT)
+  with pytest.raises(SystemExit, match=str(code)):
+    with devices.interrupt_ends(lambda: 'stopped; it resumes', preempted=True):
+      signal.raise_signal(number)
   assert said == [(2, b'\nstopped; it resumes\n')]
-  assert signal.getsignal(signal.SIGINT) == before
+  assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize('error', [

@@ -1,6 +1,7 @@
 """Several processes: together they do what one does, and they end together."""
 
 import json
+import re
 import signal
 import socket
 
@@ -135,6 +136,15 @@ def test_a_coordinator_that_does_not_answer_gets_one_line():
   line, = ended.stderr.splitlines()
   assert line.startswith('tag: no answer of 127.0.0.1:')
   assert 'within 1 seconds' in line
+
+
+@pytest.mark.parametrize('reason, line', [
+    ('UNAVAILABLE: The following tasks are unhealthy (stopped sending '
+     'heartbeats): 3 The tasks have crashed.', 'process 3 has ended or does '),
+    ('DEADLINE_EXCEEDED: x', 'another process .* not answer .DEADLINE_EXC'),
+    ('', 'another process has ended or does not answer: see its last lines')])
+def test_the_process_that_is_lost_is_named_where_it_is_known(reason, line):
+  assert re.match(line, processes.loss(reason))
 
 
 # --- A run on other devices. ---

@@ -14,10 +14,10 @@ from mtl_jax.config.check import validate
 _ROOT = pathlib.Path(__file__).parent.parent
 _SAMPLE = 4096  # images of a split whose pixels are compared
 # Each process may have its own files and devices.
-_OWN = ('data.dir', 'data.manual_dir', 'log.progress')
+_OWN = ('data.dir', 'data.manual_dir', 'log.progress', 'recipe.command_line')
 
 
-def check(config, trains=True, **others):
+def check(config, trains=True):
   """Validates a config; returns it as this process needs it.
 
   Only process 0 shows progress.
@@ -25,7 +25,6 @@ def check(config, trains=True, **others):
   Args:
     config: of the run.
     trains: as in `validate`.
-    **others: further values that all processes must share.
 
   Raises:
     AgreedError: in all processes, if it is invalid in one, or if they differ
@@ -35,7 +34,7 @@ def check(config, trains=True, **others):
   processes.together(lambda: validate(config, trains))
   if processes.count() == 1:
     return config
-  processes.agree({'processes': processes.count()} | others, 'start')
+  processes.agree({'mode': 'train' if trains else 'evaluate'}, 'start')
   values = fields.flat_values(config.to_dict())
   processes.agree({f'config.{name}': value for name, value in values
                    if name not in _OWN}, 'config')
