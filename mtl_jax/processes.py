@@ -33,6 +33,9 @@ VARIABLES = {'coordinator_address': 'JAX_COORDINATOR_ADDRESS',
 LIMITS = {'initialization_timeout': 300, 'peer_timeout': 60}
 FLAGS = (*VARIABLES, *LIMITS)
 _ADDRESS = re.compile(r'(\[[0-9a-fA-F:.]+\]|[^\s:/]+):([0-9]+)')
+# Heartbeats have this share of --peer_timeout: JAX may end a process a little
+# after its own limit.
+_SHARE = 0.8
 # A process that ends waits so long for the others to end, in seconds.
 _END = 300
 
@@ -130,7 +133,7 @@ def start(where, tag):
   try:
     jax.distributed.initialize(
         *where[:3], initialization_timeout=where.initialization_timeout,
-        heartbeat_timeout_seconds=where.peer_timeout,
+        heartbeat_timeout_seconds=max(1, int(_SHARE * where.peer_timeout)),
         shutdown_timeout_seconds=_END)
   except (RuntimeError, ValueError, OSError) as error:
     raise UserError(f'{address}: the processes cannot be joined '
