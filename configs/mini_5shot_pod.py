@@ -6,8 +6,8 @@ v5e-16. A rule makes them of the published rate and meta-batch of each method.
 For SGD the rate grows in proportion to the tasks (Goyal et al., 2017), for Adam
 and RAdam with their square root (Malladi et al., 2022). On n devices set
 --config.optimizer.learning_rate to rate * n / 16, or to rate * sqrt(n / 16).
-Epochs are counted in tasks, so they have fewer steps. docs/processes.md says how
-to start it on every host.
+Epochs are counted in tasks, so they have fewer steps. docs/processes.md says
+how to start it on every host.
 """
 
 from mtl_jax.config import base_config, set_method

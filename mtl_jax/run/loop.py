@@ -290,9 +290,11 @@ def end_epoch(run, training, validation):
   saved as the best one: the last step is tested.
   """
   if validation is None:
-    for manager in (training.best, training.latest):
-      checkpoint.save(manager, int(training.state.step), training.state)
-    return training
+    if processes.leads():
+      for manager in (training.best, training.latest):
+        checkpoint.save(manager, int(training.state.step), training.state,
+                        again=training.unvalidated)
+    return training._replace(unvalidated=False)
   start = time.monotonic()
   tested = validation(training.state.variables)
   accuracy = interval.summary(tested.accuracies)
