@@ -113,6 +113,8 @@ def test_flags_are_taken_before_the_environment():
     ({}, {'SLURM_STEP_NODELIST': 'n', 'SLURM_NTASKS': '1'}, False),
     ({}, {'SLURM_NTASKS': '2'}, False),  # a job's script, not a task
     ({}, {'TPU_WORKER_HOSTNAMES': 'a,b'}, True),
+    ({}, {'TPU_ML_PLATFORM': 'JAX'}, True),  # a TPU VM
+    ({}, {'TPU_ML_PLATFORM': 'JAX', 'TPU_SKIP_MDS_QUERY': '1'}, False),
     ({}, {'TPU_WORKER_HOSTNAMES': 'a,b', 'JAX_PLATFORMS': 'cpu'}, False)])
 def test_processes_are_joined_only_where_there_are_several(
     given, environment, joins):
