@@ -39,30 +39,38 @@ def run(flags, program=('-m', 'mtl_jax.main'), env=None, cwd=ROOT,
       timeout=timeout, **streams)
 
 
-def run_each(many):
-  """Runs the program with each list of flags; returns the processes' results.
+def run_each(many, module='mtl_jax.main', **options):
+  """Runs main of a module with each list of flags, one after another.
 
-  One process imports the libraries and forks before jax starts anything, as
-  imports take longer than what a wrong flag gets.
+  One process imports the libraries and forks before jax starts anything:
+  imports, and the end of an interpreter, take longer than what a wrong flag
+  gets.
+
+  Returns:
+    the results of the processes.
   """
-  found = run([json.dumps(flags) for flags in many], ('-c', FORKS))
+  found = run([module, *map(json.dumps, many)], ('-c', FORKS), **options)
   assert found.returncode == 0, found.stderr
   return [subprocess.CompletedProcess(flags, *result) for flags, result in zip(
       many, json.loads(found.stdout), strict=True)]
 
 
 FORKS = """
-import json, os, sys, tempfile
-from mtl_jax import main
+import importlib, json, os, sys, tempfile
+module, *many = sys.argv[1:]
+main = importlib.import_module(module)
 results = []
-for flags in sys.argv[1:]:
+for flags in many:
   outputs = [tempfile.TemporaryFile('w+') for _ in range(2)]
   child = os.fork()
   if not child:
     for number, output in enumerate(outputs, 1):
       os.dup2(output.fileno(), number)
     sys.argv[1:] = json.loads(flags)
-    sys.exit(main.main())
+    code = main.main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
   status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
   for output in outputs:
     output.seek(0)

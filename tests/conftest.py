@@ -10,7 +10,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # Small networks take longer to compile than to run. Not level 0, which makes
 # NaN of a second derivative through a plain convolution (jaxlib 0.10.2).
-FAST_COMPILES = '--xla_backend_optimization_level=1'
+# Without fusion emitters programs compile in two thirds of the time;
+# tests/long/test_compiler.py repeats the tests of numbers with XLA's defaults.
+COMPILER = 'MTL_JAX_TEST_COMPILER'
+FAST_COMPILES = os.environ.get(COMPILER, '--xla_backend_optimization_level=1 '
+                               '--xla_cpu_use_fusion_emitters=false')
 
 # Before jax is imported.
 os.environ['XLA_FLAGS'] = ' '.join([

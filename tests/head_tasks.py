@@ -18,7 +18,26 @@ def draw_task(ways, shots, dim=640, queries=4, scale=1.0, seed=0):
 
 def fit(head, x, y, ways, **options):
   """Returns the params of a head, by a compiled fit."""
-  return jax.jit(lambda x, y: head.fit(x, y, ways, **options))(x, y)
+  return _compiled(
+      lambda x, y, **options: head.fit(x, y, ways, **options), x, y, **options)
+
+
+def diagnose(head, params, x, y, **options):
+  """Returns the residuals of a head, by compiled diagnostics."""
+  return _compiled(head.diagnostics, params, x, y, **options)
+
+
+def _compiled(function, *args, **options):
+  """Returns what a function returns, computed by one program.
+
+  Options that are no words or whole numbers are arguments of the program: it
+  is compiled once for all their values.
+  """
+  fixed = {k: v for k, v in options.items()
+           if isinstance(v, (bool, int, str, type(None)))}
+  free = {k: v for k, v in options.items() if k not in fixed}
+  return jax.jit(
+      lambda args, free: function(*args, **fixed, **free))(args, free)
 
 
 def products(jaxpr):

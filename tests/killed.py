@@ -1,6 +1,6 @@
-"""Runs mtl_jax.main and kills itself, with SIGKILL, at a moment of its life.
+"""Runs mtl_jax.main, and kills itself with SIGKILL at a moment of its life.
 
-    python tests/killed.py MOMENT FLAGS...
+The arguments are a moment, if it is to be killed, and the flags.
 """
 
 import os
@@ -8,7 +8,7 @@ import pathlib
 import signal
 import sys
 
-from mtl_jax import main
+from mtl_jax import main as command
 from mtl_jax.run import checkpoint, metrics
 
 
@@ -61,6 +61,10 @@ WITHIN_AN_EPOCH = {
         lambda: between_steps(7), 8, 7),
 }
 
-if __name__ == '__main__':
-  (MOMENTS | WITHIN_AN_EPOCH)[sys.argv[1]][0]()
-  sys.exit(main.main(sys.argv[2:]))
+
+def main():
+  """Returns the exit code of the command, if it lives."""
+  moments = MOMENTS | WITHIN_AN_EPOCH
+  if sys.argv[1] in moments:
+    moments[sys.argv.pop(1)][0]()
+  return command.main()

@@ -12,7 +12,7 @@ import command
 import ml_collections
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, unpack_old_run
 from PIL import Image
 
 from mtl_jax import heads
@@ -30,16 +30,12 @@ QUERIES = 4  # of a class
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """The workdir of a tiny run on letters of 28x28 in grey."""
-  path = tmp_path_factory.mktemp('adapt') / 'run'
-  result = command.run(command.arguments(path, config__train__max_epochs=1))
-  assert result.returncode == 0, result.stderr
-  return path
+  return unpack_old_run(tmp_path_factory.mktemp('adapt') / 'run')
 
 
 @pytest.fixture(scope='module')
-def letters(run):
+def letters():
   """Support and query folders, with the images in them as arrays."""
-  del run  # which has built the data set
   split = store.load('glyphs/tiny', 'test')
   arrays = {}
   for (name, size), first in zip(SIZES.items(), split.offsets, strict=False):

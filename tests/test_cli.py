@@ -191,9 +191,10 @@ def test_a_workdir_of_another_config(finished, tmp_path):
 def test_a_workdir_that_is_somebodys_folder(tmp_path):
   (tmp_path / 'thesis.tex').write_text('x')
   before = command.snapshot(tmp_path)
-  assert_one_line(command.run(command.arguments(tmp_path)), str(tmp_path))
-  assert_one_line(command.run(command.arguments(tmp_path / 'thesis.tex')),
-                  'thesis.tex is a file')
+  folder, file = command.run_each([
+      command.arguments(path) for path in (tmp_path, tmp_path / 'thesis.tex')])
+  assert_one_line(folder, str(tmp_path))
+  assert_one_line(file, 'thesis.tex is a file')
   assert command.snapshot(tmp_path) == before
 
 
@@ -210,8 +211,13 @@ def test_a_corrupt_checkpoint(damage, finished, tmp_path):
   result = command.run(command.arguments(path))
   assert_one_line(result, 'checkpoints/16', 'remove this folder')
   assert command.snapshot(path) == before
-  # What the line advises works.
-  shutil.rmtree(newest)
+
+
+def test_without_its_newest_checkpoint_a_run_resumes_at_the_one_before(
+    finished, tmp_path):
+  """Fails if what the line on a corrupt checkpoint advises does not work."""
+  path = copy_of(finished, tmp_path)
+  shutil.rmtree(path / 'checkpoints/16')
   result = command.run(command.arguments(path))
   assert result.returncode == 0, result.stderr
   assert 'Resuming at step 12' in result.stdout
@@ -284,13 +290,12 @@ def test_a_full_disk(finished, tmp_path):
   assert 'Resuming at step 16' in result.stdout
 
 
-def test_a_loss_that_is_not_finite(tmp_path):
-  path = tmp_path / 'run'
-  good = command.run(command.arguments(path, config__train__max_epochs=1))
-  assert good.returncode == 0, good.stderr
+def test_a_loss_that_is_not_finite(finished, tmp_path):
+  path = copy_of(finished, tmp_path)
   before = command.snapshot(path / 'checkpoints')
-  bad = command.run(command.arguments(path), program=('-c', BROKEN_LOSS))
-  assert_one_line(bad, 'loss is nan at step 6', 'learning_rate')
+  bad = command.run(command.arguments(path, config__train__max_epochs=6),
+                    program=('-c', BROKEN_LOSS))
+  assert_one_line(bad, 'loss is nan at step 18', 'learning_rate')
   assert command.snapshot(path / 'checkpoints') == before
 
 
@@ -304,7 +309,7 @@ def build(*args, **kwargs):
   algorithm = make(*args, **kwargs)
   def loss(variables, key, episode, tasks_seen):
     value, aux = algorithm.loss(variables, key, episode, tasks_seen)
-    bad = jnp.where(tasks_seen == 12, jnp.nan, 1.)  # step 6 of two tasks
+    bad = jnp.where(tasks_seen == 36, jnp.nan, 1.)  # step 18 of two tasks
     total, count = aux.metrics['loss']
     return value * bad, aux._replace(
         metrics={**aux.metrics, 'loss': (total * bad, count)})

@@ -150,7 +150,8 @@ def test_a_methods_own_test_says_what_was_not_solved(
 def test_a_method_of_a_fixed_number_of_steps_claims_nothing(name, float64):
   algorithm, episode = build(name), task()
   _, aux = jax.eval_shape(
-      lambda v: algorithm.loss(v, KEY, episode, 0), start(algorithm, episode))
+      lambda v: algorithm.loss(v, KEY, episode, 0),
+      jax.eval_shape(algorithm.init, KEY, episode.support_x))
   assert set(aux.metrics) == {'loss', 'accuracy'}
   assert algorithm.convergence is None
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from head_tasks import draw_task, fit
+from head_tasks import diagnose, draw_task, fit
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
@@ -30,11 +30,14 @@ def test_head_is_finite_on_degenerate_features(head):
   repeated = [np.repeat(x[::2], 2, 0), np.repeat(x[:1], len(x), 0)]
   scaled = [0 * x, 1e-6 * x, 1e3 * x, 1e6 * x]
   cases = np.stack([constant, one_point, *repeated, *scaled])
-  one = lambda x, y: head.fit(x, y, 5)
-  params = jax.jit(jax.vmap(one, (0, None)))(cases, y)
-  out = jax.vmap(head.logits, (0, None))(params, query)
-  residuals = jax.vmap(head.diagnostics, (0, 0, None))(params, cases, y)
-  for leaf in jax.tree.leaves((params, out, residuals)):
+
+  @jax.jit
+  @jax.vmap
+  def everything(x):
+    params = head.fit(x, y, 5)
+    return params, head.logits(params, query), head.diagnostics(params, x, y)
+
+  for leaf in jax.tree.leaves(everything(cases)):
     assert np.isfinite(leaf).all()
 
 
@@ -67,7 +70,7 @@ def test_separable_labels_are_fitted(head):
   x, y, _ = draw_task(5, 5, scale=10.0)
   params = fit(head, x, y, 5)
   assert (np.argmax(head.logits(params, x), 1) == y).all()
-  for residual in head.diagnostics(params, x, y).values():
+  for residual in diagnose(head, params, x, y).values():
     assert residual.shape == () and abs(residual) < 1e-3
 
 
@@ -101,8 +104,8 @@ def reference_two_ways(x, y, query, C):
   return softmax(query @ v[:-2].reshape(2, -1).T + v[-2:], 1)
 
 
-@pytest.mark.parametrize('shots', [1, 5, 15])
-@pytest.mark.parametrize('ways', [2, 5, 20])
+@pytest.mark.parametrize('ways, shots', [
+    (2, 1), (2, 15), (5, 5), (20, 1), (20, 15)])
 def test_logistic_is_scikit_learns(ways, shots):
   """Fails if MTL's accuracies are not those of the published head."""
   x, y, query = draw_task(ways, shots, seed=ways + shots)
@@ -135,7 +138,7 @@ def test_logistic_of_classes_that_count_alike_is_scikit_learns(intercept):
   wanted = reference(x - mean, y, query - mean, class_weight='balanced',
                      fit_intercept=bool(intercept))
   assert np.abs(probabilities(params, query) - wanted).max() < 1e-4
-  residuals = logistic.diagnostics(params, x, y, **options)
+  residuals = diagnose(logistic, params, x, y, **options)
   assert max(residuals.values()) < 1e-3
 
 
@@ -176,7 +179,7 @@ def test_logistic_computes_in(given, computed, residual):
     x = jnp.asarray(x, given)
     params = fit(logistic, x, y, 3)
     assert params['weights'].dtype == computed
-    assert max(logistic.diagnostics(params, x, y).values()) < residual
+    assert max(diagnose(logistic, params, x, y).values()) < residual
 
 
 @pytest.mark.parametrize('factored,intercept', [(4000, True), (0, False)])
@@ -193,7 +196,7 @@ def test_logistic_of_many_examples_is_scikit_learns(
                'intercept': intercept}
     params = fit(logistic, x64, y, 3, **options)
     got = np.asarray(jax.nn.softmax(logistic.logits(params, query + 3.0)))
-    residuals = logistic.diagnostics(params, x64, y, **options)
+    residuals = diagnose(logistic, params, x64, y, **options)
     assert max(residuals.values()) < 1e-8
   mean = 0 if intercept else np.asarray(balance(y, 3)) @ x / len(y)
   wanted = reference(x - mean, y, query + 3.0 - mean, class_weight='balanced',
@@ -208,6 +211,7 @@ def test_solver_keeps_its_tolerance():
     x = jnp.asarray(x.astype(float) - x.mean(0, float))
     gram, onehot = x @ x.T, jnp.eye(3, dtype='float64')[:, y]
 
+    @jax.jit
     def support_logits(tolerance):
       dual, bias = multinomial.fit(gram, onehot, 3.0, tolerance=tolerance)
       return dual @ gram + bias[:, None]

@@ -15,7 +15,8 @@ from mtl_jax.run import build, init_from, loop, parts, trained
 def config_of(path, method='mtl', **changes):
   """Returns the config of a tiny run of one epoch, as flags give it."""
   values = {'config__train__max_epochs': 1,
-            'config__log__progress': False} | changes
+            'config__log__progress': False,
+            'config__parallel__devices': 1} | changes
   if method != 'mtl':
     values['config__method__head_init'] = None
   return flags.parse(
@@ -106,7 +107,8 @@ def test_a_run_records_where_it_started_and_resumes_without_it(
   path, source = tmp_path / 'new', tmp_path / 'first'
   source.symlink_to(first)
   argv = command.arguments(
-      path, config__train__max_epochs=1, config__log__progress=False)
+      path, config__train__max_epochs=1, config__log__progress=False,
+      config__parallel__devices=1)
   config = flags.parse([*argv, f'--init_from={source}'], None).config
   loop.train_and_evaluate(config, path)
   saved = json.loads((path / 'config.json').read_text())

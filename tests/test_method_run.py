@@ -1,14 +1,13 @@
 """A method that adapts its layers, through the whole of a run."""
 
-import importlib.util
 import json
 import os
 
-import command
 import jax
 import numpy as np
 import pytest
 from etils import epath
+from tiny_run import config_of
 
 from mtl_jax.config.check import validate
 from mtl_jax.data import augment, episodes
@@ -21,17 +20,9 @@ from mtl_jax.run import build, loop, protocols, report, trained
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """Returns (workdir, config, what the run returned) of a short MAML run."""
-  spec = importlib.util.spec_from_file_location('quick', command.CONFIG)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config('maml')
-  config.update_from_flattened_dict({
-      k.removeprefix('config.'): v for k, v in command.TINY.items()
-      if 'method' not in k})
-  config.update_from_flattened_dict({
-      'method.inner_steps': 1, 'method.test_steps': 2, 'method.unroll': False,
-      'eval.heads': ('own', 'logistic'), 'eval.baselines': True,
-      'train.max_epochs': 1, 'log.progress': False})
+  config = config_of(
+      'maml', method__test_steps=2, eval__heads=('own', 'logistic'),
+      eval__baselines=True, train__max_epochs=1)
   path = epath.Path(tmp_path_factory.mktemp('maml') / 'run')
   # Relative, as a user of the library may name it.
   return path, config, loop.train_and_evaluate(config, os.path.relpath(path))

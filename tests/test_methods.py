@@ -39,6 +39,15 @@ def loss_of(algorithm, variables, episode):
       {**variables, 'params': params}, KEY, episode, 0)[0])
 
 
+@jax.jit
+def applied(variables, images):
+  """Returns features of one batch, and its statistics, by plain Flax."""
+  return Small().apply(
+      {'params': variables['params']['backbone'],
+       'batch_stats': variables['batch_stats']}, images, train=True,
+      mutable=['batch_stats'])
+
+
 # What a loss is differentiated through, method by method.
 DIFFERENTIATED = {
     'mtl': {}, 'whole_class': {}, 'protonet': {'learned_scale': True},
@@ -61,9 +70,10 @@ DIFFERENTIATED = {
 def test_gradient_equals_central_differences(case):
   algorithm, episode = build(case.split('-')[0], **DIFFERENTIATED[case]), task()
   variables = start(algorithm, episode)
-  loss = loss_of(algorithm, variables, episode)
-  gradient = jax.jit(jax.grad(loss))(variables['params'])
-  difference, v = directional(loss, variables['params'])
+  # One program: a second one for the value alone would compile as long again.
+  both = jax.jit(jax.value_and_grad(loss_of(algorithm, variables, episode)))
+  gradient = both(variables['params'])[1]
+  difference, v = directional(lambda p: both(p)[0], variables['params'])
   np.testing.assert_allclose(dot(gradient, v), difference, rtol=1e-5)
   # Every part is trained: a part without a gradient would be a constant.
   for name, part in gradient.items():
@@ -176,8 +186,8 @@ def test_imaml_public_code_pulls_back_once_and_damps():
   theta, stats = variables['params'], variables['batch_stats']
 
   def slope_of(images, labels):
-    return jax.grad(lambda p: hand_loss(p, stats, None, (images, labels), 0,
-                                        0., 1))
+    return jax.jit(jax.grad(lambda p: hand_loss(
+        p, stats, None, (images, labels), 0, 0., 1)))
   support = slope_of(episode.support_x, episode.support_y)
   phi = theta
   for _ in range(3):
@@ -217,8 +227,9 @@ def test_minibatch_prox_ends_where_its_condition_of_optimality_holds():
   w_t = jax.tree.map(lambda w, g: w - g, w, gradient)
   images = jnp.concatenate([episode.support_x, episode.query_x])
   labels = jnp.concatenate([episode.support_y, episode.query_y])
-  slope = jax.grad(hand_loss)(w_t, variables['batch_stats'], None,
-                              (images, labels), 0, 0., 1, True)
+  slope = jax.jit(jax.grad(lambda p: hand_loss(
+      p, variables['batch_stats'], None, (images, labels), 0, 0., 1, True)))(
+          w_t)
   pull = jax.tree.map(lambda a, b: l2 * (a - b), w, w_t)
   # Adam without momentum ends by going to and fro, about a rate wide.
   assert distance(slope, pull) < 0.1
@@ -246,13 +257,18 @@ def test_prox_adapts_to_batches_of_the_support_at_test_time(size):
   rows = minibatch_prox.batches(KEY, count, size or count, steps)
   end, adam = w, optax.adam(0.01, b1=0.)
   state = adam.init(w)
-  for row in rows:
-    assert len(row) == (size or 6)
+
+  @jax.jit
+  def step(end, state, row):
     slope = jax.grad(hand_loss)(end, variables['batch_stats'], None, (
         episode.support_x[row], episode.support_y[row]), 0, 0., 1)
     slope = jax.tree.map(lambda g, p, s: g + 0.5 * (p - s), slope, end, w)
     updates, state = adam.update(slope, state)
-    end = optax.apply_updates(end, updates)
+    return optax.apply_updates(end, updates), state
+
+  for row in rows:
+    assert len(row) == (size or 6)
+    end, state = step(end, state, row)
   assert distance(ours.variables['params'], end) < 1e-9
 
 
@@ -262,11 +278,9 @@ def test_running_apart_trains_on_two_batches():
   algorithm = build('protonet', batch_norm='running_apart')
   variables = start(algorithm, episode)
   value, aux = jax.jit(algorithm.loss)(variables, KEY, episode, 0)
-  (support, first), (query, second) = (Small().apply(
-      {'params': variables['params']['backbone'],
-       'batch_stats': variables['batch_stats']}, images, train=True,
-      mutable=['batch_stats']) for images in (
-          episode.support_x, episode.query_x))
+  (support, first), (query, second) = (
+      applied(variables, images)
+      for images in (episode.support_x, episode.query_x))
   means = support.reshape(3, 2, -1).mean(1)
   logits = -jnp.sum((query[:, None] - means) ** 2, -1)
   np.testing.assert_allclose(value, jnp.mean(
@@ -332,15 +346,22 @@ def test_a_fitted_head_gets_the_weights_of_the_support(
   variables = start(algorithm, episode)
   weights = jnp.arange(1., 7.)
   body = network.Body(Small(), batch_norm)
-  support, query, _ = network.task_pass(
-      body, variables, episode.support_x, episode.query_x, network.TEST)
-  expected = head.logits(head.fit(
-      support, episode.support_y, 3, **options, example_weights=weights),
-      query) * variables['params'].get('scale', 1)
-  adapted = algorithm.adapt(variables, KEY, episode.support_x,
-                            episode.support_y, 3, example_weights=weights)
-  np.testing.assert_allclose(algorithm.predict(adapted, episode.query_x),
-                             expected, atol=1e-9)
+
+  @jax.jit
+  def expected(variables):
+    support, query, _ = network.task_pass(
+        body, variables, episode.support_x, episode.query_x, network.TEST)
+    return head.logits(head.fit(
+        support, episode.support_y, 3, **options, example_weights=weights),
+        query) * variables['params'].get('scale', 1)
+
+  @jax.jit
+  def found(variables):
+    return algorithm.predict(algorithm.adapt(
+        variables, KEY, episode.support_x, episode.support_y, 3,
+        example_weights=weights), episode.query_x)
+
+  np.testing.assert_allclose(found(variables), expected(variables), atol=1e-9)
 
 
 def test_drawn_shots_equal_ridge_on_those_images_alone():
@@ -349,19 +370,16 @@ def test_drawn_shots_equal_ridge_on_those_images_alone():
   variables = start(algorithm, episode)
   value, aux = jax.jit(algorithm.loss)(variables, KEY, episode, 0)
   images = jnp.concatenate([episode.support_x, episode.query_x])
-  features, _ = Small().apply(
-      {'params': variables['params']['backbone'],
-       'batch_stats': variables['batch_stats']}, images, train=True,
-      mutable=['batch_stats'])
+  features, _ = applied(variables, images)
   support, query = features[:3].reshape(3, 1, -1), features[3:].reshape(
       3, 4, -1)
   by_class = jnp.concatenate([support, query], 1)
   adjust, losses = variables['params']['adjust'], []
   for shots in (1, 2, 3):
     flat = lambda x: x.reshape(-1, x.shape[-1])
-    head = ridge.fit(flat(by_class[:, :shots]),
-                     jnp.repeat(jnp.arange(3), shots), 3, regulariser=50.,
-                     target=1., bias=True, average=True)
+    head = jax.jit(lambda x, shots=shots: ridge.fit(
+        x, np.repeat(range(3), shots), 3, regulariser=50., target=1.,
+        bias=True, average=True))(flat(by_class[:, :shots]))
     logits = adjust['shift'] + adjust['scale'] * ridge.logits(
         head, flat(by_class[:, shots:]))
     losses.append(float(jnp.mean(

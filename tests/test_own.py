@@ -103,16 +103,19 @@ def test_their_network_is_used_where_their_data_and_head_are_gone(
   assert np.load('run/images/features.npz')['features'].shape == (4, 8)
 
 
-@pytest.mark.parametrize('flag, line', [
-    ('--config=my/config.py:my/none.py', 'none.py is not there'),
-    ('--config=my/config.py:my/head.py', 'has no RECIPES'),
-    ('--config.data.name=my/head.py', 'has no SOURCE'),
-    ('--config.model.name=my/head.py', 'has no BACKBONE'),
-    ("--config.eval.heads=('my/data.py',)", 'has no OPTIONS')])
-def test_a_file_that_is_not_what_is_needed_gets_one_line(home, flag, line):
-  given = flag.split('=')[0]
-  flags = [f for f in FLAGS if f.split('=')[0] != given]
-  result = command.run([*flags, flag, '--workdir=wrong'], cwd=home)
-  assert result.returncode == 2 and line in result.stderr, result.stderr
-  assert len(result.stderr.strip().splitlines()) == 1
+UNFIT = {  # flag -> what its line must say
+    '--config=my/config.py:my/none.py': 'none.py is not there',
+    '--config=my/config.py:my/head.py': 'has no RECIPES',
+    '--config.data.name=my/head.py': 'has no SOURCE',
+    '--config.model.name=my/head.py': 'has no BACKBONE',
+    "--config.eval.heads=('my/data.py',)": 'has no OPTIONS'}
+
+
+def test_a_file_that_is_not_what_is_needed_gets_one_line(home):
+  results = command.run_each([
+      [*(f for f in FLAGS if f.split('=')[0] != flag.split('=')[0]), flag,
+       '--workdir=wrong'] for flag in UNFIT], cwd=home)
+  for result, line in zip(results, UNFIT.values(), strict=True):
+    assert result.returncode == 2 and line in result.stderr, result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
   assert not (home / 'wrong').exists()

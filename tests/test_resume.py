@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import signal
 
 import command
@@ -25,20 +27,20 @@ def uninterrupted(tmp_path_factory):
   return path
 
 
-def kill_and_start_again(moment, path, **changes):
-  """Returns what the second start printed."""
-  flags = command.arguments(path, **changes)
-  killed = command.run([moment, *flags], program=(
-      str(ROOT / 'tests/killed.py'),))
-  assert killed.returncode == -signal.SIGKILL, killed.stderr
-  assert not (path / 'test.json').exists()
-  _, step, start = (MOMENTS | WITHIN_AN_EPOCH)[moment]
-  whole = [int(p.name) for p in (path / 'checkpoints').iterdir()
-           if p.name.isdigit()]
-  assert max(whole, default=0) == start < step, 'killed at another moment'
-  again = command.run(flags)
-  assert again.returncode == 0, again.stderr
-  assert f'Resuming at step {start}.' in again.stdout or not start
+@pytest.fixture(scope='module')
+def killed(tmp_path_factory):
+  """Returns moment -> (workdir, the killed process, that of the next start)."""
+  paths, starts = {}, []
+  for moments, changes in (
+      (MOMENTS, {}), (WITHIN_AN_EPOCH, {'config__train__save_minutes': 1e-9})):
+    for moment in moments:
+      paths[moment] = tmp_path_factory.mktemp('killed') / 'run'
+      flags = command.arguments(paths[moment], **changes)
+      starts += [moment, *flags], flags
+  ended = command.run_each(starts, 'killed', timeout=600, env={
+      'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])})
+  return {moment: (path, first, second) for (moment, path), first, second
+          in zip(paths.items(), ended[::2], ended[1::2], strict=True)}
 
 
 def assert_same_run(path, other):
@@ -54,19 +56,18 @@ def assert_same_run(path, other):
       p.name for p in other.iterdir()}
 
 
-@pytest.mark.parametrize('moment', MOMENTS)
+@pytest.mark.parametrize('moment', MOMENTS | WITHIN_AN_EPOCH)
 def test_killed_and_started_again_ends_equal_to_the_bit(
-    moment, uninterrupted, tmp_path):
-  kill_and_start_again(moment, tmp_path / 'run')
-  assert_same_run(tmp_path / 'run', uninterrupted)
-
-
-@pytest.mark.parametrize('moment', WITHIN_AN_EPOCH)
-def test_a_run_that_was_killed_within_an_epoch_loses_no_saved_step(
-    moment, uninterrupted, tmp_path):
-  kill_and_start_again(moment, tmp_path / 'run',
-                       config__train__save_minutes=1e-9)
-  assert_same_run(tmp_path / 'run', uninterrupted)
+    moment, uninterrupted, killed):
+  """Fails if a saved step is lost, an epoch's or one within an epoch."""
+  path, first, second = killed[moment]
+  assert first.returncode == -signal.SIGKILL, first.stderr
+  assert second.returncode == 0, second.stderr
+  _, step, start = (MOMENTS | WITHIN_AN_EPOCH)[moment]
+  resumed = re.findall(r'Resuming at step (\d+)\.', second.stdout)
+  assert resumed == ([str(start)] if start else []), 'another moment'
+  assert start < step
+  assert_same_run(path, uninterrupted)
 
 
 @pytest.fixture(scope='module')
