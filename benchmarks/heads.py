@@ -60,7 +60,8 @@ def logistic_step(tasks, ways=5, shots=5, dim=640):
   at_once = min(tasks, TASKS_AT_ONCE)
   x = jnp.asarray(x.reshape(-1, at_once, *x.shape[1:]), jnp.float32)
   fit = jax.jit(jax.vmap(lambda x: logistic.fit(x, labels, ways)))
-  residuals = jax.vmap(lambda p, x: logistic.diagnostics(p, x, labels))
+  residuals = jax.jit(jax.vmap(
+    lambda p, x: logistic.diagnostics(p, x, labels)))
   worst = max(map(jnp.max, jax.tree.leaves(residuals(fit(x[0]), x[0]))))
   return lambda: [fit(part) for part in x], tasks, f'residual {worst:.0e}'
 
@@ -101,6 +102,7 @@ def compare(args, name, make, tasks, program, flags, wanted):
 def parse(argv=None):
   """Returns the flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--only', choices=['svm', 'logistic'], default=None)
   parser.add_argument('--peers', default='')
   parser.add_argument('--peer_python', default='python3')
   parser.add_argument('--rounds', type=int, default=5)
@@ -113,9 +115,11 @@ def parse(argv=None):
 def main(argv=None):
   """Prints the lines."""
   args = parse(argv)
-  compare(args, 'svm', svm_step, 8, 'svm_head.py', ['--shots=15'], 20)
-  compare(args, 'logistic', logistic_step, 2000, 'logistic_head.py',
-          ['--shots=5', '--tasks=100'], 50)
+  if args.only != 'logistic':
+    compare(args, 'svm', svm_step, 8, 'svm_head.py', ['--shots=15'], 20)
+  if args.only != 'svm':
+    compare(args, 'logistic', logistic_step, 2000, 'logistic_head.py',
+            ['--shots=5', '--tasks=100'], 50)
 
 
 if __name__ == '__main__':

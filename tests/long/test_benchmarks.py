@@ -37,6 +37,12 @@ def test_all_tables_of_layers_are_printed():
     assert f'\n{title} ' in printed
 
 
+def test_heads_are_timed_without_a_peer():
+  printed = run('heads', '--rounds=1', '--repeats=1', '--tasks=2')
+  for head in ('svm', 'logistic'):
+    assert f'{head:9s} ours ' in printed
+
+
 def test_steps_of_all_methods_are_measured():
   printed = run('method_steps', '--data=glyphs/tiny', '--width=4',
                 '--repeats=1')
