@@ -157,7 +157,7 @@ def test_every_method_can_be_mapped_over_seeds(method):
   keys = together.stack([jax.random.key(0), jax.random.key(1)])
   states = jax.eval_shape(lambda: together.stack([build.initial_state(
       config, run.algorithm, store.images.shape[1:])] * 2))
-  run.compiled(2).lower(states, stores.arrays(store), keys, None)
+  run.compiled(2).step.trace(states, stores.arrays(store), keys, None)
 
 
 def test_the_command_ends_with_a_table_of_the_seeds(in_turn):
