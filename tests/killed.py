@@ -29,14 +29,14 @@ def between_steps(limit):
 def at_save(which, limit, inside):
   save = checkpoint.save
 
-  def wrapped(manager, step, state, *pending):
+  def wrapped(manager, step, state, *pending, **how):
     if (manager.directory.name, step) == (checkpoint.FOLDERS[which], limit):
       if not inside:
         die()
       # Orbax writes everything, and dies as it gives the folder its name.
       pathlib.Path.rename = pathlib.Path.replace = die
       os.rename = os.replace = die
-    save(manager, step, state, *pending)
+    save(manager, step, state, *pending, **how)
   checkpoint.save = wrapped
 
 
