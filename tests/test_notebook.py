@@ -15,7 +15,8 @@ CODE = [cell for cell in CELLS if cell['cell_type'] == 'code']
 SETTINGS = {name.removeprefix('config.'): value
             for name, value in command.TINY.items()
             if not name.startswith('config.method.')} | {
-                'eval.baselines': True, 'train.max_epochs': 1}
+                'eval.baselines': True, 'train.max_epochs': 1,
+                'parallel.devices': 1}
 
 
 def printed(outputs):
