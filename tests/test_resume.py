@@ -1,7 +1,6 @@
 """A run that was killed and started again is the run that never stopped."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -18,6 +17,8 @@ from tiny_run import final_state, lasting
 
 from mtl_jax.run import checkpoint, loop, metrics, parts
 
+LIMIT = 'a smaller limit of epochs'
+
 
 @pytest.fixture(scope='module')
 def uninterrupted(tmp_path_factory):
@@ -28,18 +29,19 @@ def uninterrupted(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def killed(tmp_path_factory):
-  """Returns moment -> (workdir, the killed process, that of the next start)."""
+def twice(tmp_path_factory):
+  """Returns how the first start ended -> (workdir, first start, second)."""
   paths, starts = {}, []
-  for moments, changes in (
-      (MOMENTS, {}), (WITHIN_AN_EPOCH, {'config__train__save_minutes': 1e-9})):
-    for moment in moments:
-      paths[moment] = tmp_path_factory.mktemp('killed') / 'run'
-      flags = command.arguments(paths[moment], **changes)
-      starts += [moment, *flags], flags
+  for how in (*MOMENTS, *WITHIN_AN_EPOCH, LIMIT):
+    paths[how] = tmp_path_factory.mktemp('twice') / 'run'
+    flags = command.arguments(paths[how], **(
+        {'config__train__save_minutes': 1e-9} if how in WITHIN_AN_EPOCH else {}
+    ))
+    starts += [[*flags, '--config.train.max_epochs=1'] if how == LIMIT
+               else [how, *flags], flags]
   ended = command.run_each(starts, 'killed', timeout=600, env={
       'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT / 'tests')])})
-  return {moment: (path, first, second) for (moment, path), first, second
+  return {how: (path, first, second) for (how, path), first, second
           in zip(paths.items(), ended[::2], ended[1::2], strict=True)}
 
 
@@ -58,9 +60,9 @@ def assert_same_run(path, other):
 
 @pytest.mark.parametrize('moment', MOMENTS | WITHIN_AN_EPOCH)
 def test_killed_and_started_again_ends_equal_to_the_bit(
-    moment, uninterrupted, killed):
+    moment, uninterrupted, twice):
   """Fails if a saved step is lost, an epoch's or one within an epoch."""
-  path, first, second = killed[moment]
+  path, first, second = twice[moment]
   assert first.returncode == -signal.SIGKILL, first.stderr
   assert second.returncode == 0, second.stderr
   _, step, start = (MOMENTS | WITHIN_AN_EPOCH)[moment]
@@ -114,13 +116,12 @@ def test_a_run_that_a_signal_stopped_saves_that_step_and_goes_on_equal(
 
 
 def test_a_larger_limit_goes_on_and_equals_a_run_with_that_limit(
-    uninterrupted, tmp_path):
-  path = tmp_path / 'run'
-  first = command.run(command.arguments(path, config__train__max_epochs=1))
+    uninterrupted, twice):
+  path, first, second = twice[LIMIT]
   assert first.returncode == 0, first.stderr
-  assert json.loads((path / 'test.json').read_text())['checkpoint_step'] == 4
-  second = command.run(command.arguments(path))
+  assert '; step 4\n' in first.stdout, 'the best of one epoch'
   assert second.returncode == 0, second.stderr
+  assert 'Resuming at step 4.' in second.stdout
   for a, b in zip(jax.tree.leaves(final_state(uninterrupted)),
                   jax.tree.leaves(final_state(path)), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -129,10 +129,10 @@ def home(tmp_path, monkeypatch):
 def launched(tmp_path_factory):
   """What launch/fake_devices.sh printed, and the workdir of its run."""
   path = tmp_path_factory.mktemp('launched') / 'run'
+  # The programs are those of the run in test_scoring.py: compiled once.
   given = command.arguments(
       path, config__train__max_epochs=1, config__eval__baselines=True,
-      config__log__every_steps=1, config__eval__tasks=4,
-      config__validation__tasks=4, config__augment__operations='')
+      config__validation__tasks=20, config__augment__operations='')
   done = subprocess.run(
       [ROOT / 'launch/fake_devices.sh', '2', *given], cwd=ROOT, text=True,
       capture_output=True, timeout=300, env={
@@ -164,7 +164,7 @@ def test_a_script_runs(name, arguments, expected, home, monkeypatch, capfd,
 
 def test_the_launch_script_trains_on_as_many_devices_as_it_is_told(launched):
   assert ', 2 x cpu' in launched[0].splitlines()[0]
-  assert json.loads((launched[1] / 'test.json').read_text())['num_tasks'] == 4
+  assert json.loads((launched[1] / 'test.json').read_text())['num_tasks'] == 10
 
 
 def prepare_mini_imagenet(module, home, monkeypatch, request):
