@@ -11,8 +11,10 @@ import resource
 import shutil
 
 import command
+import jax
 import numpy as np
 import pytest
+import tiny_run
 from PIL import Image
 
 READ_ONLY_CAPABILITIES = (1, 2)  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
@@ -198,36 +200,47 @@ def test_a_workdir_that_is_somebodys_folder(tmp_path):
   assert command.snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'missing', 'other structure'])
-def test_a_corrupt_checkpoint(damage, finished, tmp_path):
+def damage(step, how):
+  """Damages a saved step."""
+  if how == 'other structure':
+    (step / 'default/_METADATA').write_text('{}')
+  for file in (step / 'default').rglob('*'):
+    if file.is_file() and '/d/' in str(file) and how != 'other structure':
+      file.unlink() if how == 'missing' else os.truncate(file, 20)
+
+
+@pytest.mark.parametrize('how', ['truncated', 'missing', 'other structure'])
+def test_a_damaged_checkpoint_is_passed_over(how, finished, tmp_path):
   path = copy_of(finished, tmp_path)
-  newest = path / 'checkpoints/16'
-  if damage == 'other structure':
-    (newest / 'default/_METADATA').write_text('{}')
-  for file in (newest / 'default').rglob('*'):
-    if file.is_file() and '/d/' in str(file) and damage != 'other structure':
-      file.unlink() if damage == 'missing' else os.truncate(file, 20)
+  damage(path / 'checkpoints/16', how)
+  result = command.run(command.arguments(path))
+  assert result.returncode == 0, result.stderr
+  line, = result.stderr.splitlines()
+  assert line.startswith(f'warning: {path}/checkpoints/16')
+  assert line.endswith('going back to step 12')
+  assert 'Resuming at step 12' in result.stdout
+  state = lambda path: jax.tree.leaves(tiny_run.final_state(path))
+  for one, other in zip(state(path), state(finished[0]), strict=True):
+    np.testing.assert_array_equal(one, other)
+  score = lambda path: json.loads((path / 'test.json').read_text())['accuracy']
+  assert score(path) == score(finished[0])
+
+
+def test_two_damaged_checkpoints_are_left_as_they_are(finished, tmp_path):
+  path = copy_of(finished, tmp_path)
+  for step in (path / 'checkpoints').iterdir():
+    damage(step, 'truncated')
   before = command.snapshot(path)
   result = command.run(command.arguments(path))
-  assert_one_line(result, 'checkpoints/16', 'remove this folder')
+  assert_one_line(result, 'checkpoints/16', 'restore it')
   assert command.snapshot(path) == before
 
 
-def test_without_its_newest_checkpoint_a_run_resumes_at_the_one_before(
-    finished, tmp_path):
-  """Fails if what the line on a corrupt checkpoint advises does not work."""
-  path = copy_of(finished, tmp_path)
-  shutil.rmtree(path / 'checkpoints/16')
-  result = command.run(command.arguments(path))
-  assert result.returncode == 0, result.stderr
-  assert 'Resuming at step 12' in result.stdout
-
-
-@pytest.mark.parametrize('damage', ['truncated', 'missing'])
-def test_a_best_checkpoint_that_is_gone(damage, finished, tmp_path):
+@pytest.mark.parametrize('how', ['truncated', 'missing'])
+def test_a_best_checkpoint_that_is_gone(how, finished, tmp_path):
   """Fails if the line promises an older state, which does not exist."""
   path = copy_of(finished, tmp_path)
-  shutil.rmtree(path / 'best') if damage == 'missing' else [
+  shutil.rmtree(path / 'best') if how == 'missing' else [
       os.truncate(file, 20) for file in path.glob('best/*/default/**/d/*')]
   result = command.run(command.arguments(path))
   assert_one_line(result, str(path / 'best'), 'restore it')

@@ -525,3 +525,13 @@ def test_an_image_of_another_size_is_named(wrong, said, data, capsys):
   assert "image 15 of the train split (class 'train_c', file_name " in line
   assert "'train_c_3.png')" in line and said in line
   assert not building.builder(str(path)).data_path.exists()
+
+
+def test_a_split_of_any_size_is_built_without_tensorflow(tmp_path, monkeypatch):
+  """Fails if TFDS holds the images: beyond this limit it needs TensorFlow."""
+  monkeypatch.setattr('tensorflow_datasets.core.shuffle.MAX_MEM_BUFFER_SIZE', 9)
+  stores.prepare('glyphs/tiny', str(tmp_path))
+  for split in ('train', 'test'):
+    np.testing.assert_array_equal(
+        stores.load('glyphs/tiny', split, str(tmp_path)).images,
+        stores.load('glyphs/tiny', split).images)

@@ -8,6 +8,7 @@ reads.
 import collections
 import contextlib
 import io
+import itertools
 import types
 
 import tensorflow_datasets as tfds
@@ -17,6 +18,9 @@ from mtl_jax import progress
 from mtl_jax.data import pictures
 from mtl_jax.data.source import SPLITS, labels
 from mtl_jax.errors import UserError
+
+_AT_ONCE = 1000  # examples; after these TFDS writes down how many there are
+_OF_FILE = 50_000
 
 
 def make(chosen, data_dir, request=None, checked=None):
@@ -79,9 +83,27 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         'label': tfds.features.ClassLabel(names=names),
         source.text: tfds.features.Text()})
 
+  def _download_and_prepare(self, dl_manager, download_config):
+    """Writes the examples of each split as they come.
+
+    TFDS's own way would hold a split in memory, and from a gigabyte on it needs
+    TensorFlow.
+    """
+    del dl_manager, download_config  # nothing is downloaded here
+    # Of the folder of the build, which TFDS renames when it is whole.
+    info = self._info()
+    writer = tfds.core.SequentialWriter(info, _OF_FILE,
+                                        file_format='array_record')
+    writer.initialize_splits(list(SPLITS))
+    for split in SPLITS:
+      examples = self._generate_examples(split)
+      while some := list(itertools.islice(examples, _AT_ONCE)):
+        writer.add_examples({split: some})
+    writer.close_all()
+    self.info.set_splits(info.splits)
+
   def _split_generators(self, dl_manager):
-    del dl_manager  # downloaded by hand, or nothing to download
-    return {split: self._generate_examples(split) for split in SPLITS}
+    raise NotImplementedError  # `_download_and_prepare` needs none
 
   def _generate_examples(self, split):
     source, variant, request, checked = self.parts
@@ -104,9 +126,9 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         _check_image(f'{source.name}: image {i} of the {split} split '
                      f'(class {example.class_name!r}, {source.text} '
                      f'{example.text!r})', example.image, shape)
-        yield i, {'image': io.BytesIO(example.image),
-                  'label': numbers[example.class_name],
-                  source.text: example.text}
+        yield {'image': io.BytesIO(example.image),
+               'label': numbers[example.class_name],
+               source.text: example.text}
 
 
 def _check_image(what, content, shape):

@@ -25,6 +25,14 @@ FOLDERS = {'latest': 'checkpoints', 'best': 'best'}
 _PENDING, _UNVALIDATED = 'pending_metrics', 'unvalidated'
 
 
+class Damaged(UserError):
+  """A checkpoint that cannot be read."""
+
+  def __init__(self, problem):
+    super().__init__(f'{problem}: restore it, or choose an empty --workdir')
+    self.problem = problem
+
+
 def manager(workdir, which):
   """Returns the Orbax manager of 'latest' (the last two) or 'best' (one)."""
   folder, alone = workdir / FOLDERS[which], {}
@@ -126,7 +134,10 @@ def every(minutes, manager):
 
 
 def restore_latest(workdir, initial):
-  """Loads the state that a run resumes from.
+  """Loads the state that a run resumes from: the newest one that is whole.
+
+  A damaged one after it is deleted, with a warning: the run reaches its step
+  again.
 
   Args:
     workdir: of the run.
@@ -143,12 +154,35 @@ def restore_latest(workdir, initial):
   if not (workdir / FOLDERS['latest']).exists():
     return initial, [], False
   latest = manager(workdir, 'latest')
-  state = restore(latest, initial)
+  state = _newest_whole(latest, initial)
   if state is None:
     return initial, [], False
   metadata = latest.metadata(int(state.step)).custom_metadata or {}
   return (state, metadata.get(_PENDING, []),
           metadata.get(_UNVALIDATED, False))
+
+
+def _newest_whole(manager, like):
+  """Returns the newest state that can be read, or None; deletes those after.
+
+  Raises:
+    Damaged: none can be read.
+  """
+  damaged = []
+  for step in sorted(manager.all_steps(), reverse=True):
+    try:
+      state = restore(manager, like, step)
+    except Damaged as error:
+      damaged.append((step, error))
+      continue
+    for number, error in damaged:
+      print(f'warning: {error.problem}: going back to step {step}',
+            file=sys.stderr, flush=True)
+      manager.delete(number)
+    return state
+  if damaged:
+    raise damaged[0][1]
+  return None
 
 
 def restore_best(workdir, like):
@@ -170,20 +204,21 @@ def restore_best(workdir, like):
   return state
 
 
-def restore(manager, like):
-  """Loads the newest step.
+def restore(manager, like, step=None):
+  """Loads a step.
 
   Args:
     manager: from `manager`.
     like: a state, or its shapes (jax.eval_shape): structure of the result.
+    step: of the state; None: the newest one.
 
   Returns:
     The state, or None where nothing has been saved.
 
   Raises:
-    UserError: the files are damaged or of another structure.
+    Damaged: the files are damaged or of another structure.
   """
-  step = manager.latest_step()
+  step = manager.latest_step() if step is None else step
   if step is None:
     return None
   shapes = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -192,13 +227,8 @@ def restore(manager, like):
       return manager.restore(step, args=ocp.args.StandardRestore(shapes))
   except Exception as error:  # pylint: disable=broad-except
     # Damaged files may raise any error of their reader.
-    before = any(other < step for other in manager.all_steps())
-    mend = ('remove this folder to go back to the step before it' if before
-            else 'restore it')
-    raise UserError(
-        f'{manager.directory / str(step)}: the checkpoint cannot be read '
-        f'({first_line(error)}): {mend}, or choose an empty --workdir'
-    ) from error
+    raise Damaged(f'{manager.directory / str(step)}: the checkpoint cannot be '
+                  f'read ({first_line(error)})') from error
 
 
 @contextlib.contextmanager
