@@ -45,10 +45,10 @@ def side_by_side(tmp_path_factory):
   config = config_of(parallel__seeds='together', train__save_minutes=1e-9)
   with pytest.MonkeyPatch.context() as patch:
     save = checkpoint.save
-    def dies(manager, step, *args):
+    def dies(manager, step, *args, **kwargs):
       if step == 7 and 'seed_3' in str(manager.directory):
         raise InterruptedError
-      save(manager, step, *args)
+      save(manager, step, *args, **kwargs)
     patch.setattr(checkpoint, 'save', dies)
     with pytest.raises(InterruptedError):
       seeds.train_and_evaluate(config, path)

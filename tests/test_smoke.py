@@ -95,6 +95,8 @@ SMALLEST = [
      ['--networks=conv4_32', '--data=glyphs/tiny', '--images=2', '--tasks=2',
       f'--peer_python={PEER_PYTHON}'],
      '| conv4_32 | '),
+    # tests/long/test_benchmarks.py ends runs.
+    ('kills', ['--kills=0', '--folder=kills'], '0 times ended'),
     ('tiered_size', ['--per_class=1', 'sized', '--places'],
      '| data build, layout d | 608 |'),
     ('unequal_support',

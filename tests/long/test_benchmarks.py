@@ -78,3 +78,8 @@ def test_a_small_tiered_imagenet_trains_alike_from_device_and_host():
   printed = run('tiered_size', '--per_class=2', '--steps=2')
   assert '| 2 steps, pixels on the host |' in printed
   assert 'Losses: the same' in printed
+
+
+def test_runs_that_are_ended_at_random_end_as_those_without_a_break(tmp_path):
+  printed = run('kills', '--kills=8', '--a_round=2', f'--folder={tmp_path}')
+  assert '8 times ended, all as without a break' in printed
