@@ -26,13 +26,22 @@ FLAGS = [
 
 @pytest.fixture(scope='module')
 def home(tmp_path_factory):
-  """Returns a folder with the files and a run of one epoch."""
+  """Returns a folder with the files, pictures and a run of one epoch."""
   path = tmp_path_factory.mktemp('home')
   (path / 'my').mkdir()
   blocks = re.findall(r'```python\n(.*?)```',
                       (ROOT / 'docs/own.md').read_text(), re.S)
   for name, text in zip(NAMES, blocks, strict=True):
     (path / f'my/{name}.py').write_text(text)
+  rng = np.random.default_rng(0)
+  for name in ('stripes', 'noise'):
+    for part, count in (('known', 2), ('new', 1)):
+      (path / part / name).mkdir(parents=True)
+      for i in range(count):
+        image = rng.integers(0, 256, (28, 28), np.uint8)
+        if name == 'stripes':
+          image[:, ::2] = 0
+        Image.fromarray(image).save(path / part / name / f'{i}.png')
   run(path, [*FLAGS, '--config.train.max_epochs=1'])
   return path
 
@@ -67,15 +76,6 @@ def test_their_run_is_tested_again(home):
 
 def test_their_run_adapts_to_pictures_without_its_data(home):
   away = (home / 'my/data.py').rename(home / 'my/away.py')
-  rng = np.random.default_rng(0)
-  for name in ('stripes', 'noise'):
-    for part, count in (('known', 2), ('new', 1)):
-      (home / part / name).mkdir(parents=True)
-      for i in range(count):
-        image = rng.integers(0, 256, (28, 28), np.uint8)
-        if name == 'stripes':
-          image[:, ::2] = 0
-        Image.fromarray(image).save(home / part / name / f'{i}.png')
   run(home, ['--checkpoint=run', '--support=known', '--query=new',
              '--head=my/head.py', '--out=out'], 'mtl_jax.adapt')
   result = json.loads((home / 'out/predictions.json').read_text())
