@@ -182,14 +182,6 @@ def copy_of(finished, tmp_path):
   return path
 
 
-def test_a_workdir_of_another_config(finished, tmp_path):
-  path = copy_of(finished, tmp_path)
-  before = command.snapshot(path)
-  result = command.run(command.arguments(path, config__train__shots=3))
-  assert_one_line(result, 'config.train.shots=2', 'not 3', str(path))
-  assert command.snapshot(path) == before
-
-
 def test_a_workdir_that_is_somebodys_folder(tmp_path):
   (tmp_path / 'thesis.tex').write_text('x')
   before = command.snapshot(tmp_path)
@@ -209,11 +201,44 @@ def damage(step, how):
       file.unlink() if how == 'missing' else os.truncate(file, 20)
 
 
-@pytest.mark.parametrize('how', ['truncated', 'missing', 'other structure'])
-def test_a_damaged_checkpoint_is_passed_over(how, finished, tmp_path):
-  path = copy_of(finished, tmp_path)
-  damage(path / 'checkpoints/16', how)
-  result = command.run(command.arguments(path))
+DAMAGES = ('truncated', 'missing', 'other structure')
+# Case -> (what is done to a copy of the finished run, fields of its start).
+CHANGES = {
+    'another config': (lambda path: None, {'config__train__shots': 3}),
+    'config.json': (
+        lambda path: (path / 'config.json').write_text('{"seed": '), {}),
+    **{f'newest {how}': (lambda path, how=how: damage(
+        path / 'checkpoints/16', how), {}) for how in DAMAGES},
+    'both truncated': (lambda path: [
+        damage(step, 'truncated') for step in path.glob('checkpoints/*')], {}),
+    'best truncated': (lambda path: [
+        os.truncate(file, 20) for file in path.glob('best/*/default/**/d/*')],
+                       {}),
+    'best missing': (lambda path: shutil.rmtree(path / 'best'), {})}
+
+
+@pytest.fixture(scope='module')
+def changed(finished, tmp_path_factory):
+  """Returns case -> (workdir, what was in it, result of its start)."""
+  cases, starts = {}, []
+  for case, (change, fields) in CHANGES.items():
+    path = copy_of(finished, tmp_path_factory.mktemp('changed'))
+    change(path)
+    cases[case] = path, command.snapshot(path)
+    starts.append(command.arguments(path, **fields))
+  return {case: (*given, result) for (case, given), result in zip(
+      cases.items(), command.run_each(starts), strict=True)}
+
+
+def test_a_workdir_of_another_config(changed):
+  path, before, result = changed['another config']
+  assert_one_line(result, 'config.train.shots=2', 'not 3', str(path))
+  assert command.snapshot(path) == before
+
+
+@pytest.mark.parametrize('how', DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(how, finished, changed):
+  path, _, result = changed[f'newest {how}']
   assert result.returncode == 0, result.stderr
   line, = result.stderr.splitlines()
   assert line.startswith(f'warning: {path}/checkpoints/16')
@@ -226,32 +251,23 @@ def test_a_damaged_checkpoint_is_passed_over(how, finished, tmp_path):
   assert score(path) == score(finished[0])
 
 
-def test_two_damaged_checkpoints_are_left_as_they_are(finished, tmp_path):
-  path = copy_of(finished, tmp_path)
-  for step in (path / 'checkpoints').iterdir():
-    damage(step, 'truncated')
-  before = command.snapshot(path)
-  result = command.run(command.arguments(path))
+def test_two_damaged_checkpoints_are_left_as_they_are(changed):
+  path, before, result = changed['both truncated']
   assert_one_line(result, 'checkpoints/16', 'restore it')
   assert command.snapshot(path) == before
 
 
 @pytest.mark.parametrize('how', ['truncated', 'missing'])
-def test_a_best_checkpoint_that_is_gone(how, finished, tmp_path):
+def test_a_best_checkpoint_that_is_gone(how, changed):
   """Fails if the line promises an older state, which does not exist."""
-  path = copy_of(finished, tmp_path)
-  shutil.rmtree(path / 'best') if how == 'missing' else [
-      os.truncate(file, 20) for file in path.glob('best/*/default/**/d/*')]
-  result = command.run(command.arguments(path))
+  path, _, result = changed[f'best {how}']
   assert_one_line(result, str(path / 'best'), 'restore it')
   assert 'step before' not in result.stderr
 
 
-def test_a_damaged_config_json(finished, tmp_path):
-  path = copy_of(finished, tmp_path)
-  (path / 'config.json').write_text('{"seed": ')
-  before = command.snapshot(path)
-  assert_one_line(command.run(command.arguments(path)), 'config.json')
+def test_a_damaged_config_json(changed):
+  path, before, result = changed['config.json']
+  assert_one_line(result, 'config.json')
   assert command.snapshot(path) == before
 
 
