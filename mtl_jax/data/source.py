@@ -68,13 +68,23 @@ def what_to_put(layouts):
                    for file in files) for files in layouts.values())
 
 
+def names_of(classes, split):
+  """Returns the names of the classes of a split, or of several: 'train+test'.
+
+  Args:
+    classes: split -> names.
+    split: one of SPLITS, or several joined by '+' as TFDS joins them.
+  """
+  return [name for part in split.split('+') for name in classes[part]]
+
+
 def labels(classes):
   """Returns the names of all classes as TFDS keeps them: lines of UTF-8.
 
   Args:
     classes: split -> names.
   """
-  return [pictures.text(name) for split in SPLITS for name in classes[split]]
+  return [pictures.text(name) for name in names_of(classes, '+'.join(SPLITS))]
 
 
 def nothing_to_check(request):

@@ -15,6 +15,7 @@ from mtl_jax import files, weight_files
 from mtl_jax.config.check import validate
 from mtl_jax.data import sources
 from mtl_jax.data import store as stores
+from mtl_jax.data.source import names_of
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
 from mtl_jax.models import plain_weights, torch_weights
@@ -252,10 +253,8 @@ def _data(config, weights):
       return build.describe_data(stores.load(
           c.name, config.train.classes, c.dir, c.manual_dir, chosen))
     chosen = chosen or (source.mean, source.std)
-    of_split = source.classes(variant)
-    data = {'name': c.name, 'classes': [
-        name for split in config.train.classes.split('+')
-        for name in of_split[split]], 'image_shape': list(source.image_shape)}
+    data = {'name': c.name, 'image_shape': list(source.image_shape),
+            'classes': names_of(source.classes(variant), config.train.classes)}
   if c.mean or 'mean' not in data:
     mean, std = stores.per_channel(chosen, data['image_shape'][-1])
     data = {**data, 'mean': mean.tolist(), 'std': std.tolist()}
