@@ -106,9 +106,10 @@ def draw_episode(data):
   """Returns a 5-way 1-shot task with 3 queries per class."""
   c = base_config()
   c.train.ways, c.train.shots, c.train.queries = 5, 1, 3
+  store = stores.load(data, 'train')
   return steps.draw_episode(
-      stores.arrays(stores.load(data, 'train')), None, jax.random.key(1),
-      train=c.train, augmentation=c.augment)
+      stores.arrays(store), None, jax.random.key(1), train=c.train,
+      augmentation=c.augment, image_shape=store.images.shape[1:])
 
 
 def measure(name, episode, l2s, num_steps, axes):

@@ -361,7 +361,8 @@ def test_a_training_task_has_its_classes_turned_and_its_own_images():
         (True, device._replace(images=None), pixels)):
       c.train.turn_classes = turned
       task = steps.draw_episode(arrays, given, key, train=c.train,
-                                augmentation=c.augment)
+                                augmentation=c.augment,
+                                image_shape=store.images.shape[1:])
       tasks.append([x.reshape(4, -1, *x.shape[1:])
                     for x in (task.support_x, task.query_x)])
     return tasks

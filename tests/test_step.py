@@ -59,8 +59,8 @@ def make(config, num_devices, how='jit', build=build_method,
       algorithm, optimizer, optimizers.schedule(
           config.optimizer,
           steps.steps_per_epoch(config.train.epoch_tasks, META_BATCH)),
-      functools.partial(draw, train=config.train,
-                        augmentation=config.augment), META_BATCH,
+      functools.partial(draw, train=config.train, augmentation=config.augment,
+                        image_shape=store.images.shape[1:]), META_BATCH,
       tasks_at_once=config.parallel.tasks_at_once,
       unroll_passes=config.parallel.unroll_passes)
   compiled = devices.compile(step, mesh, how)
@@ -238,12 +238,11 @@ def test_padded_images_give_the_same_task():
   arrays, key = stores.arrays(store), jax.random.key(3)
   draw = functools.partial(
       steps.draw_episode, pixels=None, task_key=key, train=config.train,
-      augmentation=config.augment)
+      augmentation=config.augment, image_shape=store.images.shape[1:])
   padded = arrays._replace(
       images=jnp.asarray(stores.padded(store.images)))
   assert padded.images.shape[1:] == (8, 128)  # 28x28 is 784 of 1,024 bytes
-  ours = draw(padded, image_shape=store.images.shape[1:])
-  jax.tree.map(np.testing.assert_array_equal, ours, draw(arrays))
+  jax.tree.map(np.testing.assert_array_equal, draw(padded), draw(arrays))
 
 
 def in_float64(config, num_devices):
@@ -284,7 +283,7 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
                           episode, 0)
   draw = jax.jit(lambda key: steps.draw_episode(
       stores.arrays(store), None, key, train=config.train,
-      augmentation=config.augment))
+      augmentation=config.augment, image_shape=store.images.shape[1:]))
   grads, statistics = [], []
   for task in range(META_BATCH):
     task_key = jax.random.fold_in(jax.random.fold_in(key, 0), task)

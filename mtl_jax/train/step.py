@@ -56,7 +56,7 @@ def steps_per_epoch(epoch_tasks, meta_batch):
 
 
 def draw_episode(arrays, pixels, task_key, *, train, augmentation,
-                 image_shape=None):
+                 image_shape):
   """Makes one training task.
 
   Args:
@@ -66,16 +66,15 @@ def draw_episode(arrays, pixels, task_key, *, train, augmentation,
     task_key: the task's key.
     train: with `ways`, `shots`, `queries` and `turn_classes`.
     augmentation: keywords of augment.augment.
-    image_shape: (h, w, c), where the images of `arrays` are padded rows of
-      bytes (data/store.py); None: they have this shape.
+    image_shape: (h, w, c); the images of `arrays` may be padded rows of bytes
+      (data/store.py).
   """
   class_ids, image_ids = episodes.draw_ids(arrays.offsets, task_key, train)
   if pixels is None:
     pixels = arrays.images[image_ids]
-    if image_shape:
-      flat = pixels.reshape(*image_ids.shape, -1)
-      pixels = flat[..., :math.prod(image_shape)].reshape(
-          *image_ids.shape, *image_shape)
+    flat = pixels.reshape(*image_ids.shape, -1)
+    pixels = flat[..., :math.prod(image_shape)].reshape(
+        *image_ids.shape, *image_shape)
   if train.turn_classes:
     pixels = augment.turn_classes(
         jax.random.fold_in(task_key, episodes.Use.TURN), pixels)
