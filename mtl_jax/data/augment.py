@@ -8,11 +8,11 @@ Pillow.
 """
 
 import itertools
-import re
 
 import jax
 import jax.numpy as jnp
 
+from mtl_jax.data.sources import omniglot
 from mtl_jax.errors import UserError, check_choice
 
 # Luma of ITU-R 601 in units of 2^-16, as Pillow converts RGB to grey.
@@ -97,7 +97,7 @@ def check_turns(store):
                     f'{store.name} are {height}x{width}: a quarter turn needs '
                     'squares')
   turned = next((name for name in store.class_names
-                 if re.search(r'/rot\d{3}$', name)), None)
+                 if omniglot.character_of(name) != name), None)
   if turned:
     raise UserError('config.train.turn_classes is True, but the training '
                     f'classes of {store.name} are turned already ({turned}), '

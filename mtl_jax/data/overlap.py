@@ -9,6 +9,7 @@ their images are compared, too.
 import numpy as np
 
 from mtl_jax.data import checking, sources
+from mtl_jax.data.sources import omniglot
 from mtl_jax.errors import UserError
 
 _ALPHABETS = {'glyphs', 'omniglot'}  # classes are 'alphabet/letter'
@@ -29,7 +30,7 @@ def by_name(tested, trained):
       tested, trained)
   bases = {name.partition('/')[0] for name in (tested_name, trained_name)}
   known_as = (_script if bases == _ALPHABETS else
-              _character if bases == {'omniglot'} else str)
+              omniglot.character_of if bases == {'omniglot'} else str)
   known = set(map(known_as, trained_classes))
   return tuple(name for name in tested_classes if known_as(name) in known)
 
@@ -52,11 +53,6 @@ def is_own(name):
     return sources.is_own(sources.find(name).source)
   except UserError:  # a folder or file that is gone
     return True
-
-
-def _character(name):
-  """Returns the character of a class of Omniglot, turned or not."""
-  return name.partition('/rot')[0]
 
 
 def _script(name):

@@ -6,6 +6,7 @@ which files.py finds and checks. See docs/omniglot.md.
 
 import json
 import pathlib
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,11 @@ class Class(NamedTuple):
   split: str
   character: str
   turns: int  # quarter turns
+
+
+def character_of(name):
+  """Returns the character of a class, turned or not, by the class' name."""
+  return re.sub(r'/rot\d{3}$', '', name)
 
 
 def turned_classes(variant):
