@@ -71,8 +71,8 @@ def main(argv=None):
       program.show(help.text(
           program.usage(__doc__, 'mtl_jax.main'), command.config))
     else:
-      processes.start(command.place, program.tag('mtl_jax'))
       tag = program.tag('mtl_jax')
+      processes.start(command.place, tag)
       with devices.interrupt_ends(lambda: f'{tag}: {_stopped(command)}',
                                   preempted=command.place is None):
         run(command)

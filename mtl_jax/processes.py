@@ -327,11 +327,6 @@ def by_leader(function):
   return together(lambda: function() if leads() else None)
 
 
-def text_of_leader(text):
-  """Returns the text that process 0 gives; the others may give any."""
-  return texts(text)[0]
-
-
 def arrays_of_leader(tree):
   """Returns process 0's tree of arrays, which has the same form in all."""
   if count() == 1:

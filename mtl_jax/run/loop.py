@@ -107,10 +107,9 @@ def begun(config, path, run):
     training = processes.by_leader(lambda: claimed(
         config, path, run, initial, data, stack)) or Training(
             config, path, initial, initial)
-    unvalidated = processes.text_of_leader('x' * training.unvalidated)
-    yield training._replace(
-        state=processes.arrays_of_leader(training.state),
-        unvalidated=bool(unvalidated))
+    state, unvalidated = processes.arrays_of_leader(
+        (training.state, training.unvalidated))
+    yield training._replace(state=state, unvalidated=bool(unvalidated))
 
 
 def claimed(config, path, run, initial, data, stack):
