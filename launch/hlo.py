@@ -43,8 +43,6 @@ class Operation(NamedTuple):
   """One operation of a program, as often as it is run."""
 
   name: str
-  op: str
-  passes: int
   flops: float  # of all passes
   traffic: float  # bytes read and written in all passes
 
@@ -85,8 +83,7 @@ def read(text):
       elif line.op not in _FREE:
         inside = computations[called[0]] if line.op == 'fusion' else None
         operations.append(Operation(
-            line.name, line.op, passes,
-            passes * _flops(line, lines, inside),
+            line.name, passes * _flops(line, lines, inside),
             passes * _traffic(line, lines, inside)))
       kind = _collective(line.op)
       if kind:

@@ -31,10 +31,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from launch import chips, hlo
-from mtl_jax import devices, files
+from mtl_jax import devices, files, program
 from mtl_jax.config import flags
 from mtl_jax.config.check import validate
 from mtl_jax.data import episodes, sources, store
+from mtl_jax.data.source import names_of
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.run import build, parts
 from mtl_jax.train import optimizer
@@ -168,8 +169,8 @@ def lower(config, aim, train_images=None):
   mesh = Mesh(np.array(aim.devices), (devices.AXIS,))
   chosen = sources.find(config.data.name)
   images = _images(config, chosen, train_images)
-  of_split = chosen.source.classes(chosen.variant)
-  classes = sum(len(of_split[s]) for s in config.train.classes.split('+'))
+  classes = len(names_of(chosen.source.classes(chosen.variant),
+                         config.train.classes))
   algorithm = build.algorithm_of(config, classes)
   run = parts.Run(
       algorithm, optimizer.build(config.optimizer), meta_batch,
@@ -179,8 +180,8 @@ def lower(config, aim, train_images=None):
       lambda: build.initial_state(config, algorithm, images.shape[1:]))
   key = jax.eval_shape(lambda: episodes.stream_key(
       config.seed, episodes.Stream.TRAIN))
-  on_host = config.data.store == 'host' or (
-      config.data.store == 'auto' and _size(images) > aim.chip.memory / 2)
+  on_host = store.place_of(
+      config.data.store, _size(images), aim.chip.memory) == 'host'
   channels = images.shape[-1]
   arrays = store.Arrays(
       None if on_host else _abstract(
@@ -207,8 +208,7 @@ def _images(config, chosen, count):
     if not built.data_path.exists():
       raise UserError(f'{c.name} is not built here: build it, or say how many '
                       'training images it has, by --train_images')
-    count = sum(built.info.splits[split].num_examples
-                for split in config.train.classes.split('+'))
+    count = built.info.splits[config.train.classes].num_examples
     shape = built.info.features['image'].shape
   else:
     shape = chosen.source.image_shape
@@ -391,7 +391,7 @@ def main(argv=None):
   """Runs the command line; returns the exit code."""
   argv = sys.argv[1:] if argv is None else argv
   if {'-h', '--help'} & set(argv):
-    print(__doc__)
+    program.show(__doc__)
     return 0
   # The target is not here, and its library must not look for it.
   jax.config.update('jax_platforms', 'cpu')

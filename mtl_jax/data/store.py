@@ -13,6 +13,7 @@ import numpy as np
 
 from mtl_jax import files
 from mtl_jax.data import building, feed, pixels, sources
+from mtl_jax.data.source import names_of
 from mtl_jax.errors import UserError, check_choice, first_line
 
 # Of a device's free memory, the part that pixels may take.
@@ -97,14 +98,24 @@ def place(wanted, store, device):
     store: the split.
     device: one of those that compute.
   """
+  memory = device.memory_stats() if device.platform != 'cpu' else None
+  free = (memory or {}).get('bytes_limit', math.inf) - (
+      memory or {}).get('bytes_in_use', 0)
+  return place_of(wanted, store.images.nbytes, free)
+
+
+def place_of(wanted, size, free):
+  """Returns where pixels are kept: 'device' or 'host'.
+
+  Args:
+    wanted: as of `place`.
+    size: of the pixels, in bytes.
+    free: bytes of the device's memory.
+  """
   check_choice('config.data.store', wanted, feed.PLACES)
   if wanted != 'auto':
     return wanted
-  memory = device.memory_stats() if device.platform != 'cpu' else None
-  if not memory or 'bytes_limit' not in memory:
-    return 'device'
-  free = memory['bytes_limit'] - memory.get('bytes_in_use', 0)
-  return 'device' if store.images.nbytes <= _PART * free else 'host'
+  return 'device' if size <= _PART * free else 'host'
 
 
 def constants(normalise=True, mean=(), std=()):
@@ -158,8 +169,7 @@ def _check_classes(name, split, found, built):
   source, variant = sources.find(name)
   if not source.put:
     return  # no lists are published
-  of_split = source.classes(variant)
-  wanted = [c for part in split.split('+') for c in of_split[part]]
+  wanted = names_of(source.classes(variant), split)
   strange = sorted({*wanted} ^ {*found})
   if strange:
     raise UserError(
