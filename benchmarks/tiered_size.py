@@ -40,6 +40,13 @@ _SPLITS = {'train': 'train', 'validation': 'val', 'test': 'test'}
 _TASKS, _IMAGES = 2, 32  # of a step by configs/mini_5shot_cpu.py
 
 
+def sizes(per_class=None):
+  """Returns split -> wnid -> number of images, in label order."""
+  true = tiered_imagenet.sizes()
+  return {split: {wnid: per_class or true[wnid] for wnid in wnids}
+          for split, wnids in tiered_imagenet.SOURCE.classes('').items()}
+
+
 def classes(per_class=None, grain=1):
   """Yields (split, wnid, number of images, the different ones) in label order.
 
@@ -51,10 +58,9 @@ def classes(per_class=None, grain=1):
   Yields:
     The different images are uint8 [I, 84, 84, 3].
   """
-  rng, sizes = np.random.default_rng(0), tiered_imagenet.sizes()
-  for split, wnids in tiered_imagenet.SOURCE.classes('').items():
-    for wnid in wnids:
-      size = per_class or sizes[wnid]
+  rng = np.random.default_rng(0)
+  for split, of_split in sizes(per_class).items():
+    for wnid, size in of_split.items():
       tint = rng.integers(0, 100, 3) + [60, 40, 10]
       coarse = np.uint8(rng.integers(
           0, 90, (min(size, DIFFERENT), 12, 12, 3)) + tint)
@@ -84,14 +90,11 @@ def write_folders(folder, per_class):
 def write_labels(folder, per_class):
   """Writes what layouts a and b say of their images."""
   folder.mkdir(parents=True)
-  of_split = {}
-  for split, wnid, size, _ in classes(per_class):
-    of_split.setdefault(split, {})[wnid] = size
-  for split, sizes in of_split.items():
-    labels = np.repeat(np.arange(len(sizes)), list(sizes.values()))
+  for split, of_split in sizes(per_class).items():
+    labels = np.repeat(np.arange(len(of_split)), list(of_split.values()))
     with open(folder / f'{_SPLITS[split]}_labels.pkl', 'wb') as file:
       pickle.dump({'label_specific': labels,
-                   'label_specific_str': list(sizes)}, file, 2)
+                   'label_specific_str': list(of_split)}, file, 2)
 
 
 def write_pickles(folder, per_class):
@@ -115,8 +118,7 @@ def write_arrays(folder, per_class):
   write_labels(folder, per_class)
   for split, of_split in itertools.groupby(
       classes(per_class, grain=32), key=lambda of_class: of_class[0]):
-    of_split = list(of_split)
-    total = sum(size for _, _, size, _ in of_split)
+    total = sum(sizes(per_class)[split].values())
     header = {'descr': '|u1', 'fortran_order': False,
               'shape': (total, 84, 84, 3)}
     with zipfile.ZipFile(folder / f'{_SPLITS[split]}_images.npz',
@@ -205,7 +207,7 @@ def run(folder, layout, per_class, steps, places):
         '| without mapped files (MB) |\n|---|---|---|---|---|---|', flush=True)
   start = time.monotonic()
   WRITE[layout](folder / 'files', per_class)
-  count = sum(size for _, _, size, _ in classes(per_class))
+  count = sum(sum(of.values()) for of in sizes(per_class).values())
   print(f'{count:,} images written in {time.monotonic() - start:.0f} s',
         file=sys.stderr, flush=True)
   env = {**os.environ, 'MTL_JAX_DATA': str(folder / 'data')}
