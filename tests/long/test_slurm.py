@@ -188,35 +188,29 @@ def test_two_tasks_train_as_one_process_does(cluster, whole):
   assert losses(whole) == pytest.approx(losses(workdir), rel=1e-4)
 
 
-def test_a_job_that_is_queued_again_resumes(cluster, whole):
+def interrupted(cluster, name, *interrupt, **fields):
+  """Interrupts a job at its first checkpoint; returns what `end` does of it."""
+  workdir = cluster.path / name
+  job = submit(cluster, workdir, **fields)
+  wait(lambda: list(workdir.glob('checkpoints/*/_CHECKPOINT_METADATA')))
+  cluster(*interrupt, job)
+  return workdir, *end(cluster, job)
+
+
+# The time limit, and a preemption with a grace time, send SIGTERM.
+@pytest.mark.parametrize('interrupt, said', [
+    (('scontrol', 'requeue'), 'restart 1 of 20'),
+    (('scancel', '--signal=TERM'), 'the job is queued again')])
+def test_a_job_that_is_queued_again_resumes(interrupt, said, cluster, whole):
   """It would begin anew, or be cancelled."""
-  workdir = cluster.path / 'requeued'
-  job = submit(cluster, workdir)
-  wait(lambda: list(workdir.glob('checkpoints/*/_CHECKPOINT_METADATA')))
-  cluster('scontrol', 'requeue', job)
-  over, printed = end(cluster, job)
+  workdir, over, printed = interrupted(cluster, interrupt[1], *interrupt)
   assert over == 'COMPLETED', printed
-  assert 'restart 1 of 20' in printed and 'esum' in printed
-  assert losses(workdir) == losses(whole)
-
-
-def test_a_job_that_is_told_to_end_queues_itself_again(cluster, whole):
-  """The time limit, and a preemption with a grace time, send SIGTERM."""
-  workdir = cluster.path / 'told'
-  job = submit(cluster, workdir)
-  wait(lambda: list(workdir.glob('checkpoints/*/_CHECKPOINT_METADATA')))
-  cluster('scancel', '--signal=TERM', job)
-  over, printed = end(cluster, job)
-  assert over == 'COMPLETED', printed
-  assert 'the job is queued again' in printed
+  assert said in printed and 'esum' in printed
   assert losses(workdir) == losses(whole)
 
 
 def test_a_job_that_is_cancelled_stays_so(cluster):
-  workdir = cluster.path / 'cancelled'
-  job = submit(cluster, workdir, config__train__max_epochs=6)
-  wait(lambda: list(workdir.glob('checkpoints/*/_CHECKPOINT_METADATA')))
-  cluster('scancel', job)
-  over, printed = end(cluster, job)
+  _, over, printed = interrupted(cluster, 'cancelled', 'scancel',
+                                 config__train__max_epochs=6)
   assert over == 'CANCELLED', printed
   assert 'queued again' not in printed
