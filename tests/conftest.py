@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import signal
 import zipfile
 
 import pytest
@@ -30,6 +31,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(ROOT / '.cache/jax'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 os.environ.setdefault('MTL_JAX_DATA', str(ROOT / '.data'))
+# A shell starts what is in its background with Ctrl-C ignored, and commands of
+# the tests would inherit this.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def unpack_old_run(path):
