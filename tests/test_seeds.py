@@ -1,6 +1,7 @@
 """Several seeds of one config: one after another, and side by side."""
 
 import json
+import shutil
 
 import command
 import jax
@@ -160,9 +161,10 @@ def test_every_method_can_be_mapped_over_seeds(method):
   run.compiled(2).step.trace(states, stores.arrays(store), keys, None)
 
 
-def test_the_command_ends_with_a_table_of_the_seeds(in_turn):
+def test_the_command_ends_with_a_table_of_the_seeds(in_turn, tmp_path):
   """The runs are finished: it tests them again, and writes the table."""
-  path, results = in_turn
+  finished, results = in_turn
+  path = shutil.copytree(finished, tmp_path / 'runs')
   flags = command.arguments(
       path, config__seeds='0,3', config__log__every_steps=1,
       config__parallel__devices=1, config__train__max_epochs=5,
