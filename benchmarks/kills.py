@@ -177,6 +177,9 @@ def parse(argv=None):
 def main(argv=None):
   """Runs rounds until there were enough signals; returns the exit code."""
   args = parse(argv)
+  # A shell starts what is in its background with Ctrl-C ignored, which the runs
+  # would inherit.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
   folder = (args.folder or pathlib.Path(tempfile.mkdtemp())).absolute()
   folder.mkdir(parents=True, exist_ok=True)
   counts, wrong, number = collections.Counter(), [], 0
