@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtl_jax import processes
+from mtl_jax import early, processes
 from mtl_jax.errors import UserError, check_choice, first_line
 
 AXIS = 'tasks'  # the name of the axis of devices
@@ -135,7 +135,7 @@ def memory_errors(remedy=_SMALLER):
 
 @contextlib.contextmanager
 def interrupt_ends(last_line, preempted=False):
-  """Lets Ctrl-C end the process at once, with code 130 and one line.
+  """Lets Ctrl-C end the process at once, with one line.
 
   Python would raise an exception wherever it is. In a callback of JAX that
   exception is lost, and the run goes on. Elsewhere the interpreter would end
@@ -146,8 +146,8 @@ def interrupt_ends(last_line, preempted=False):
     last_line: () -> text for stderr.
     preempted: whether SIGTERM does the same, with its own code.
   """
-  codes = {signal.SIGINT: 130} | (
-      {signal.SIGTERM: processes.PREEMPTED} if preempted else {})
+  codes = {signal.SIGINT: early.STOPPED} | (
+      {signal.SIGTERM: early.PREEMPTED} if preempted else {})
 
   def end(number, _):
     os.write(processes.stderr(), f'\n{last_line()}\n'.encode())

@@ -39,20 +39,23 @@ place of --checkpoint; see docs/weights.md.
 import sys
 import traceback
 
-from absl import logging
+from mtl_jax import early, program
 
-from mtl_jax import devices, files, processes, program
-from mtl_jax.config import flags, help
-from mtl_jax.errors import AgreedError, UserError, first_line
-from mtl_jax.report import formats, table
-from mtl_jax.run import (
-  checkpoint,
-  evaluate_mode,
-  features_file,
-  loop,
-  seeds,
-  workdir,
-)
+with early.stops(program.tag('mtl_jax')):
+  from absl import logging
+
+  from mtl_jax import devices, files, processes
+  from mtl_jax.config import flags, help
+  from mtl_jax.errors import AgreedError, UserError, first_line
+  from mtl_jax.report import formats, table
+  from mtl_jax.run import (
+    checkpoint,
+    evaluate_mode,
+    features_file,
+    loop,
+    seeds,
+    workdir,
+  )
 
 
 def main(argv=None):
@@ -65,13 +68,14 @@ def main(argv=None):
   logging.set_verbosity(logging.FATAL)
   command = None
   try:
-    command = flags.parse(sys.argv[1:] if argv is None else argv,
-                          workdir.saved_config)
+    tag = program.tag('mtl_jax')
+    with early.stops(tag):
+      command = flags.parse(sys.argv[1:] if argv is None else argv,
+                            workdir.saved_config)
     if command.help:
       program.show(help.text(
           program.usage(__doc__, 'mtl_jax.main'), command.config))
     else:
-      tag = program.tag('mtl_jax')
       processes.start(command.place, tag)
       with devices.interrupt_ends(lambda: f'{tag}: {_stopped(command)}',
                                   preempted=command.place is None):
@@ -82,7 +86,8 @@ def main(argv=None):
     return _end(2, str(error), alone=True)
   except (SystemExit, KeyboardInterrupt) as error:
     line = _stopped(command) if command else 'stopped'
-    return _end(getattr(error, 'code', 130), line if processes.leads() else '')
+    return _end(getattr(error, 'code', early.STOPPED),
+                line if processes.leads() else '')
   except Exception as error:
     if processes.count() == 1:
       raise

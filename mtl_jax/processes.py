@@ -21,8 +21,7 @@ from jax.experimental import multihost_utils
 
 from mtl_jax.errors import AgreedError, UserError, first_line
 
-# Exit codes, beside 2 of a UserError and 130 of Ctrl-C.
-PREEMPTED = 75  # SIGTERM: the same command resumes
+# Exit code, beside 2 of a UserError and those of signals.
 LOST = 76  # another process is gone, or does not answer
 
 # Flags of mtl_jax.main: those of jax.distributed.initialize, and limits in

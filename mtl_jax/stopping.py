@@ -7,7 +7,7 @@ import signal
 
 from jax.experimental import multihost_utils
 
-from mtl_jax import processes
+from mtl_jax import early, processes
 
 
 @contextlib.contextmanager
@@ -49,7 +49,7 @@ def noticed():
     for number, handler in before.items():
       signal.signal(number, handler or signal.SIG_DFL)
     if several and before:
-      signal.signal(signal.SIGTERM, lambda *_: os._exit(processes.PREEMPTED))
+      signal.signal(signal.SIGTERM, lambda *_: os._exit(early.PREEMPTED))
   if got and not several:
     raise ended(got[0])
 
@@ -57,4 +57,4 @@ def noticed():
 def ended(number):
   """Returns the exception that ends a run because of a signal."""
   return (KeyboardInterrupt() if number == signal.SIGINT
-          else SystemExit(processes.PREEMPTED))
+          else SystemExit(early.PREEMPTED))

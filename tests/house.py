@@ -17,7 +17,8 @@ FLOORS = (('', *COMMANDS), ('run',), ('config',), ('evaluate',), ('train',),
           ('algorithms',), ('heads',), ('models', 'solvers', 'ntk'), ('data',),
           ('devices', 'processes', 'stopping', 'writers'),
           ('files', 'unpickle', 'weight_files'),
-          ('fields', 'fonts', 'registry', 'progress'), ('errors', 'program'))
+          ('fields', 'fonts', 'registry', 'progress'),
+          ('early', 'errors', 'program'))
 MAY_TAKE_CONFIG = (*COMMANDS, 'run', 'config')
 LONGEST_FUNCTION = 60
 

@@ -9,6 +9,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 
 import command
 import jax
@@ -180,6 +181,27 @@ def copy_of(finished, tmp_path):
   path = tmp_path / 'run'
   shutil.copytree(finished[0], path)
   return path
+
+
+IMPORTS = """
+import os, sys
+class Finder:
+  def find_spec(self, name, path=None, target=None):
+    if name == 'jax':
+      os.kill(os.getpid(), int(sys.argv[1]))
+sys.meta_path.insert(0, Finder())
+from mtl_jax import main
+"""
+
+
+@pytest.mark.parametrize('number, code', [
+    (signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_while_python_imports(number, code):
+  """Fails if it gets a traceback, or no code that a scheduler knows."""
+  result = command.run([str(int(number))], ('-c', IMPORTS))
+  assert result.returncode == code
+  assert result.stderr.split('\n') == [
+      '', 'mtl_jax: stopped before it began', '']
 
 
 def test_a_workdir_that_is_somebodys_folder(tmp_path):

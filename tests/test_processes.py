@@ -12,7 +12,7 @@ from etils import epath
 from tiny_run import lasting
 
 from launch import local
-from mtl_jax import main, processes
+from mtl_jax import early, main, processes
 from mtl_jax.config import flags
 from mtl_jax.errors import UserError
 from mtl_jax.run import metrics, workdir
@@ -192,4 +192,4 @@ def test_the_launcher_ends_all_when_one_is_killed():
 
 
 def test_the_launcher_passes_a_signal_on():
-  assert local.main(['--processes=1', '--', '-'], TERM) == processes.PREEMPTED
+  assert local.main(['--processes=1', '--', '-'], TERM) == early.PREEMPTED
