@@ -91,6 +91,12 @@ _FC100 = _published(
         field: (value, 'the source has no epochs: 1000 steps')
         for field, value in {'train.epoch_tasks': 320,
                              'train.max_epochs': 100}.items()})
+# Of benchmarks/search.py.
+_CHOSEN = {
+    'glyphs': {'optimizer.learning_rate': 3e-3},
+    'omniglot': {'optimizer.learning_rate': 3e-3},
+    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
+}
 RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,
     ('mini_imagenet', 1, 'published'): _one_shot(_MINI),
@@ -98,8 +104,8 @@ RECIPES = base.with_neighbours({
     ('cifar_fs', 1, 'published'): _one_shot(_CIFAR_FS),
     ('fc100', 5, 'published'): _FC100,
     ('fc100', 1, 'published'): _one_shot(_FC100),
-    **base.small_recipes(
-        _MINI, base.SMALL_TRAINING | {'method.inner_rate': 0.1}),
+    **base.cpu_recipes(_MINI, {}, {
+        'small': {5: 800, 1: 1330}, 'mini': {5: 750, 1: 1250}}, _CHOSEN),
 })
 
 

@@ -208,42 +208,72 @@ def resnet12(small_images=False, **options):
           'augment.saturation': 0.4}
 
 
-# Benchmarks of ours that are small enough for a CPU, with their scales.
-SMALL = (('glyphs', 'cpu'), ('glyphs', 'fast'), ('omniglot', 'cpu'))
-# The settings that all methods but MTL and whole-class training share there:
-# tasks of 5 ways with 5 + 5 images per class.
-SMALL_TRAINING = {
+# Benchmarks that two CPU cores are enough for: (name, scale, share of steps).
+_SMALL = (('glyphs', 'cpu', 1.), ('glyphs', 'fast', 0.25),
+          ('omniglot', 'cpu', 1.))
+_MINI = (('mini_imagenet', 'cpu', 1.),)
+# The settings that methods share there, unless they say otherwise: tasks of 5
+# ways with K + 5 images per class.
+_SMALL_TRAINING = {
     'train.ways': 5, 'train.shots': 5, 'train.queries': 5,
-    'train.meta_batch': 4, 'train.epoch_tasks': 800, 'train.max_epochs': 3,
-    'train.stop_patience': 0,
-    'optimizer.name': 'adam', 'optimizer.learning_rate': 3e-3,
-    'optimizer.weight_decay': 0., 'optimizer.schedule': 'cosine',
-    'optimizer.decay_epochs': 3, 'optimizer.step_epochs': (),
-    'optimizer.step_scales': (), 'parallel.cpu_devices': 2,
+    'train.meta_batch': 4, 'train.max_epochs': 3, 'train.stop_patience': 0,
+    'optimizer.name': 'adam', 'optimizer.weight_decay': 0.,
+    'optimizer.schedule': 'cosine', 'optimizer.decay_epochs': 3,
+    'optimizer.step_epochs': (), 'optimizer.step_scales': (),
+    'parallel.cpu_devices': 2,
+}
+_MINI_TRAINING = _SMALL_TRAINING | {
+    'train.meta_batch': 2, 'train.max_epochs': 5, 'optimizer.decay_epochs': 5,
+}
+# Of training whose classes all compete: few passes, at a high rate.
+SGD = {
+    'optimizer.name': 'sgd', 'optimizer.momentum': 0.9,
+    'optimizer.nesterov': True, 'optimizer.weight_decay': 5e-4,
+    'optimizer.schedule': 'cosine',
 }
 # Where all layers adapt, each task has kernels of its own. A CPU is then
 # fastest with one task at a time, and outside of a loop.
-SMALL_ALL_LAYERS = SMALL_TRAINING | {
-    'parallel.tasks_at_once': 1, 'parallel.unroll_passes': True,
-    'train.epoch_tasks': 480,
-}
+ALL_LAYERS = {'parallel.tasks_at_once': 1, 'parallel.unroll_passes': True}
 # What a small recipe takes from the nearest published one: how it trains and
 # which head is tested, but neither network, data nor protocol.
 _TAKEN = ('train', 'optimizer', 'method', 'heads', 'validation.head',
           'eval.heads')
 
 
-def small_recipes(nearest, changes, benchmarks=SMALL, shots=None):
-  """Returns RECIPES of ours for a small machine or benchmark.
+def cpu_recipes(nearest, changes, steps, chosen):
+  """Returns RECIPES of ours for two CPU cores.
+
+  A training takes about a minute on a small benchmark and 25 minutes on
+  mini-ImageNet, by every method.
+
+  Args:
+    nearest: the nearest published Recipe.
+    changes: overrides on top of it, everywhere.
+    steps: 'small' and 'mini' -> {K: steps of an epoch}. Training and test tasks
+      have K shots; None: one training for all shots.
+    chosen: benchmark -> overrides that benchmarks/search.py chose.
+  """
+  recipes = {}
+  for size, benchmarks, training in (
+      ('small', _SMALL, _SMALL_TRAINING), ('mini', _MINI, _MINI_TRAINING)):
+    for benchmark, scale, share in benchmarks:
+      for shots, count in steps[size].items():
+        values = (training | ({'train.shots': shots} if shots else {})
+                  | changes | chosen[benchmark])
+        recipes[benchmark, shots, scale] = small_recipe(nearest, values | {
+            'train.epoch_tasks':
+                int(share * count) * values['train.meta_batch']})
+  return recipes
+
+
+def small_recipe(nearest, changes):
+  """Returns a Recipe of ours for a small machine or benchmark.
 
   Args:
     nearest: the nearest published Recipe.
     changes: overrides on top of it.
-    benchmarks: pairs (benchmark, scale).
-    shots: K of the test; None: any.
   """
   taken = {field: value for field, value in nearest.overrides.items()
            if field in _TAKEN or field.partition('.')[0] in _TAKEN}
-  recipe = Recipe(taken | changes, nearest.source, ours=True,
-                  published=nearest.stated())
-  return {(benchmark, shots, scale): recipe for benchmark, scale in benchmarks}
+  return Recipe(taken | changes, nearest.source, ours=True,
+                published=nearest.stated())

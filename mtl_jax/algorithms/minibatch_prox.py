@@ -81,6 +81,12 @@ def _published(shots, test_batch, meta_batch=5, l2=0.1):
 
 
 _MINI = _published(5, test_batch=15)
+# Of benchmarks/search.py.
+_CHOSEN = {
+    'glyphs': {'optimizer.learning_rate': 1.},
+    'omniglot': {'optimizer.learning_rate': 1.},
+    'mini_imagenet': {'optimizer.learning_rate': 1.},
+}
 RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,
     ('mini_imagenet', 1, 'published'): _published(1, test_batch=5),
@@ -88,14 +94,13 @@ RECIPES = base.with_neighbours({
         5, test_batch=20, meta_batch=20, l2=10.),
     ('tiered_imagenet', 1, 'published'): _published(
         1, test_batch=15, meta_batch=20, l2=10.),
-    **base.small_recipes(_MINI, base.SMALL_ALL_LAYERS | {
-        'train.shots': 5, 'train.queries': 5, 'method.inner_rate': 3e-3,
-        'method.inner_steps': 6, 'method.inner_batch': 25,
-        'method.test_steps': 6, 'method.test_batch': 0,
-        'method.batch_norm': 'support', 'train.epoch_tasks': 720,
-        'optimizer.name': 'sgd', 'optimizer.learning_rate': 1.,
-        'optimizer.momentum': 0., 'optimizer.schedule': 'linear',
-    }),
+    **base.cpu_recipes(_MINI, base.ALL_LAYERS | {
+        'method.inner_rate': 3e-3, 'method.inner_steps': 6,
+        'method.inner_batch': 25, 'method.test_steps': 6,
+        'method.test_batch': 0, 'method.batch_norm': 'support',
+        'optimizer.name': 'sgd', 'optimizer.momentum': 0.,
+        'optimizer.schedule': 'linear',
+    }, {'small': {None: 250}, 'mini': {None: 280}}, _CHOSEN),
 })
 
 

@@ -84,43 +84,26 @@ def _published(test_shots, shots, queries, meta_batch, small_images=False,
 
 
 _MINI = _published(5, 5, 5, 2)
-# configs/glyphs_5shot.py gives the reasons.
-_GLYPHS = {
-    'train.shots': 2, 'train.queries': 2, 'train.meta_batch': 8,
-    'optimizer.name': 'adam', 'optimizer.learning_rate': 2e-3,
-    'method.head_init': 'shared', 'method.normalise_train_features': False,
+# configs/glyphs_5shot.py and mini_5shot_cpu.py give the reasons.
+_CPU = {
+    'train.ways': 80, 'train.shots': 1, 'train.queries': 0,
+    'train.meta_batch': 2, 'method.head_init': 'shared',
+    'method.normalise_train_features': False,
 }
-_QUICK = {  # counted in steps, so that the time is known beforehand
-    'train.epoch_tasks': 800, 'train.max_epochs': 3,
-    'optimizer.learning_rate': 3e-3, 'optimizer.schedule': 'cosine',
-    'optimizer.decay_epochs': 3,
+# Of benchmarks/search.py. A task of mini-ImageNet has half of its classes.
+_CHOSEN = {
+    'glyphs': {'optimizer.learning_rate': 3e-3},
+    'omniglot': {'optimizer.learning_rate': 3e-3},
+    'mini_imagenet': base.SGD | {
+        'train.ways': 32, 'optimizer.learning_rate': 0.1},
 }
-# As for glyphs, but with few classes: a task holds about half of them. All
-# trials raised ways and rate together: see docs/omniglot.md.
-_OMNIGLOT = {
-    'train.ways': 160, 'train.shots': 1, 'train.queries': 0,
-    'train.meta_batch': 1, 'optimizer.learning_rate': 6e-3,
-    'train.epoch_tasks': 100, 'train.max_epochs': 6,
-    'optimizer.schedule': 'cosine', 'optimizer.decay_epochs': 6,
-}
-_SGD = {
-    'method.normalise_train_features': False, 'train.max_epochs': 5,
-    'train.stop_patience': 0, 'optimizer.name': 'sgd',
-    'optimizer.learning_rate': 0.1, 'optimizer.nesterov': True,
-    'optimizer.weight_decay': 5e-4, 'optimizer.schedule': 'cosine',
-    'optimizer.decay_epochs': 5,
-}
-# configs/mini_5shot_cpu.py and mini_5shot_fast.py give the reasons.
-_FREE = _MINI._replace(source='')
-_MINI_CPU = _SGD | {
-    'train.ways': 32, 'train.shots': 1, 'train.queries': 0,
-    'method.head_init': 'shared', 'train.meta_batch': 2,
-    'train.epoch_tasks': 1920, 'parallel.cpu_devices': 2,
-}
-_MINI_FAST = _SGD | {
+# configs/mini_5shot_fast.py gives the reasons.
+_MINI_FAST = base.SGD | {
+    'method.normalise_train_features': False, 'train.stop_patience': 0,
     'train.ways': 64, 'train.shots': 1, 'train.queries': 1,
-    'train.meta_batch': 1,
+    'train.meta_batch': 1, 'train.max_epochs': 5,
     'train.epoch_tasks': 1500,  # five passes over the images
+    'optimizer.learning_rate': 0.1, 'optimizer.decay_epochs': 5,
 }
 RECIPES = {
     ('mini_imagenet', 5, 'published'): _MINI,
@@ -133,13 +116,10 @@ RECIPES = {
         5, 5, 5, 6, small_images=True, normalise=False),
     ('fc100', 1, 'published'): _published(
         1, 1, 4, 1, small_images=True, normalise=False),
-    **base.small_recipes(_MINI, _GLYPHS, [('glyphs', 'cpu')]),
-    **base.small_recipes(_MINI, _GLYPHS | _QUICK, [('glyphs', 'fast')]),
-    **base.small_recipes(_MINI, _GLYPHS | _OMNIGLOT, [('omniglot', 'cpu')]),
-    **base.small_recipes(
-        _FREE, _MINI_CPU, [('mini_imagenet', 'cpu')], shots=5),
-    **base.small_recipes(
-        _FREE, _MINI_FAST, [('mini_imagenet', 'fast')], shots=5),
+    **base.cpu_recipes(_MINI, _CPU, {
+        'small': {None: 1000}, 'mini': {None: 1200}}, _CHOSEN),
+    ('mini_imagenet', 5, 'fast'): base.small_recipe(
+        _MINI._replace(source=''), _MINI_FAST),
 }
 
 

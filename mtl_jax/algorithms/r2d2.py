@@ -78,14 +78,21 @@ def _all_shots(benchmark, *args, **options):
 
 
 _MINI = _all_shots('mini_imagenet', 16, 15, scale=1e-4, drop=0.1)
+# Of benchmarks/search.py.
+_CHOSEN = {
+    'glyphs': {'optimizer.learning_rate': 3e-3},
+    'omniglot': {'optimizer.learning_rate': 3e-3},
+    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
+}
 RECIPES = base.with_neighbours({
     **_MINI,
     **_all_shots('cifar_fs', 20, 12, scale=10., drop=0.4),
     # A character has 20 drawings.
     **_all_shots('omniglot', 60, 10, scale=10., drop=0., most=20),
-    **base.small_recipes(
-        _MINI['mini_imagenet', 5, 'published'], base.SMALL_TRAINING | {
-            'method.max_shots': 0, 'method.scale': 10.}),
+    **base.cpu_recipes(
+        _MINI['mini_imagenet', 5, 'published'],
+        {'method.max_shots': 0, 'method.scale': 10.},
+        {'small': {None: 800}, 'mini': {None: 750}}, _CHOSEN),
 })
 
 
