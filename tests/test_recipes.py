@@ -427,6 +427,7 @@ def test_an_option_of_a_method_that_was_added_later_has_its_default(tmp_path):
 @pytest.mark.parametrize('normalise', [True, False])
 def test_all_splits_are_normalised_or_none(normalise):
   config = config_of('quickstart.py', '--config.data.name=glyphs/tiny',
+                     '--config.train.ways=5',
                      f'--config.data.normalise={normalise}')
   for store in parts.make_run(config).splits.values():
     plain = np.all(store.mean == 0) and np.all(store.std == 1)

@@ -9,8 +9,10 @@ import ast
 import contextlib
 import importlib
 import io
+import itertools
 import json
 import os
+import pathlib
 import re
 import shlex
 import shutil
@@ -71,9 +73,6 @@ SMALLEST = [
      ['--methods=protonet', '--choices=loop', '--data=glyphs/tiny',
       '--width=4', '--repeats=1', '--out=steps.json'],
      '| protonet | loop |'),
-    ('methods',
-     ['--data=glyphs', '--methods=mtl', '--out=runs'],
-     'Raw pixels, logistic head:'),
     ('ntk',
      ['--points=20', '--depth=2', '--dims', '3', '--repeats=1'],
      '20 points of 3'),
@@ -81,6 +80,11 @@ SMALLEST = [
      ['--ways', '1x1-jit', '--steps=2', '--config.data.name=glyphs/tiny',
       '--config.model.width=4', '--out=processes.png'],
      '| 1x1-jit | '),
+    ('reproduce',
+     ['--scale=cpu', '--only=glyphs/anil_5shot_seed0'], '0 trainings are left'),
+    ('search',
+     ['--benchmarks=glyphs', '--methods=protonet', '--share=0.0004'],
+     '| glyphs | protonet | learning_rate 0.001: '),
     ('seeds',
      ['--seeds=0,1', '--steps=1', '--config.data.name=glyphs/tiny',
       '--config.model.width=4', '--config.train.meta_batch=2'],
@@ -212,24 +216,72 @@ def prepare_processes(module, home, monkeypatch, request):
       x for x in flags if 'cpu_devices' not in x]))
 
 
+def prepare_reproduce(module, home, monkeypatch, request):
+  """Lets a finished run take the place of a training."""
+  path = request.getfixturevalue('launched')[1]
+  monkeypatch.setattr(module, 'train', lambda training, to, deadline: bool(
+      shutil.copytree(path, to)))
+  monkeypatch.setattr(module, 'cost', lambda config: {'flops_per_step': 1.})
+
+
+def prepare_search(module, home, monkeypatch, request):
+  """Makes a trial small."""
+  config_of = module.config_of
+  def tiny(*args):
+    config = config_of(*args)
+    config.data.name, config.model.width = 'glyphs/tiny', 4
+    config.validation.update({'tasks': 2, 'queries': 2})
+    config.train.update({'ways': 5, 'meta_batch': 2, 'epoch_tasks': 4})
+    return config
+  monkeypatch.setattr(module, 'config_of', tiny)
+  monkeypatch.setattr(module, 'rates_of', lambda *names: (1e-3,))
+  monkeypatch.setattr(module, 'FOURTH', {'protonet': {'train.shots': 2}})
+
+
 PREPARED = {'processes': prepare_processes,
             'build_mini_imagenet': prepare_mini_imagenet,
             'heads': prepare_peers,
             'independent': prepare_peer('torch', 'qpth'),
             'torch_weights': prepare_peer('torch', 'safetensors'),
-            'methods': prepare_finished_run,
+            'reproduce': prepare_reproduce, 'search': prepare_search,
             'calibration': prepare_finished_run,
             'serve': prepare_finished_run,
             'svm_optimum': prepare_finished_run,
             'unequal_support': prepare_finished_run}
 
 
-@pytest.mark.parametrize('benchmark', ('omniglot', 'glyphs'))
-def test_the_flags_for_the_runs_of_all_methods_are_valid(benchmark, home):
-  module = importlib.import_module('methods')
-  args = module.parse([f'--data={benchmark}'])
-  for method in algorithms.METHODS:
-    check_main(module.flags_of(method, home / 'run', args), home)
+@pytest.mark.parametrize('scale', ('cpu', 'gpu'))
+def test_the_commands_of_all_cells_are_valid(scale, home):
+  module = importlib.import_module('reproduce')
+  trainings = [t for t in module.trainings(scale) if not t.seed]
+  cells = {(t.benchmark, t.method, k) for t in trainings for k in t.shots}
+  methods = algorithms.METHODS if scale == 'cpu' else ('mtl', 'metaoptnet')
+  assert cells >= set(itertools.product(
+      ('mini_imagenet', 'tiered_imagenet', 'cifar_fs', 'fc100'), methods,
+      (1, 5)))
+  for training in trainings:
+    check_main(training.flags(home / 'run'), home)
+
+
+def test_the_record_of_a_cell_is_what_the_run_says(launched, home):
+  module = importlib.import_module('reproduce')
+  path = pathlib.Path(shutil.copytree(launched[1], home / 'run'))
+  training = module.Training('cpu', 'mini_imagenet', 'mtl', 0, (5,))
+  module.write_records(training, path, home / 'results', home / 'runs')
+  file, = (home / 'results').rglob('*.json')
+  record = json.loads(file.read_text())
+  result = json.loads((path / 'test.json').read_text())
+  config = json.loads((path / 'config.json').read_text())
+  assert record['test']['accuracy'] == result['accuracy']
+  answers = result['ways'] * result['queries'] * result['num_tasks']
+  assert sum(record['test']['correct']) / answers == pytest.approx(
+      result['accuracy'])
+  c, training = config['train'], record['training']
+  assert training['images'] == training['steps'] * c['meta_batch'] * c[
+      'ways'] * (c['shots'] + c['queries'])
+  assert training['epochs'] == c['max_epochs'] == len(training['curve'])
+  assert training['flops_per_step'] > 1e6
+  assert record['config'] == config
 
 
 # --- The commands of the pages. ---

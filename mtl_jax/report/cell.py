@@ -89,10 +89,11 @@ def _training(config, records, environment, cost):
   tasks = environment['meta_batch']
   images = tasks * config.train.ways * (
       config.train.shots + config.train.queries)
-  seconds, before, validation, curve, losses = 0., 0, 0., [], []
+  seconds, before, validation, curve, losses, paces = 0., 0, 0., [], [], []
   for record in records:
     if 'tasks_per_second' in record:
-      seconds += (record['step'] - before) * tasks / record['tasks_per_second']
+      paces.append(tasks / record['tasks_per_second'])
+      seconds += (record['step'] - before) * paces[-1]
       before = record['step']
       losses.append([record['step'], record['loss']])
     if 'validation_accuracy' in record:
@@ -106,6 +107,8 @@ def _training(config, records, environment, cost):
       'steps': before, 'epochs': before / epoch, 'tasks_per_step': tasks,
       'images_per_step': images, 'images': before * images,
       'images_per_epoch': epoch * images, 'seconds': seconds,
+      # The first steps are slower: they compile.
+      'step_seconds': float(np.median(paces[1:] or paces)) if paces else None,
       'validation_seconds': validation,
       'flops_per_step': cost.get('flops_per_step'),
       'parameters': cost.get('parameters'), 'curve': curve,

@@ -1,0 +1,384 @@
+"""Makes the comparison of the paper, cell by cell.
+
+    python benchmarks/reproduce.py --scale=cpu --minutes=120
+    python -m mtl_jax.report results/cpu --page=docs/comparison
+
+A cell is a method on a benchmark with 1 or 5 shots and a seed. Its record goes
+to OUT/SCALE/BENCHMARK/METHOD_KshotseedS.json as soon as it is finished, with
+what it cost and how it was made. A finished cell is not repeated; a training
+that was stopped resumes. So the same command goes on, in as many pieces as you
+like. OUT/SCALE/cells.json lists all cells and what is missing.
+
+    --scale=cpu     CNN-4, two CPU cores: about 14 hours in all
+    --scale=gpu     the published settings, ResNet-12, one accelerator; in the
+                    order of their worth, MTL first
+    --prepare       builds the data sets and compiles the steps, no more
+    --minutes=N     ends after N minutes; the training in progress is saved
+    --only=TEXT     cells whose name has TEXT: mini_imagenet/mtl_5shot
+    --list          prints the cells, their state and their commands
+
+Any further --config.field=value goes to every training.
+
+Where a method has one training for all shots, it makes the cells of both.
+"""
+
+import argparse
+import datetime
+import itertools
+import json
+import math
+import os
+import pathlib
+import platform
+import re
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+
+from launch import chips, preflight
+from mtl_jax import algorithms, devices, files
+from mtl_jax.config import flags, load_config
+from mtl_jax.data import sources
+from mtl_jax.data import store as stores
+from mtl_jax.report import cell as cells
+from mtl_jax.run import parts, workdir
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHOTS = 5, 1
+
+
+class Benchmark(NamedTuple):
+  """How the cells of a data set are made.
+
+  configs: K -> name of the config.
+  flags: further ones.
+  seeds: of every method.
+  more_seeds: method -> seeds in place of these.
+  methods: in the order of their worth.
+  """
+
+  configs: dict
+  flags: tuple
+  seeds: tuple = (0,)
+  more_seeds: dict = {}
+  methods: tuple = tuple(algorithms.METHODS)
+
+
+_SMALL = ('--config.model.width=32', '--config.eval.tasks=1000',
+          '--config.validation.tasks=200', '--config.parallel.cpu_devices=2')
+_MINI = ('--config.eval.tasks=2000', '--config.validation.tasks=200')
+_MINI_CONFIGS = {5: 'mini_5shot_cpu', 1: 'mini_1shot_cpu'}
+_OTHERS = 'tiered_imagenet', 'cifar_fs', 'fc100'
+SCALES = {
+    'cpu': {
+        'glyphs': Benchmark({5: 'glyphs_5shot', 1: 'glyphs_1shot'}, _SMALL,
+                            (0, 1, 2)),
+        'omniglot': Benchmark({5: 'omniglot_5shot', 1: 'omniglot_1shot'},
+                              _SMALL, (0, 1, 2)),
+        'mini_imagenet': Benchmark(_MINI_CONFIGS, _MINI, more_seeds={
+            name: (0, 1) for name in ('mtl', 'anil', 'protonet', 'metaoptnet')
+        }),
+        **{name: Benchmark(_MINI_CONFIGS,
+                           (*_MINI, f'--config.data.name={name}'))
+           for name in _OTHERS},
+    },
+    'gpu': {
+        name: Benchmark({5: f'{short}_5shot', 1: f'{short}_1shot'},
+                        ('--config.model.dtype=bfloat16',),
+                        methods=('mtl', 'metaoptnet'))
+        for name, short in (
+            ('mini_imagenet', 'mini'), ('tiered_imagenet', 'tiered'),
+            ('cifar_fs', 'cifar_fs'), ('fc100', 'fc100'))},
+}
+# (benchmark, method, K) -> accuracy and the half-width of its interval in per
+# cent, network, source. Of CNN-4, or what comes nearest.
+_LEE = 'Lee et al. (2019)'
+_CNN4 = {
+    ('mini_imagenet', 'maml', 5): (63.11, 0.92, 'CNN-4, 32', 'Finn et al. '
+                                   '(2017)'),
+    ('mini_imagenet', 'maml', 1): (48.70, 1.84, 'CNN-4, 32', 'Finn et al. '
+                                   '(2017)'),
+    ('mini_imagenet', 'anil', 5): (61.00, None, 'CNN-4, 64', 'Deleu et al. '
+                                   '(2022)'),
+    ('mini_imagenet', 'anil', 1): (46.30, None, 'CNN-4, 64', 'Deleu et al. '
+                                   '(2022)'),
+    ('mini_imagenet', 'imaml', 1): (49.30, None, 'CNN-4', 'Rajeswaran et al. '
+                                    '(2019)'),
+    ('mini_imagenet', 'minibatch_prox', 5): (
+        64.15, None, 'CNN-4, 32', 'Zhou et al. (2019)'),
+    ('mini_imagenet', 'minibatch_prox', 1): (
+        48.51, None, 'CNN-4, 32', 'Zhou et al. (2019)'),
+    ('mini_imagenet', 'r2d2', 5): (68.8, None, '96 to 512 channels',
+                                   'Bertinetto et al. (2019)'),
+    ('mini_imagenet', 'r2d2', 1): (51.2, None, '96 to 512 channels',
+                                   'Bertinetto et al. (2019)'),
+    ('mini_imagenet', 'protonet', 5): (70.68, None, 'CNN-4', _LEE),
+    ('mini_imagenet', 'protonet', 1): (53.47, None, 'CNN-4', _LEE),
+    ('mini_imagenet', 'metaoptnet', 5): (68.76, None, 'CNN-4', _LEE),
+    ('mini_imagenet', 'metaoptnet', 1): (52.87, None, 'CNN-4', _LEE),
+}
+_WANG = 'Wang et al. (2021)'
+_RESNET = {
+    (name, method, shots): (value, None, 'ResNet-12', source)
+    for method, source, rows in (
+        ('mtl', _WANG, {'mini_imagenet': (77.72, 59.84),
+                        'tiered_imagenet': (83.69, 67.11),
+                        'cifar_fs': (84.1, 69.5), 'fc100': (57.7, 42.4)}),
+        ('metaoptnet', _LEE, {'mini_imagenet': (78.63, 62.64),
+                              'tiered_imagenet': (81.56, 65.99),
+                              'cifar_fs': (84.2, 72.0),
+                              'fc100': (55.5, 41.1)}))
+    for name, values in rows.items()
+    for shots, value in zip(SHOTS, values, strict=True)}
+PUBLISHED = {'cpu': _CNN4, 'gpu': _RESNET}
+
+
+class Training(NamedTuple):
+  """A training, which makes one or two cells."""
+
+  scale: str
+  benchmark: str
+  method: str
+  seed: int
+  shots: tuple  # of its cells; the first is that of its config
+  more: tuple = ()  # flags
+
+  @property
+  def name(self):
+    """Returns 'mini_imagenet/mtl_5shot_seed0'."""
+    return (f'{self.benchmark}/{self.method}_{self.shots[0]}shot_'
+            f'seed{self.seed}')
+
+  def record(self, out, shots):
+    """Returns the path of the record of one of its cells."""
+    return out / self.scale / self.benchmark / (
+        f'{self.method}_{shots}shot_seed{self.seed}.json')
+
+  def flags(self, path):
+    """Returns the flags of mtl_jax.main."""
+    benchmark = SCALES[self.scale][self.benchmark]
+    return [f'--config={benchmark.configs[self.shots[0]]}:{self.method}',
+            f'--config.seed={self.seed}', f'--workdir={path}',
+            *benchmark.flags,
+            *(f'--config.eval.also_shots={k},' for k in self.shots[1:]),
+            *self.more]
+
+
+def trainings(scale, more=()):
+  """Returns the Trainings of a scale in the order of their worth.
+
+  `more` are flags for all of them.
+  """
+  found = []
+  for name, benchmark in SCALES[scale].items():
+    for method in benchmark.methods:
+      config = load_config(f'{ROOT}/configs/{benchmark.configs[5]}.py:{method}')
+      recipes = algorithms.find(method).RECIPES
+      once = (config.recipe.benchmark, None, config.recipe.scale) in recipes
+      for seed in benchmark.more_seeds.get(method, benchmark.seeds):
+        found += [Training(scale, name, method, seed, shots, tuple(more))
+                  for shots in ([SHOTS] if once else [(k,) for k in SHOTS])]
+  # All methods once before any twice; in the order of the paper's table.
+  return sorted(found, key=lambda t: t.seed)
+
+
+def at_hand(name):
+  """Returns whether a data set is built, or needs no files to be built."""
+  source, _ = sources.find(name)
+  return not source.put or stores.builder(name, None).data_path.exists()
+
+
+def state(training, shots, out, runs):
+  """Returns 'done', 'begun', 'not run yet' or 'data not at hand'."""
+  if training.record(out, shots).exists():
+    return 'done'
+  if not at_hand(training.benchmark):
+    return 'data not at hand'
+  begun = (runs / training.scale / training.name / workdir.CONFIG).exists()
+  return 'begun' if begun else 'not run yet'
+
+
+def command(training, path):
+  """Returns the command of a training as a user types it."""
+  return ' '.join(['python -m mtl_jax.main', *training.flags(path)])
+
+
+def write_cells(all_trainings, out, runs):
+  """Writes cells.json, which the page reads; returns its contents."""
+  listed = [{
+      'scale': t.scale, 'benchmark': t.benchmark, 'method': t.method,
+      'shots': k, 'seed': t.seed, 'status': state(t, k, out, runs),
+      'command': command(t, f'runs/{t.scale}/{t.name}')}
+            for t in all_trainings for k in t.shots]
+  for scale, of_scale in itertools.groupby(listed, lambda c: c['scale']):
+    files.make(files.at(out / scale))
+    files.write(files.at(out / scale / 'cells.json'),
+                files.json_text(list(of_scale), indent=1) + '\n')
+  return listed
+
+
+def train(training, path, deadline):
+  """Trains and tests; returns whether it has ended.
+
+  At the deadline the training is told to save its state.
+
+  Raises:
+    SystemExit: it failed.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path.parent / f'{path.name}.log', 'a') as log:
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'mtl_jax.main', *training.flags(path)],
+        cwd=ROOT, stdout=log, stderr=log)
+    try:
+      code = process.wait(max(1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+      process.send_signal(signal.SIGTERM)
+      code = process.wait()
+    except KeyboardInterrupt:
+      process.send_signal(signal.SIGINT)
+      process.wait()
+      raise
+  if code not in (0, 75):
+    sys.exit(f'{training.name} ended with exit code {code}: see {log.name}')
+  return code == 0
+
+
+def cost(config):
+  """Returns the FLOPs of a step, of the compiled program, and parameters."""
+  here = jax.devices()[:parts.make_mesh(config)[1].size]
+  nowhere = chips.Chip(flops=1., memory=math.inf, bandwidth=1., links=1.)
+  lowered, _ = preflight.lower(config, preflight.Target('here', nowhere, here))
+  found = preflight.read(lowered, 0)
+  run = parts.make_run(config)
+  shape = run.splits['train'].images.shape[1:]
+  variables = jax.eval_shape(
+      run.algorithm.init, jax.random.key(0),
+      jax.ShapeDtypeStruct((2, *shape), 'float32'))
+  return {'flops_per_step': found.flops * len(here),
+          'unknown_loops': found.program.unknown_loops,
+          'parameters': sum(x.size for x in jax.tree.leaves(
+              variables['params']))}
+
+
+def cost_of(path, runs):
+  """Returns `cost` of a run, kept for runs that differ in the seed alone."""
+  config = workdir.saved_config(path)
+  kept = runs / 'costs' / (
+      workdir.of_training(config)['settings_sha256'] + '.json')
+  if not kept.exists():
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(cost(config)))
+  return json.loads(kept.read_text())
+
+
+def git(*words):
+  """Returns what git prints; None outside of a clone."""
+  try:
+    return subprocess.run(['git', *words], cwd=ROOT, check=True, text=True,
+                          capture_output=True).stdout.strip()
+  except (OSError, subprocess.CalledProcessError):
+    return None
+
+
+def processor():
+  """Returns the name of the processor."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+    found = re.search(r'model name\s*: (.*)', text)
+    return f'{found[1]}, {os.cpu_count()} cores'
+  except (OSError, TypeError):
+    return platform.processor()
+
+
+def write_records(training, path, out, runs):
+  """Writes the records of a finished training."""
+  (path / cells.COST).write_text(json.dumps(cost_of(path, runs)))
+  about = {
+      'commit': git('rev-parse', 'HEAD'),
+      'changed': bool(git('status', '--porcelain', '--untracked-files=no')),
+      'command': command(training, f'runs/{training.scale}/{training.name}'),
+      'date': datetime.date.today().isoformat(), 'processor': processor()}
+  for record in cells.of_run(path):
+    shots = record['cell']['shots']
+    record['cell'] |= {'scale': training.scale,
+                       'benchmark': training.benchmark}
+    known = PUBLISHED[training.scale].get(
+        (training.benchmark, training.method, shots))
+    if known:
+      value, half, network, source = known
+      record['published'] = {
+          'accuracy': value / 100, 'ci95': half and half / 100,
+          'network': network, 'source': source}
+    record['provenance'] |= about
+    file = training.record(out, shots)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write(files.at(file), files.json_text(record) + '\n')
+
+
+def prepare(wanted, runs):
+  """Builds the data sets and compiles every step once, into the cache."""
+  for training in wanted:
+    if at_hand(training.benchmark):
+      path = runs / 'prepared' / training.name
+      config = flags.parse(training.flags(path), workdir.saved_config).config
+      stores.prepare(config.data.name, config.data.dir, None)
+      print(f'{training.name}: {cost(config)}', flush=True)
+
+
+def parse(argv=None):
+  """Returns the flags."""
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--scale', choices=SCALES, default='cpu')
+  parser.add_argument('--minutes', type=float, default=math.inf)
+  parser.add_argument('--only', default='')
+  parser.add_argument('--out', type=pathlib.Path, default='results')
+  parser.add_argument('--runs', type=pathlib.Path, default='runs')
+  parser.add_argument('--prepare', action='store_true')
+  parser.add_argument('--list', action='store_true')
+  args, args.more = parser.parse_known_args(argv)
+  for flag in args.more:
+    if not flag.startswith('--config.'):
+      parser.error(f'{flag} is unknown')
+  return args
+
+
+def main(argv=None):
+  """Makes what is missing of the cells; returns the exit code."""
+  args = parse(argv)
+  deadline = time.monotonic() + 60 * args.minutes
+  devices.split_cpu(2)
+  out, runs = args.out.absolute(), args.runs.absolute()
+  everything = trainings(args.scale, args.more)
+  wanted = [t for t in everything if args.only in t.name]
+  if args.prepare:
+    prepare(wanted, runs)
+    return 0
+  for training in () if args.list else wanted:
+    if {state(training, k, out, runs) for k in training.shots} & {
+        'done', 'data not at hand'}:
+      continue
+    if time.monotonic() > deadline:
+      break
+    print(f'{time.strftime("%H:%M")} {training.name}', flush=True)
+    path = runs / training.scale / training.name
+    if train(training, path, deadline):
+      write_records(training, path, out, runs)
+    write_cells(everything, out, runs)
+  for cell in write_cells(everything, out, runs):
+    if args.list:
+      print('{benchmark} {method} {shots}-shot seed {seed}: {status}\n    '
+            '{command}'.format(**cell))
+  left = [t.name for t in wanted if any(
+      state(t, k, out, runs) in ('begun', 'not run yet') for k in t.shots)]
+  print(f'{len(left)} trainings are left.')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
