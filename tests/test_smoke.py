@@ -81,7 +81,7 @@ SMALLEST = [
       '--config.model.width=4', '--out=processes.png'],
      '| 1x1-jit | '),
     ('reproduce',
-     ['--scale=cpu', '--only=glyphs/anil_5shot_seed0'], '0 trainings are left'),
+     ['--scale=cpu', '--only=glyphs/mtl'], '0 trainings are left'),
     ('search',
      ['--benchmarks=glyphs', '--methods=protonet', '--share=0.0004'],
      '| glyphs | protonet | learning_rate 0.001: '),
@@ -219,6 +219,8 @@ def prepare_processes(module, home, monkeypatch, request):
 def prepare_reproduce(module, home, monkeypatch, request):
   """Lets a finished run take the place of a training."""
   path = request.getfixturevalue('launched')[1]
+  monkeypatch.setattr(module, 'trainings', lambda scale, more: [
+      module.Training(scale, 'glyphs', 'mtl', 0, (2,))])
   monkeypatch.setattr(module, 'train', lambda training, to, deadline: bool(
       shutil.copytree(path, to)))
   monkeypatch.setattr(module, 'cost', lambda config: {'flops_per_step': 1.})
