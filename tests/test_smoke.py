@@ -81,7 +81,8 @@ SMALLEST = [
       '--config.model.width=4', '--out=processes.png'],
      '| 1x1-jit | '),
     ('reproduce',
-     ['--scale=cpu', '--only=glyphs/mtl'], '0 trainings are left'),
+     ['--scale=cpu', '--only=glyphs/anil_5shot_seed0'],
+     '0 trainings are left'),
     ('search',
      ['--benchmarks=glyphs', '--methods=protonet', '--share=0.0004'],
      '| glyphs | protonet | learning_rate 0.001: '),
@@ -219,8 +220,9 @@ def prepare_processes(module, home, monkeypatch, request):
 def prepare_reproduce(module, home, monkeypatch, request):
   """Lets a finished run take the place of a training."""
   path = request.getfixturevalue('launched')[1]
-  monkeypatch.setattr(module, 'trainings', lambda scale, more: [
-      module.Training(scale, 'glyphs', 'mtl', 0, (2,))])
+  of_run = module.cells.of_run
+  monkeypatch.setattr(module.cells, 'of_run', lambda path: [
+      r | {'cell': r['cell'] | {'shots': 5}} for r in of_run(path)])
   monkeypatch.setattr(module, 'train', lambda training, to, deadline: bool(
       shutil.copytree(path, to)))
   monkeypatch.setattr(module, 'cost', lambda config: {'flops_per_step': 1.})
