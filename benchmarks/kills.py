@@ -7,8 +7,9 @@ ended by SIGKILL, SIGTERM or SIGINT at random moments and started again by the
 same command until it is finished. Every other round has two processes, of which
 one gets the signal. Counts as wrong: other parameters than those of the
 uninterrupted run, to the bit; another score; an exit code that no signal has; a
-traceback. The exit code is 1 then. Finished rounds are kept in FOLDER and not
-repeated.
+traceback. The exit code is 1 then. (When the run is finished and Python ends,
+its own handlers are gone: a signal then ends the process by itself.) Finished
+rounds are kept in FOLDER and not repeated.
 """
 
 import argparse
@@ -34,6 +35,7 @@ METHODS = 'mtl', 'anil', 'metaoptnet', 'protonet'
 SIGNALS = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 # What a process may end with: its own signal, or that another one is gone.
 CODES = {0, 75, 76, 130, -signal.SIGKILL, 128 + signal.SIGKILL}
+LATE = {-signal.SIGINT, -signal.SIGTERM}  # of a process that is finished
 FIELDS = {
     'data.name': 'glyphs/tiny', 'model.width': 8, 'train.ways': 5,
     'train.shots': 2, 'train.queries': 2, 'train.meta_batch': 2,
@@ -78,13 +80,13 @@ def end(process, processes, rng):
   return number.name
 
 
-def interrupted(line, processes, log, seconds, rng, most):
+def interrupted(line, processes, path, seconds, rng, most):
   """Runs a command until it is finished, ended again and again.
 
   Args:
     line: the command.
     processes: how many it starts.
-    log: file for what it prints.
+    path: its workdir; what it prints goes to a file beside it.
     seconds: that the uninterrupted run took.
     rng: random.Random.
     most: how often to end it.
@@ -92,7 +94,7 @@ def interrupted(line, processes, log, seconds, rng, most):
   Returns:
     The names of the signals, and what was wrong.
   """
-  signals, wrong = [], []
+  signals, wrong, log = [], [], path.with_suffix('.log')
   while True:
     process, sent = start(line, log), None
     if len(signals) < most:
@@ -106,7 +108,8 @@ def interrupted(line, processes, log, seconds, rng, most):
     except subprocess.TimeoutExpired:
       process.kill()
       return signals, [*wrong, f'hangs after {sent}']
-    if code not in CODES or (code and not sent):
+    late = code in LATE and (path / 'test.json').exists()
+    if not late and code not in CODES or (code and not sent):
       wrong.append(f'exit code {code} after {sent}')
       return signals, wrong
     if not code:
@@ -149,7 +152,7 @@ def one_round(number, folder, most, seed):
     took.write_text(str(time.monotonic() - began))
   path = folder / f'round_{number}'
   signals, wrong = interrupted(
-      command(method, path, processes), processes, folder / f'{path.name}.log',
+      command(method, path, processes), processes, path,
       float(took.read_text()), rng, most)
   if not wrong:
     (ours, score), (theirs, whole_score) = state(path), state(whole)
