@@ -12,7 +12,7 @@ import numpy as np
 
 from mtl_jax import algorithms
 from mtl_jax.errors import UserError
-from mtl_jax.report import accuracy, page, records
+from mtl_jax.report import page, records
 
 REFERENCE = 'mtl'
 # GPU hours of a training in the paper: (benchmark, shots) -> method -> hours.

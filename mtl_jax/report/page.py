@@ -35,6 +35,12 @@ _STYLE = (
     'details{margin-left:1em}')
 
 
+class Heading(NamedTuple):
+  """A heading within a section."""
+
+  text: str
+
+
 class Table(NamedTuple):
   """A table. A cell is a text, or a tuple of it and of smaller lines below.
 
@@ -75,8 +81,8 @@ class Section(NamedTuple):
   text: lines in a fixed width, '' for none.
   pictures: [(caption, bytes of a PNG or SVG)], in the HTML alone.
   table: (header, rows), shown on a click, in the HTML alone; None for none.
-  blocks: what follows: paragraphs (a text each), Table, Facts, Pictures and
-    Folded.
+  blocks: what follows: paragraphs (a text each), Heading, Table, Facts,
+    Pictures and Folded.
   """
 
   title: str
@@ -135,6 +141,8 @@ def _section(section):
 
 def _block(block):
   match block:
+    case Heading():
+      return f'<h3>{html.escape(block.text)}</h3>'
     case Table():
       note = f'<p class="note">{html.escape(block.note)}</p>'
       return (f'<div class="wide" tabindex="0">{_table(block)}</div>'
@@ -185,6 +193,8 @@ def _anchor(title):
 
 def _markdown_block(block):
   match block:
+    case Heading():
+      return f'### {_mark(block.text)}'
     case Table():
       escape = lambda line: [_markdown_cell(cell) for cell in line]
       return '\n'.join([

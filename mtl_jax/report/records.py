@@ -18,6 +18,7 @@ from mtl_jax.report import formats
 from mtl_jax.run import workdir
 
 EXPECTED = 'cells.json'
+_DEEPEST = 20  # levels of a file; what walks them would fail far below
 # The order of the columns; others follow by name.
 BENCHMARKS = ('mini_imagenet', 'tiered_imagenet', 'cifar_fs', 'fc100',
               'omniglot', 'glyphs')
@@ -144,6 +145,11 @@ def order_of_benchmarks(names):
       BENCHMARKS.index(name) if name in BENCHMARKS else len(BENCHMARKS), name))
 
 
+def share(value):
+  """Returns a number from 0 to 1 as it is, None for anything else."""
+  return value if _is(_SHARE, value) else None
+
+
 def _below(folder):
   """Yields the workdirs and the JSON files of records below a folder."""
   if any((folder / name).exists() for name in ('test.json', workdir.CONFIG)):
@@ -166,7 +172,19 @@ def _json(file):
     raise UserError(f'{file} cannot be read ({first_line(error)}): it must be '
                     'the JSON of a cell; write it again or remove it'
                     ) from error
+  if _deep(value):
+    raise UserError(f'{file} is no record of a cell: it is nested more than '
+                    f'{_DEEPEST} levels deep')
   return value
+
+
+def _deep(value):
+  """Returns whether a value has more levels than any record."""
+  level = [value]
+  for _ in range(_DEEPEST):
+    level = [part for item in level if isinstance(item, (dict, list))
+             for part in (item.values() if isinstance(item, dict) else item)]
+  return bool(level)
 
 
 def _cell(path, record):
