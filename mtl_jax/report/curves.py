@@ -47,7 +47,7 @@ def draw(methods, axis, title):
   shown = {name: fonts.shown(name) for name in known}
   with matplotlib.rc_context({
       'font.family': fonts.families([title, *known]), 'font.size': 9,
-      'text.parse_math': False, 'svg.hashsalt': 'mtl_jax'}):
+      'svg.hashsalt': 'mtl_jax'}):
     figure = matplotlib.figure.Figure((4.6, 4.2), layout='constrained')
     axes = figure.add_subplot()
     for name, style in styles(known).items():
@@ -62,11 +62,14 @@ def draw(methods, axis, title):
       axes.set_xscale('log')
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel('validation accuracy in %')
-    axes.set_title(title, fontsize=10)
+    heading = axes.set_title(fonts.shown(title), fontsize=10)
     axes.grid(color='#dddddd', linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
-    figure.legend(loc='outside lower center', ncols=4, fontsize=8,
-                  frameon=False, handlelength=2.2, columnspacing=1.2)
+    legend = figure.legend(
+        loc='outside lower center', ncols=4, fontsize=8, frameon=False,
+        handlelength=2.2, columnspacing=1.2)
+    for text in (heading, *legend.get_texts()):
+      text.set_parse_math(False)  # a name may hold '$'
     packed = io.BytesIO()
     figure.savefig(packed, format='svg', metadata={'Date': None})
   return packed.getvalue()

@@ -21,7 +21,7 @@ def of_column(methods):
 
 
 def differing(config):
-  """Returns the fields of a config that have not their default: [(name, value)].
+  """Returns [(name, value)] of the fields of a config without their default.
 
   The default of a field of a method or network is that of the package's own
   ones: a user's file is not run.

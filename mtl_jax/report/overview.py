@@ -38,7 +38,7 @@ def write(paths, folder):
   """
   found = records.read(paths)
   parts = sections(found)
-  introduction = _introduction(found)
+  introduction = f'{_counts(found)}. {_HOW}'
   pictures = {name: data for section in parts for block in section.blocks
               if isinstance(block, page.Pictures)
               for name, _, data in block.files}
@@ -52,7 +52,7 @@ def write(paths, folder):
     files.write(out / name, contents if isinstance(contents, bytes)
                 # A name may have halves of signs, which no file can hold.
                 else contents.encode('utf-8', 'replace'))
-  lines = [f'{folder}/report.html and report.md: {introduction}']
+  lines = [f'{folder}: report.html and report.md, {_counts(found)}']
   return '\n'.join([*lines, *(f'left out: {line}' for line in found.left_out)])
 
 
@@ -73,8 +73,8 @@ def sections(found):
           _of('Beside published values', scale),
           f'{len(table.rows)} differences with their intervals',
           blocks=[table]))
-  efficiency = [block for title, column, methods in trainings
-                for block in _efficiency(title, column, methods)]
+  efficiency = [block for title, columns, methods in trainings
+                for block in _efficiency(title, columns, methods)]
   differences = [block for column, methods in every.items()
                  for block in _with_heading(
                      _title(column), accuracy.pairs(column, methods))]
@@ -100,32 +100,35 @@ def sections(found):
   return parts
 
 
-def _introduction(found):
+def _counts(found):
   methods = {cell.method for cell in found.cells}
   text = f'{len(found.cells)} cells of {len(methods)} methods'
   if found.missing:
     text += f', {len(found.missing)} expected cells missing'
-  return f'{text}. {_HOW}'
+  return text
 
 
 def _trainings(every):
-  """Returns [(title, Column, methods)]; columns of the same trainings once."""
+  """Returns [(title, [Column], methods)]: columns of the same trainings."""
   same = {}
   for column, methods in every.items():
     key = json.dumps([column[:2], [
         (name, cell.seed, cell.record.get('training'))
         for name, cells in methods.items() for cell in cells]])
     same.setdefault(key, []).append((column, methods))
-  return [(' and '.join([_title(group[0][0]), *(
-      f'{column.shots}-shot' for column, _ in group[1:])]), *group[0])
+  return [(_of(' and '.join([str(group[0][0]), *(
+      f'{column.shots}-shot' for column, _ in group[1:])]), group[0][0].scale),
+           [column for column, _ in group], group[0][1])
           for group in same.values()]
 
 
-def _efficiency(title, column, methods):
-  tables = [page.Heading(title), 'As run here:', cost.measured(methods)]
-  published = cost.at_published(column, methods)
-  return [*tables, *(['At the published schedule:', published]
-                     if published else [])]
+def _efficiency(title, columns, methods):
+  blocks = [page.Heading(title), 'As run here:', cost.measured(methods)]
+  for column in columns:
+    table = cost.at_published(column, methods)
+    if table:
+      blocks += [f'At the published schedule, {column}:', table]
+  return blocks
 
 
 def _pictures(title, methods):
