@@ -128,11 +128,10 @@ def published(found, scale):
   return page.Table(header, rows, 4, _PUBLISHED) if rows else None
 
 
-def pairs(column, methods):
+def pairs(methods):
   """Returns [page.Table] of paired differences, one per set of test tasks.
 
   Args:
-    column: a Column.
     methods: of `groups`.
   """
   tasks = collections.defaultdict(dict)
@@ -141,7 +140,7 @@ def pairs(column, methods):
       key = cell.get('test.tasks_sha256'), _answers(cell)
       if key[0] and cell.get('test.correct'):
         tasks[key].setdefault(name, []).append(cell)
-  return [_matrix(column, {name: score(cells) for name, cells in same.items()})
+  return [_matrix({name: score(cells) for name, cells in same.items()})
           for same in tasks.values() if len(same) > 1]
 
 
@@ -159,19 +158,22 @@ def percent(share, half_width=None, sign=''):
   return f'{100 * share:{sign}.2f}{tail}'
 
 
-def _matrix(column, scores):
+def _matrix(scores):
   """Returns the page.Table of all pairs of name -> Score on one set."""
   def entry(first, second):
     if first is second:
       return ''
     gap = interval.difference(first.by_task, second.by_task)
     seeds = interval.difference_over_seeds(first.by_seed, second.by_seed)
-    line = percent(gap['accuracy'], gap['ci95'], '+')
-    return line if seeds['ci95'] is None else (
-        line, f'seeds ± {percent(seeds["ci95"])}')
+    lines = [percent(gap['accuracy'], sign='+')]
+    if gap['ci95'] is not None:
+      lines.append(f'± {percent(gap["ci95"])}')
+    if seeds['ci95'] is not None:
+      lines.append(f'seeds ± {percent(seeds["ci95"])}')
+    return tuple(lines)
 
   count = len(next(iter(scores.values())).by_task)
-  return page.Table((f'{column}: {count} tasks', *scores), [
+  return page.Table((('row - column', f'{count} tasks'), *scores), [
       (name, *(entry(first, second) for second in scores.values()))
       for name, first in scores.items()], note=_PAIRS)
 

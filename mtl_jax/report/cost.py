@@ -31,7 +31,7 @@ _TRAINING = (
     'where the seconds include it. FLOPs are those of the compiled step times '
     'the steps, as XLA counts them.')
 _MEASURED = (
-    'Product: seconds per image x images per epoch x epochs. "x MTL" is the '
+    'Product: seconds per image × images per epoch × epochs. "× MTL" is the '
     'factor over the same column of MTL, on the same benchmark, device and '
     'number of shots: for the cost of an image it is the price of second '
     'order, or of the solver of the head. "-": not known, or measured on '
@@ -131,9 +131,9 @@ def measured(methods):
   how = '(measured)'
   return page.Table(
       ('method', ('head', 'in training'), ('ms per image', how),
-       ('x MTL', 'price, time'), ('x MTL', 'price, FLOPs'),
+       ('× MTL', 'price, time'), ('× MTL', 'price, FLOPs'),
        ('images per epoch', how), ('epochs', how), ('hours', 'product'),
-       ('x MTL', 'hours')), rows, 2, _MEASURED)
+       ('× MTL', 'hours')), rows, 2, _MEASURED)
 
 
 def at_published(column, methods):
@@ -152,19 +152,20 @@ def at_published(column, methods):
     images, of_source, epochs, until = found
     c = of_group(cells)
     hours = ratio(product(c.per_image, images, epochs), 3600)
-    rows.append((
+    row = (
         name, number(product(c.per_image, 1000)),
         f'{images:,} ({"published" if of_source else "ours"})',
         f'{epochs:,} ({"published" if of_source else "ours"})'
         if epochs else f'until {until} without gain',
-        count(product(images, epochs)), number(hours),
-        number(paper.get(records.base(name))),
-        _times(paper.get(records.base(name)), paper.get(REFERENCE))))
-  return page.Table(
-      ('method', ('ms per image', '(measured)'), 'images per epoch', 'epochs',
-       ('images', '(published)'), ('hours', 'product'),
-       ('hours in the paper', '(published)'), ('x MTL', '(published)')),
-      rows, note=_PUBLISHED) if rows else None
+        count(product(images, epochs)), number(hours))
+    given = paper.get(records.base(name))
+    rows.append((*row, number(given), _times(given, paper.get(REFERENCE)))
+                if paper else row)
+  header = ('method', ('ms per image', '(measured)'), 'images per epoch',
+            'epochs', ('images', '(published)'), ('hours', 'product'))
+  if paper:
+    header += (('hours in the paper', '(published)'), ('× MTL', '(published)'))
+  return page.Table(header, rows, note=_PUBLISHED) if rows else None
 
 
 def schedule(method, benchmark, shots):

@@ -1,8 +1,8 @@
 """Pictures of validation accuracy against what it has cost.
 
-A method has one colour and one marker in all pictures. The colours can be told
-apart by colour-blind readers (the scheme 'muted' of Paul Tol, with black for
-MTL), and the markers in grey print.
+A method has one colour and one marker in all pictures. The colours are near
+the scheme 'muted' of Paul Tol, with black for MTL: colour-blind readers can
+tell them apart. The markers serve grey print.
 """
 
 import io
@@ -18,8 +18,8 @@ _STYLES = {
     'mtl': ('#000000', 'o'), 'anil': ('#332288', 's'),
     'metaoptnet': ('#cc6677', 'D'), 'r2d2': ('#117733', '^'),
     'maml': ('#88ccee', 'v'), 'meta_sgd': ('#44aa99', '<'),
-    'imaml': ('#999933', '>'), 'minibatch_prox': ('#882255', 'P'),
-    'protonet': ('#aa4499', 'X'), 'whole_class': ('#ddaa33', 'h')}
+    'imaml': ('#7d7d10', '>'), 'minibatch_prox': ('#882255', 'P'),
+    'protonet': ('#aa4499', 'X'), 'whole_class': ('#e69f00', 'h')}
 _OTHERS = (('#777777', '*'), ('#555555', 'd'), ('#999999', 'p'))
 _DASHES = ('-', '--', ':', '-.')  # of one method with several settings
 _MARKERS = 7  # on a curve, about

@@ -36,15 +36,15 @@ def write(paths, folder):
     UserError: a record is wrong, there is none, or the folder cannot be
       written.
   """
+  out = files.at(folder)
+  if out.exists() and not out.is_dir():
+    raise UserError(f'--page={folder} is a file: name a folder')
   found = records.read(paths)
   parts = sections(found)
   introduction = f'{_counts(found)}. {_HOW}'
   pictures = {name: data for section in parts for block in section.blocks
               if isinstance(block, page.Pictures)
               for name, _, data in block.files}
-  out = files.at(folder)
-  if out.exists() and not out.is_dir():
-    raise UserError(f'--page={folder} is a file: name a folder')
   files.make(out)
   pages = {'report.md': page.markdown(TITLE, introduction, parts),
            'report.html': page.page(TITLE, introduction, parts)}
@@ -77,7 +77,7 @@ def sections(found):
                 for block in _efficiency(title, columns, methods)]
   differences = [block for column, methods in every.items()
                  for block in _with_heading(
-                     _title(column), accuracy.pairs(column, methods))]
+                     _title(column), accuracy.pairs(methods))]
   pictures = [block for title, _, methods in trainings
               for block in _with_heading(title, _pictures(title, methods))]
   parts += [section for section in (

@@ -30,7 +30,8 @@ _STYLE = (
     'wrap:anywhere}.facts td:first-child{white-space:nowrap;width:1%}.pictures'
     '{display:grid;gap:1em;grid-template-columns:repeat(auto-fill,minmax(min('
     '100%,21em),1fr))}figure{margin:1em 0}.pictures>figure{margin:0}img{'
-    'max-width:100%;background:#fff;border-radius:4px}figcaption,.note{color:'
+    'max-width:100%;box-sizing:border-box;padding:6px;background:#fff;border-'
+    'radius:4px}figcaption,.note{color:'
     'var(--soft);font-size:13px}summary{cursor:pointer;padding:.3em 0}details '
     'details{margin-left:1em}')
 
@@ -209,7 +210,8 @@ def _markdown_block(block):
                          for name, caption, _ in block.files)
     case Folded():
       inner = '\n\n'.join(map(_markdown_block, block.blocks))
-      return (f'<details><summary>{html.escape(block.title)}</summary>\n\n'
+      title = html.escape(formats.one_line(block.title))
+      return (f'<details><summary>{title}</summary>\n\n'
               f'{inner}\n\n</details>')
   return _mark(block)
 

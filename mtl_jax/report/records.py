@@ -105,17 +105,19 @@ def read(paths):
       raise UserError(f'{path} is not there: name a folder of records, a '
                       'record or the workdir of a run')
     for file in [folder] if folder.is_file() else _below(folder):
+      # As given, so that a page shows no longer paths than the command.
+      name = '/'.join([str(path), *file.parts[len(folder.parts):]])
       if file.is_dir():
         try:
-          records += [(str(file), record) for record in cells.of_run(file)]
+          records += [(name, record) for record in cells.of_run(file)]
         except UserError as error:
           if file == folder:
             raise
-          left_out.append(str(error))
+          left_out.append(str(error).replace(str(file), name))
       elif file.name == EXPECTED:
         expected += _expected(file)
       else:
-        records.append((str(file), _json(file)))
+        records.append((name, _json(file)))
   found = _named([_cell(*record) for record in progress.each(
       records, 'reading', unit='record')])
   if not found and not expected:
