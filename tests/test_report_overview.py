@@ -129,10 +129,15 @@ def test_the_price_of_second_order(tmp_path):
              'FLOPs') == ['6,000', '2,400', '3.00e+15']
 
 
-def test_times_of_two_machines_are_not_divided(tmp_path):
-  _, methods = column(read(tmp_path, cell_records.record(
-      'mtl', provenance__processor='another'), cell_records.record('maml')))
-  assert cost.measured(methods).rows[1][3:5] == ('-', '6.00')
+@pytest.mark.parametrize('mtl, maml, expected', [
+    ({'processor': 'another'}, {}, '-'), ({'devices': 1}, {}, '6.00'),
+    ({'device': 'GPU', 'devices': 1}, {'device': 'GPU'}, '-')])
+def test_times_of_two_machines_are_not_divided(tmp_path, mtl, maml, expected):
+  """The devices of a CPU are shares of the same cores."""
+  found = read(tmp_path, *(cell_records.record(name, **{
+      f'provenance__{field}': value for field, value in changes.items()})
+      for name, changes in (('mtl', mtl), ('maml', maml))))
+  assert cost.measured(column(found)[1]).rows[1][3:5] == (expected, '6.00')
 
 
 def test_the_published_schedule(tmp_path):

@@ -88,8 +88,7 @@ def of_group(cells):
   def mean(name):
     values = [cell.get(f'training.{name}') for cell in cells]
     return None if None in values else float(np.mean(values))
-  machines = {tuple(cell.get(f'provenance.{name}') for name in (
-      'device', 'devices', 'processor')) for cell in cells}
+  machines = {_machine(cell) for cell in cells}
   return Cost(len(cells), *map(mean, Cost._fields[1:-1]),
               machines.pop() if len(machines) == 1 else None)
 
@@ -225,6 +224,13 @@ def number(value):
 def count(value):
   """Returns a number without its fraction, such as '307,200'."""
   return '-' if value is None else f'{value:,.0f}'
+
+
+def _machine(cell):
+  """Returns what times are of; devices of a CPU are shares of its cores."""
+  device = cell.get('provenance.device')
+  return (device, cell.get('provenance.processor'),
+          None if device == 'cpu' else cell.get('provenance.devices'))
 
 
 def _times(value, by):

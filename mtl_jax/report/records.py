@@ -121,8 +121,9 @@ def read(paths):
   found = _named([_cell(*record) for record in progress.each(
       records, 'reading', unit='record')])
   if not found and not expected:
-    raise UserError(f'{" ".join(map(str, paths))}: no record of a cell is '
-                    'there: name results/SCALE or workdirs of finished runs')
+    raise UserError(left_out[0] if left_out else (
+        f'{" ".join(map(str, paths))}: no record of a cell is '
+        'there: name results/SCALE or workdirs of finished runs'))
   there = {(*_key(cell)[:2], base(cell.method), *_key(cell)[3:])
            for cell in found}
   missing = {_key(cell): cell for cell in expected if _key(cell) not in there}
