@@ -329,7 +329,7 @@ def test_wrong_calls_are_refused(tmp_path, capsys):
 def test_hostile_texts_are_shown_and_do_nothing(tmp_path, capsys):
   evil = tmp_path / 'evil.py'
   evil.write_text(f'open({str(tmp_path / "ran")!r}, "w")')
-  names = ['<script>alert(1)</script>', '$\\frac{', '../../../x', 'a|b\nc',
+  names = ['<script>alert(1)</script>', '$\\frac{$', '../../../x', 'a|b\nc',
            '](javascript:alert(1))', '\ud800 x', '\u202e', str(evil), '']
   every = [cell_records.record(
       name, benchmark=names[0], test__head=name, provenance__commit=name,
