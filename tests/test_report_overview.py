@@ -260,6 +260,14 @@ def test_a_method_looks_the_same_in_all_pictures():
     assert len(set(values)) == len(every)
 
 
+def test_two_titles_have_two_files_of_short_names():
+  """Fails if a picture is written over another one, or cannot be written."""
+  names = [curves.file_name(i, title, 'steps') for i, title in enumerate(
+      ('../猫', '../犬', 'a' * 600))]
+  assert len(set(names)) == 3
+  assert all(re.fullmatch(r'[a-z0-9_]{1,90}\.svg', name) for name in names)
+
+
 def test_the_differing_fields_are_those_that_were_changed():
   config = cell_records.record()['config']
   config['train']['max_epochs'] = 7
@@ -274,6 +282,7 @@ def test_the_differing_fields_are_those_that_were_changed():
 
 @pytest.mark.parametrize('changes, expected', [
     ({'cell__method': None}, 'cell.method is missing'),
+    ({'cell__method': 'x' * 201}, 'must be a text of at most 200 signs'),
     ({'cell__shots': True}, 'cell.shots is True'),
     ({'test__accuracy': float('nan')}, 'NaN is no number'),
     ({'test__accuracy': 61.}, 'test.accuracy is 61.0'),
@@ -330,7 +339,8 @@ def test_hostile_texts_are_shown_and_do_nothing(tmp_path, capsys):
   evil = tmp_path / 'evil.py'
   evil.write_text(f'open({str(tmp_path / "ran")!r}, "w")')
   names = ['<script>alert(1)</script>', '$\\frac{$', '../../../x', 'a|b\nc',
-           '](javascript:alert(1))', '\ud800 x', '\u202e', str(evil), '']
+           '](javascript:alert(1))', '\ud800 x', '\u202e', str(evil),
+           'y' * 200, '']
   every = [cell_records.record(
       name, benchmark=names[0], test__head=name, provenance__commit=name,
       published={'accuracy': 0.5, 'source': name}) for name in names]

@@ -44,7 +44,7 @@ def draw(methods, axis, title):
            if (found := _curves(cells, axis))}
   if not known:
     return None
-  shown = {name: fonts.shown(name) for name in known}
+  shown = {name: fonts.shown(_short(name)) for name in known}
   with matplotlib.rc_context({
       'font.family': fonts.families([title, *known]), 'font.size': 9,
       'svg.hashsalt': 'mtl_jax'}):
@@ -62,7 +62,7 @@ def draw(methods, axis, title):
       axes.set_xscale('log')
     axes.set_xlabel(AXES[axis])
     axes.set_ylabel('validation accuracy in %')
-    heading = axes.set_title(fonts.shown(title), fontsize=10)
+    heading = axes.set_title(fonts.shown(_short(title, 60)), fontsize=10)
     axes.grid(color='#dddddd', linewidth=0.6)
     axes.spines[['top', 'right']].set_visible(False)
     legend = figure.legend(
@@ -89,9 +89,21 @@ def styles(names):
   return {name: found[name] for name in names}
 
 
-def file_name(title, axis):
-  """Returns a name of a file without what a folder or a page would refuse."""
-  return re.sub(r'[^a-z0-9]+', '_', f'report {title} {axis}'.lower()) + '.svg'
+def file_name(place, title, axis):
+  """Returns a name of a file that every folder and page takes.
+
+  Args:
+    place: a number: two titles may differ only in signs that are left out.
+    title: of the picture.
+    axis: a key of AXES.
+  """
+  words = re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')
+  return f'report_{place}_{words[:60]}_{axis}.svg'
+
+
+def _short(name, most=24):
+  """Returns a name as long as there is room; the end of a path tells most."""
+  return name if len(name) <= most else '..' + name[2 - most:]
 
 
 def _curves(cells, axis):

@@ -78,8 +78,8 @@ def sections(found):
   differences = [block for column, methods in every.items()
                  for block in _with_heading(
                      _title(column), accuracy.pairs(methods))]
-  pictures = [block for title, _, methods in trainings
-              for block in _with_heading(title, _pictures(title, methods))]
+  pictures = [block for i, (title, _, methods) in enumerate(trainings, 1)
+              for block in _with_heading(title, _pictures(i, title, methods))]
   parts += [section for section in (
       page.Section('Training cost', 'time, images and FLOPs', blocks=_once([
           block for title, _, methods in trainings for block in _with_heading(
@@ -131,9 +131,9 @@ def _efficiency(title, columns, methods):
   return blocks
 
 
-def _pictures(title, methods):
+def _pictures(place, title, methods):
   """Returns [page.Pictures] of a column, or [] where no curve is known."""
-  drawn = [(curves.file_name(title, axis), f'{caption}: {title}',
+  drawn = [(curves.file_name(place, title, axis), f'{caption}: {title}',
             curves.draw(methods, axis, title))
            for axis, caption in _CAPTIONS.items()]
   known = [picture for picture in drawn if picture[2]]

@@ -23,9 +23,10 @@ _DEEPEST = 20  # levels of a file; what walks them would fail far below
 BENCHMARKS = ('mini_imagenet', 'tiered_imagenet', 'cifar_fs', 'fc100',
               'omniglot', 'glyphs')
 _NUMBER, _COUNT, _TEXT = 'a finite number >= 0', 'a whole number >= 0', 'a text'
+_NAME = 'a text of at most 200 signs'  # what a table has room for
 _SHARE, _OBJECT, _LIST = 'a number from 0 to 1', 'an object', 'a list'
-_NEEDED = {'cell': _OBJECT, 'cell.scale': _TEXT, 'cell.benchmark': _TEXT,
-           'cell.method': _TEXT, 'cell.shots': _COUNT, 'cell.seed': _COUNT,
+_NEEDED = {'cell': _OBJECT, 'cell.scale': _NAME, 'cell.benchmark': _NAME,
+           'cell.method': _NAME, 'cell.shots': _COUNT, 'cell.seed': _COUNT,
            'test': _OBJECT, 'test.accuracy': _SHARE}
 # Each of them may be missing or null.
 _KNOWN = {
@@ -48,8 +49,8 @@ _KNOWN = {
         'command', 'settings_sha256')},
     'provenance.devices': _COUNT, 'provenance.versions': _OBJECT}
 _POINT = {'step': _COUNT, 'seconds': _NUMBER, 'validation_accuracy': _SHARE}
-_EXPECTED = {'scale': _TEXT, 'benchmark': _TEXT, 'method': _TEXT,
-             'shots': _COUNT, 'seed': _COUNT, 'status': _TEXT}
+_EXPECTED = {'scale': _NAME, 'benchmark': _NAME, 'method': _NAME,
+             'shots': _COUNT, 'seed': _COUNT, 'status': _NAME}
 
 
 class Cell(NamedTuple):
@@ -241,7 +242,7 @@ def _expected(file):
       value = entry.get(name) if isinstance(entry, dict) else None
       _check(str(file), f'[{i}].{name}', kind, value)
   return [Missing(*(
-      formats.one_line(entry[name]) if kind == _TEXT else entry[name]
+      formats.one_line(entry[name]) if kind == _NAME else entry[name]
       for name, kind in _EXPECTED.items())) for entry in entries]
 
 
@@ -285,6 +286,8 @@ def _check(path, name, kind, value):
 
 def _is(kind, value):
   """Returns whether a value is of a kind; NaN and infinity are of none."""
+  if kind == _NAME:
+    return isinstance(value, str) and len(value) <= 200
   if kind in (_TEXT, _OBJECT, _LIST):
     return isinstance(value, {_TEXT: str, _OBJECT: dict, _LIST: list}[kind])
   if isinstance(value, bool) or not isinstance(
