@@ -16,7 +16,8 @@ TITLE = 'Methods compared'
 _HOW = (
     'Every number is of the records of finished tests. A method is trained on '
     'the training classes of a benchmark and tested on tasks of its unseen '
-    'test classes, the same tasks for all methods.')
+    'test classes. The tasks of a column are the same for all methods, unless '
+    'its table says "other tasks".')
 _CURVES = (
     'Accuracy on validation classes during training. A thick line is the mean '
     'over the seeds, thin lines are the seeds. Axes of time and of FLOPs are '
