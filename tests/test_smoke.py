@@ -363,6 +363,7 @@ REFUSED = {  # command -> what the error says
     'python -m mtl_jax.ntk bound --nothing=1': 'unrecognized',
     'python -m mtl_jax.ntk bound --depths=1,2': '--depths: three or more',
     'python -m mtl_jax.report a --format=b': "'b': allowed are text",
+    'python -m mtl_jax.report a --page=b --format=csv': 'leave one of them out',
     'python -m mtl_jax.adapt --checkpoint=a': '--support or --load_head',
     'python -m mtl_jax.adapt --checkpoint=a --support=b': '--query is required',
     'python -m mtl_jax.adapt --checkpoint=a --support=b --query=c '

@@ -4,10 +4,16 @@
     python -m mtl_jax.report RUN ..           a table of any number of tests
       --format=markdown                       text, markdown, csv, latex, json
       --against=RUN                           with differences from this one
+    python -m mtl_jax.report PATH .. --page=FOLDER
+                                              one page of everything
 
 A RUN is the workdir of a run, a folder of --mode=evaluate, or the workdir of
 config.seeds, which stands for all of its seeds. Two tests give a table where
 one of the flags is given. See docs/evaluate.md.
+
+A PATH may also be a record of a cell, or a folder of records or workdirs, such
+as results/cpu, which is searched to any depth. FOLDER then has report.html and
+report.md. See docs/report.md.
 """
 
 import argparse
@@ -15,7 +21,7 @@ import sys
 
 from mtl_jax import files, program
 from mtl_jax.errors import UserError, check_choice
-from mtl_jax.report import formats, table
+from mtl_jax.report import formats, overview, table
 from mtl_jax.report.compare import compare
 
 
@@ -25,6 +31,9 @@ def main(argv=None):
   try:
     flags = parse(argv)
     with files.errors():
+      if flags.page is not None:
+        print(overview.write(flags.runs, flags.page))
+        return 0
       pair = not (flags.format or flags.against) and len(
           table.runs_of(flags.runs)) == len(flags.runs) == 2
       if pair:
@@ -51,7 +60,13 @@ def parse(argv=None):
   parser.add_argument('runs', nargs='+', metavar='RUN')
   parser.add_argument('--format', help=', '.join(formats.FORMATS))
   parser.add_argument('--against', metavar='RUN')
+  parser.add_argument('--page', metavar='FOLDER')
   flags = parser.parse_args(argv)
+  if flags.page is not None and (flags.format or flags.against):
+    raise UserError('--page is given with --format or --against, which are of '
+                    'tables alone: leave one of them out')
+  if flags.page == '':
+    raise UserError("--page is '': name the folder that the page goes to")
   if flags.format is not None:
     check_choice('--format', flags.format, formats.FORMATS)
   return flags
@@ -59,7 +74,7 @@ def parse(argv=None):
 
 def _raise(message):
   raise UserError(f'{message}: usage: {program.name("mtl_jax.report")} RUN .. '
-                  '[--format=FORMAT] [--against=RUN]')
+                  '[--format=FORMAT] [--against=RUN] [--page=FOLDER]')
 
 
 if __name__ == '__main__':

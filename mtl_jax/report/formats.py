@@ -33,14 +33,25 @@ def text(rows):
 
 def markdown(rows):
   """Returns a table of GitHub's Markdown, with notes."""
-  escape = lambda cell: _MARKDOWN.sub(r'\\\1', cell)
-  line = lambda cells: f'| {" | ".join(map(escape, cells))} |'
   header = _header(rows)
-  first = _numbers_from(header)
-  rule = '|'.join('---:' if i >= first else '---' for i in range(len(header)))
+  escape = lambda line: [markdown_text(cell) for cell in line]
   return '\n'.join([
-      line(header), f'|{rule}|', *map(line, _cells(rows)), '',
-      *(f'{escape(note)}\n' for note in notes(rows))]).rstrip()
+      *markdown_table(escape(header), map(escape, _cells(rows)),
+                      _numbers_from(header)), '',
+      *(f'{markdown_text(note)}\n' for note in notes(rows))]).rstrip()
+
+
+def markdown_table(header, rows, numbers_from):
+  """Returns the lines of a table whose cells are Markdown already."""
+  line = lambda cells: f'| {" | ".join(cells)} |'
+  rule = '|'.join('---:' if i >= numbers_from else '---'
+                  for i in range(len(header)))
+  return [line(header), f'|{rule}|', *map(line, rows)]
+
+
+def markdown_text(text):
+  """Returns a text that Markdown shows as it is."""
+  return _MARKDOWN.sub(r'\\\1', text)
 
 
 def latex(rows):
@@ -113,7 +124,7 @@ def _cells(rows):
       cells += [_percent(gap and gap.accuracy, '+'),
                 _percent(gap and gap.over_seeds),
                 _percent(gap and gap.over_tasks)]
-    result.append([_one_line(cell) for cell in cells])
+    result.append([one_line(cell) for cell in cells])
   return result
 
 
@@ -121,7 +132,7 @@ def _percent(share, sign=''):
   return '-' if share is None else f'{100 * share:{sign}.2f}'
 
 
-def _one_line(cell):
+def one_line(cell):
   """Returns a name without what would break a line."""
   return ''.join(c if c.isprintable() else '?' for c in cell)
 
