@@ -27,10 +27,7 @@ import datetime
 import itertools
 import json
 import math
-import os
 import pathlib
-import platform
-import re
 import signal
 import subprocess
 import sys
@@ -285,16 +282,6 @@ def git(*words):
     return None
 
 
-def processor():
-  """Returns the name of the processor."""
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-    found = re.search(r'model name\s*: (.*)', text)
-    return f'{found[1]}, {os.cpu_count()} cores'
-  except (OSError, TypeError):
-    return platform.processor()
-
-
 def write_records(training, path, out, runs):
   """Writes the records of a finished training."""
   (path / cells.COST).write_text(json.dumps(cost_of(path, runs)))
@@ -302,7 +289,7 @@ def write_records(training, path, out, runs):
       'commit': git('rev-parse', 'HEAD'),
       'changed': bool(git('status', '--porcelain', '--untracked-files=no')),
       'command': command(training, f'runs/{training.scale}/{training.name}'),
-      'date': datetime.date.today().isoformat(), 'processor': processor()}
+      'date': datetime.date.today().isoformat()}
   for record in cells.of_run(path):
     shots = record['cell']['shots']
     record['cell'] |= {'scale': training.scale,

@@ -81,12 +81,14 @@ def _record(test, config, training, environment, shots):
           'platform': environment['platform'],
           'device': environment['devices'][0],
           'devices': len(environment['devices']),
+          'processor': environment.get('processor'),
           'settings_sha256': c['training']['settings_sha256']}}
 
 
 def _training(config, records, environment, cost):
   """Returns what a training took, from its records."""
-  tasks = environment['meta_batch']
+  # An older version did not say how many tasks a step had.
+  tasks = environment.get('meta_batch') or config.train.meta_batch
   images = tasks * config.train.ways * (
       config.train.shots + config.train.queries)
   seconds, before, validation, curve, losses, paces = 0., 0, 0., [], [], []

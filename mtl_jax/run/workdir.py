@@ -8,7 +8,10 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
+import os
+import pathlib
 import platform
+import re
 
 import jax
 import ml_collections
@@ -216,9 +219,19 @@ def environment():
       'python': platform.python_version(), 'platform': platform.platform(),
       'backend': jax.default_backend(),
       'devices': [device.device_kind for device in jax.devices()],
-      'processes': jax.process_count(),
+      'processes': jax.process_count(), 'processor': _processor(),
       'packages': {name: importlib.metadata.version(name)
                    for name in packages}}
+
+
+def _processor():
+  """Returns the name of the processor, and its cores."""
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+    name = re.search(r'model name\s*: (.*)', text)[1]
+  except (OSError, TypeError):  # not Linux, or a machine that does not say
+    name = platform.processor() or platform.machine()
+  return f'{name}, {os.cpu_count()} cores'
 
 
 def of_training(config):
