@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 from etils import epath
 
+from mtl_jax import algorithms
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import __main__ as config_command
 from mtl_jax.config import flags, settings, to_json
@@ -394,6 +395,20 @@ def test_small_recipes_take_neither_network_nor_protocol():
         assert recipe.ours
         assert not any(field.startswith(('model.', 'data.', 'augment.'))
                        for field in recipe.overrides)
+
+
+TRIALS = sorted(ROOT.glob('results/search/*/*.json'))
+
+
+@pytest.mark.parametrize('path', TRIALS, ids=lambda p: f'{p.parent.name}-'
+                         f'{p.stem}')
+def test_a_recipe_has_what_the_search_chose(path):
+  """Fails if a recipe was changed by hand, or one method had more trials."""
+  trials = json.loads(path.read_text())
+  assert len(trials) == 4
+  best = max(trials, key=lambda trial: trial['validation_accuracy'])
+  recipe = algorithms.recipe(path.stem, path.parent.name, 5, 'cpu').overrides
+  assert {field: recipe[field] for field in best['changes']} == best['changes']
 
 
 def test_the_table_is_printed_and_kept(tmp_path, capsys):
