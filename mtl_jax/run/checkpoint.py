@@ -97,6 +97,10 @@ def save(manager, step, state, pending=(), unvalidated=False, again=False):
                       for name, value in metrics.items()}
                      for metrics in pending]})
   except (OSError, ValueError, RuntimeError) as error:
+    if not manager.directory.exists():
+      raise UserError(
+          f'{manager.directory} is gone since the run has started: restore it, '
+          'or start again with another --workdir') from error
     _remove_unfinished(manager.directory)
     raise UserError(
         f'{manager.directory}: the checkpoint of step {step} cannot be '
