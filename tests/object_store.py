@@ -131,6 +131,26 @@ def serve(port):
       storage, *args)).serve_forever()
 
 
+def names(url, prefix):
+  """Returns the names of the objects of 'bucket' that begin so."""
+  with urllib.request.urlopen(
+      f'{url}/storage/v1/b/bucket/o?prefix={prefix}') as answer:
+    return [found['name'] for found in json.load(answer)['items']]
+
+
+def read(url, name):
+  """Returns the contents of an object of 'bucket'."""
+  with urllib.request.urlopen(f'{url}/bucket/{name}') as answer:
+    return answer.read()
+
+
+def write(url, name, contents):
+  """Replaces an object of 'bucket'."""
+  urllib.request.urlopen(
+      f'{url}/upload/storage/v1/b/bucket/o?uploadType=media&name={name}',
+      contents).close()
+
+
 def kill(url, pid, writes):
   """Has a process killed before it changes so many further objects."""
   urllib.request.urlopen(f'{url}/kill/{pid}/{writes}').close()

@@ -12,11 +12,11 @@ import sys
 import command
 import pytest
 from conftest import FAST_COMPILES, ROOT
+from etils import epath
 
 from launch import local
 from mtl_jax import processes
 
-fsspec = pytest.importorskip('fsspec')
 pytest.importorskip('gcsfs', reason='gcsfs is not installed')
 pytest.importorskip('gcp_storage_emulator',
                     reason='gcp-storage-emulator is not installed')
@@ -45,14 +45,12 @@ def folder(tmp_path_factory):
   return path
 
 
-def files_of(store):
-  return fsspec.filesystem(
-      'gs', endpoint_url=store['STORAGE_EMULATOR_HOST'], token='anon',
-      skip_instance_cache=True, use_listings_cache=False)
+def tested(store, run):
+  return json.loads(object_store.read(address(store), f'{run}/test.json'))
 
 
-def tested(store, path):
-  return json.loads(files_of(store).cat(f'{path}/test.json'))
+def address(store):
+  return store['STORAGE_EMULATOR_HOST']
 
 
 def train(store, path, **changes):
@@ -87,17 +85,17 @@ def end(started):
 def test_a_run_in_a_store_is_that_in_a_folder(store, folder):
   """Fails if what other commands need of a run is not in the store."""
   train(store, 'gs://bucket/one')
-  assert tested(store, 'bucket/one') == json.loads(
+  assert tested(store, 'one') == json.loads(
       (folder / 'test.json').read_text())
-  assert {path.split('/')[2] for path in files_of(store).find(
-      'bucket/one')} >= {p.name for p in folder.iterdir()
-                         if p.name[0] != '.'} - {'metrics.jsonl'}
+  written = object_store.names(address(store), 'one/')
+  assert {name.split('/')[1] for name in written} - {'metrics.00000.jsonl'} == {
+      p.name for p in folder.iterdir()} - {'metrics.jsonl', '.lock'}
   for mode, name in (('evaluate', 'test.json'), ('features', 'features.npz'),
                      ('export', 'weights.safetensors')):
     done = command.run([f'--mode={mode}', '--checkpoint=gs://bucket/one',
                         f'--workdir=gs://bucket/{mode}'], env=store)
     assert done.returncode == 0, done.stderr
-    assert files_of(store).exists(f'bucket/{mode}/{name}')
+    assert object_store.read(address(store), f'{mode}/{name}')
   report = command.run(['gs://bucket/one', 'gs://bucket/evaluate'],
                        ('-m', 'mtl_jax.report'), env=store)
   assert report.returncode == 0 and 'gs://bucket/one' in report.stdout
@@ -107,23 +105,23 @@ def test_a_run_in_a_store_is_that_in_a_folder(store, folder):
 @pytest.mark.parametrize('writes', [1, 5, 40, 77, 114, 151, 188, 225, 262])
 def test_a_kill_at_any_write_loses_no_more_than_a_step(writes, store, folder):
   """Fails if a checkpoint that is not whole counts as one."""
-  path = f'gs://bucket/killed_{writes}'
+  path = epath.Path(f'gs://bucket/killed_{writes}')
   process = begin(command.arguments(path, **SHORT), store)
-  object_store.kill(store['STORAGE_EMULATOR_HOST'], process.pid, writes)
+  object_store.kill(address(store), process.pid, writes)
   (*_, code), = end([process])
   assert code == -9
   resumed = train(store, path)
   assert 'warning' not in resumed.stderr
-  assert tested(store, path[5:]) == json.loads(
+  assert tested(store, path.name) == json.loads(
       (folder / 'test.json').read_text())
 
 
 def test_a_damaged_checkpoint_is_passed_over(store):
   train(store, 'gs://bucket/damaged')
-  store_files = files_of(store)
-  for path in store_files.find('bucket/damaged/checkpoints/8/default'):
-    if '/d/' in path:
-      store_files.pipe(path, b'damaged')
+  for name in object_store.names(
+      address(store), 'damaged/checkpoints/8/default/'):
+    if '/d/' in name:
+      object_store.write(address(store), name, b'damaged')
   again = train(store, 'gs://bucket/damaged')
   assert 'checkpoints/8: the checkpoint cannot be read' in again.stderr
   assert 'Resuming at step 7.' in again.stdout
@@ -134,7 +132,7 @@ def test_a_process_without_the_store_takes_part(store, folder):
   (_, errors, code), other = end(begin_two(store, 'gs://bucket/two'))
   assert code == 0, errors
   assert other == ('', '', 0)
-  ours, theirs = tested(store, 'bucket/two'), json.loads(
+  ours, theirs = tested(store, 'two'), json.loads(
       (folder / 'test.json').read_text())
   assert ours['scores'] == theirs['scores']
   assert ours['tasks_sha256'] == theirs['tasks_sha256']
@@ -142,16 +140,16 @@ def test_a_process_without_the_store_takes_part(store, folder):
 
 @pytest.mark.parametrize('lost', [0, 1])
 def test_two_processes_resume_after_one_was_killed(lost, store, folder):
-  path = f'gs://bucket/lost_{lost}'
+  path = epath.Path(f'gs://bucket/lost_{lost}')
   started = begin_two(store, path)
-  object_store.kill(store['STORAGE_EMULATOR_HOST'], started[lost].pid, 120)
+  object_store.kill(address(store), started[lost].pid, 120)
   ended = end(started)
   assert ended[lost][2] == -9
   assert ended[1 - lost][2] == processes.LOST
   (out, errors, code), (*_, other) = end(begin_two(store, path))
   assert (code, other) == (0, 0), errors
   assert 'Resuming at step' in out
-  assert tested(store, path[5:])['scores'] == json.loads(
+  assert tested(store, path.name)['scores'] == json.loads(
       (folder / 'test.json').read_text())['scores']
 
 
