@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
   return path
 
 
-def tested(store, run):
+def result_of(store, run):
   return json.loads(object_store.read(address(store), f'{run}/test.json'))
 
 
@@ -85,7 +85,7 @@ def end(started):
 def test_a_run_in_a_store_is_that_in_a_folder(store, folder):
   """Fails if what other commands need of a run is not in the store."""
   train(store, 'gs://bucket/one')
-  assert tested(store, 'one') == json.loads(
+  assert result_of(store, 'one') == json.loads(
       (folder / 'test.json').read_text())
   written = object_store.names(address(store), 'one/')
   assert {name.split('/')[1] for name in written} - {'metrics.00000.jsonl'} == {
@@ -112,7 +112,7 @@ def test_a_kill_at_any_write_loses_no_more_than_a_step(writes, store, folder):
   assert code == -9
   resumed = train(store, path)
   assert 'warning' not in resumed.stderr
-  assert tested(store, path.name) == json.loads(
+  assert result_of(store, path.name) == json.loads(
       (folder / 'test.json').read_text())
 
 
@@ -132,7 +132,7 @@ def test_a_process_without_the_store_takes_part(store, folder):
   (_, errors, code), other = end(begin_two(store, 'gs://bucket/two'))
   assert code == 0, errors
   assert other == ('', '', 0)
-  ours, theirs = tested(store, 'two'), json.loads(
+  ours, theirs = result_of(store, 'two'), json.loads(
       (folder / 'test.json').read_text())
   assert ours['scores'] == theirs['scores']
   assert ours['tasks_sha256'] == theirs['tasks_sha256']
@@ -149,7 +149,7 @@ def test_two_processes_resume_after_one_was_killed(lost, store, folder):
   (out, errors, code), (*_, other) = end(begin_two(store, path))
   assert (code, other) == (0, 0), errors
   assert 'Resuming at step' in out
-  assert tested(store, path.name)['scores'] == json.loads(
+  assert result_of(store, path.name)['scores'] == json.loads(
       (folder / 'test.json').read_text())['scores']
 
 
