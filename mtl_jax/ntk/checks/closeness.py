@@ -58,7 +58,7 @@ OPTIONS = {
     'ways': Field(5, 'N, classes per task', Range(2)),
     'shots': Field(5, 'support images per class of an unseen task', COUNT),
     'queries': Field(15, 'query images per class of an unseen task', COUNT),
-    'test_tasks': Field(200, 'unseen tasks', Range(2)),
+    'test_tasks': Field(100, 'unseen tasks', Range(2)),
 }
 
 
