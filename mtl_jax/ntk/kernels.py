@@ -83,9 +83,10 @@ def convolutional(x, z=None, *, depth, activation='relu',
                   pool='global', block=None, dtype=None):
   """Returns the kernels of a convolutional network.
 
-  They are those of Arora et al. (NeurIPS 2019). Layers are convolutions of stride 1 with zero padding ('SAME'), without
-  BatchNorm and without max pooling, whose kernels have no closed form. Each of
-  the filter_size^2 weights of a channel has the variance w / filter_size^2.
+  They are those of Arora et al. (NeurIPS 2019). Layers are convolutions of
+  stride 1 with zero padding ('SAME'), without BatchNorm and max pooling, for
+  which there is no such closed form. Each of the filter_size^2 weights of a
+  channel has the variance w / filter_size^2.
 
   With pool 'global' the mean over all pixels of the last layer is read out.
   The kernels then need every pair of pixels: work and memory per pair of
