@@ -157,47 +157,36 @@ def test_convolutions_of_one_pixel_are_dense_layers():
 
 
 class Network(nn.Module):
-  """Dense layers, or 3x3 convolutions and the mean over pixels.
-
-  In tangent-kernel scaling.
-  """
+  """Dense layers in tangent-kernel scaling."""
 
   width: int
   depth: int
-  convolutional: bool = False
 
   @nn.compact
   def __call__(self, x):
     options = dict(use_bias=False, kernel_init=nn.initializers.normal(1.))
     for i in range(self.depth):
-      layer = (nn.Conv(self.width, (3, 3), **options) if self.convolutional
-               else nn.Dense(self.width, **options))
-      weights = (9 if self.convolutional else 1) * (x.shape[-1] if i else 1)
-      x = nn.relu(np.sqrt(2 / weights).astype('float32') * layer(x))
-    if self.convolutional:
-      x = x.mean((1, 2))
+      scale = np.sqrt(2 / (x.shape[-1] if i else 1)).astype('float32')
+      x = nn.relu(scale * nn.Dense(self.width, **options)(x))
     head = nn.Dense(1, name='head', **options)
     return head(x / np.sqrt(self.width).astype('float32'))
 
 
-@pytest.mark.parametrize('network, closed, x, draws', [
-    (Network(2048, 2), ntk.fully_connected, sphere(10, 16), 10),
-    (Network(128, 2, True), ntk.convolutional, images(11, 2), 60)],
-    ids=['dense', 'convolution'])
-def test_wide_networks_have_these_kernels(network, closed, x, draws):
+def test_wide_networks_have_these_kernels():
   """Fails if the formulas are not the kernels of the networks' gradients.
 
   A standard error of each entry from few draws is itself uncertain by a
   quarter, and there are many entries: root mean squares are compared.
   """
-  x = x.astype('float32')
+  network, draws = Network(2048, 2), 10
+  x = sphere(10, 16).astype('float32')
   init = jax.jit(network.init)
   kernels = []
   for seed in range(draws):
     params = init(jax.random.key(seed), x[:1])['params']
     kernels.append(ntk.empirical(functools.partial(_apply, network), params,
                                  x, block=16))
-  expected = closed(x, depth=2)
+  expected = ntk.fully_connected(x, depth=2)
   for got, want in zip(zip(*kernels, strict=True), expected, strict=True):
     got = np.stack(got)
     error = np.std(got, 0, ddof=1) / np.sqrt(draws)
