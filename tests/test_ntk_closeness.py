@@ -10,12 +10,13 @@ import pytest
 from etils import epath
 
 from mtl_jax import fields
-from mtl_jax.algorithms import anil
+from mtl_jax.algorithms import anil, mtl
 from mtl_jax.data import augment, episodes
 from mtl_jax.errors import UserError
 from mtl_jax.heads import logistic
 from mtl_jax.models import conv4, layers
 from mtl_jax.ntk.checks import CHECKS, closeness, report
+from mtl_jax.ntk.checks import closeness_measures as measures
 from mtl_jax.ntk.checks import closeness_networks as networks
 from mtl_jax.ntk.checks.closeness_networks import NEW_HEAD, Cell
 
@@ -48,7 +49,7 @@ def said(seed=0, tasks=4, queries=2):
 def test_comparisons_are_those_of_a_loop_over_images():
   """Fails if other networks, tasks or images are compared."""
   of = said()
-  got = closeness.compare(SMALL, of, 1, 0.5, 'own')
+  got = measures.compare(SMALL, of, 1, 0.5, 'own')
   network = lambda method, s: of[
       Cell(method, 1, 0.5 if method == 'anil' else 0., s),
       'own' if method == 'anil' else NEW_HEAD]
@@ -61,7 +62,7 @@ def test_comparisons_are_those_of_a_loop_over_images():
                     else sum(max(x - y, 0) for x, y in zip(p, q, strict=True)))
     return np.mean(values)
 
-  for measure in closeness.MEASURES:
+  for measure in measures.MEASURES:
     apart = lambda a, i, b, j, measure=measure: by_hand(
         measure, network(a, i), network(b, j))
     expected = {
@@ -86,10 +87,10 @@ def test_distance_and_agreement_have_their_limits():
   """Fails if equal networks are apart, or opposite ones not."""
   sure = np.eye(3)[np.array([[0, 1, 2, 0]])]
   other = np.eye(3)[np.array([[1, 1, 2, 2]])]
-  assert closeness.measured('distance', sure, sure) == [0]
-  assert closeness.measured('agreement', sure, sure) == [1]
-  assert closeness.measured('distance', sure, other) == [0.5]
-  assert closeness.measured('agreement', sure, other) == [0.5]
+  assert measures.measured('distance', sure, sure) == [0]
+  assert measures.measured('agreement', sure, sure) == [1]
+  assert measures.measured('distance', sure, other) == [0.5]
+  assert measures.measured('agreement', sure, other) == [0.5]
 
 
 def test_independent_errors_agree_as_often_as_drawn_ones():
@@ -98,7 +99,7 @@ def test_independent_errors_agree_as_often_as_drawn_ones():
   answers = lambda accuracy: np.where(
       rng.random(200_000) < accuracy, 0, rng.integers(1, 5, 200_000))
   agree = np.mean(answers(0.7) == answers(0.4))
-  assert abs(closeness.independent(0.7, 0.4, 5) - agree) < 0.005
+  assert abs(measures.independent(0.7, 0.4, 5) - agree) < 0.005
 
 
 def test_trends_are_differences_of_the_same_tasks():
@@ -108,8 +109,8 @@ def test_trends_are_differences_of_the_same_tasks():
   task = rng.random(50)  # common to all settings
   points = [{'depth': d, 'time': t, 'how': how,
              'by_task': (task - 0.1 * d + t).tolist()}
-            for d in o.depths for t in o.times for how in closeness.HOWS]
-  trends = closeness._trends(o, points)['own']
+            for d in o.depths for t in o.times for how in measures.HOWS]
+  trends = measures.trends(o, points)['own']
   for t in ('0.1', '1.0'):
     np.testing.assert_allclose(trends['depth'][t]['mean'], -0.3)
     assert trends['depth'][t]['ci95'] < 1e-9
@@ -155,6 +156,21 @@ def test_anil_takes_the_rate_of_the_cell():
     np.testing.assert_allclose(a, b, rtol=1e-6)
   other = loss_and_logits(ours, {**variables, 'rate': jnp.float32(1.)})
   assert abs(float(other[0] - expected[0])) > 1e-4
+
+
+def test_both_methods_start_from_one_backbone():
+  """Fails if 'same start' is another one, or lambda tau another product."""
+  data, backbone = networks.load(SMALL), networks.Blocks(width=3, blocks=1)
+  joint = mtl.build(backbone, 2, 3, **fields.defaults(mtl.OPTIONS))
+  first, second, other = (
+      networks._make_training(SMALL, data, method)[0](cell).variables
+      for method, cell in (
+          (networks._anil(backbone, SMALL), Cell('anil', 1, 0.5, 4)),
+          (joint, Cell('mtl', 1, 0., 4)), (joint, Cell('mtl', 1, 0., 5))))
+  kernel = lambda variables: variables['params']['backbone']['conv_0']['kernel']
+  np.testing.assert_array_equal(kernel(first), kernel(second))
+  assert np.abs(kernel(first) - kernel(other)).max() > 0.1
+  assert first['rate'] * SMALL.inner_steps == 0.5
 
 
 def test_untrained_networks_have_new_heads_by_hand(folder):

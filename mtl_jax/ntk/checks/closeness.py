@@ -3,18 +3,11 @@
 The bound of bound.py is about infinitely wide networks. Here CNN-4s of 1 to 6
 blocks are trained by the library's own ANIL and MTL, and what they say on the
 same unseen tasks is compared. Two seeds of one method are the yardstick: they
-are apart, too. closeness_networks.py says how networks are trained.
-
-  agreement  share of query images that both give the same class; it does not
-             depend on how sure each is
-  distance   total variation, half the sum over classes of |p - q|, averaged
-             over query images: 0 to 1, at any scale of the logits, and at
-             least the share of images by which two accuracies can differ if
-             classes are drawn from p and from q
+are apart, too. closeness_networks.py says how networks are trained,
+closeness_measures.py what is compared.
 """
 
 import io
-import itertools
 import time
 
 import numpy as np
@@ -22,17 +15,15 @@ import tqdm
 
 from mtl_jax import files
 from mtl_jax.errors import UserError
-from mtl_jax.evaluate import interval
 from mtl_jax.fields import COUNT, NOT_NEGATIVE, POSITIVE, Field, Range
 from mtl_jax.ntk.checks import check, closeness_figures
+from mtl_jax.ntk.checks import closeness_measures as measures
 from mtl_jax.ntk.checks import closeness_networks as networks
+from mtl_jax.ntk.checks.closeness_measures import HOWS, MEASURES
 from mtl_jax.ntk.checks.closeness_networks import NEW_HEAD, Cell
 from mtl_jax.weight_files import npz
 
 NAME = 'closeness'
-# How ANIL learns an unseen task; MTL always gets a new head.
-HOWS = ('own', NEW_HEAD)
-MEASURES = ('agreement', 'distance')
 # The size that is part of the report; the defaults are the full size.
 QUICK = {'depths': (1, 2, 4), 'times': (0.1, 2.), 'steps': 100,
          'test_tasks': 50}
@@ -88,12 +79,12 @@ def run(options, folder):
   for depth in o.depths:
     said = _said(o, data, depth, folder / 'cells', bar)
     points += [{'depth': depth, 'time': t, 'how': how,
-                **compare(o, said, depth, t, how)}
+                **measures.compare(o, said, depth, t, how)}
                for t in o.times for how in HOWS]
   bar.close()
   result = check.write(folder / f'{NAME}.json', {
-      'options': o._asdict(), 'points': points, 'trends': _trends(o, points),
-      'holds': None, 'seconds': time.monotonic() - started})
+      'options': o._asdict(), 'points': points,
+      'trends': measures.trends(o, points), 'holds': None, 'seconds': time.monotonic() - started})
   closeness_figures.draw(result, folder)
   return result
 
@@ -143,108 +134,6 @@ def _said(o, data, depth, folder, bar):
                       'trained again') from error
     bar.update()
   return said
-
-
-def compare(o, said, depth, inner_time, how):
-  """Compares the networks of one depth and one lambda tau.
-
-  Args:
-    o: options.
-    said: (Cell, how) -> probabilities [tasks, N Q, N].
-    depth: blocks.
-    inner_time: lambda tau.
-    how: ANIL learns an unseen task, of HOWS.
-
-  Returns:
-    'accuracy': of 'anil', 'mtl' and 'untrained'; 'agreement' and 'distance':
-    name of a comparison -> its mean over unseen tasks; 'excess': measure ->
-    how much further apart the methods are than two seeds of one. All are
-    {'mean', 'ci95'}; 'by_task' has the distances at the same start.
-  """
-  seeds = range(o.seeds)
-  of = {'anil': [said[Cell('anil', depth, inner_time, s), how] for s in seeds]}
-  for method in ('mtl', 'untrained'):
-    of[method] = [said[Cell(method, depth, 0., s), NEW_HEAD] for s in seeds]
-  # Labels are class-major, as episodes.labels has them.
-  labels = np.arange(of['mtl'][0].shape[1]) // (
-      of['mtl'][0].shape[1] // of['mtl'][0].shape[2])
-  hits = {method: [np.mean(p.argmax(-1) == labels, -1) for p in values]
-          for method, values in of.items()}
-  by_task = {measure: {
-      name: np.mean([measured(measure, of[a][i], of[b][j])
-                     for a, i, b, j in pairs], 0)
-      for name, pairs in _pairs(o.seeds).items()} for measure in MEASURES}
-  by_task['agreement']['independent'] = np.mean([
-      independent(hits[a][i], hits[b][j], o.ways)
-      for a, i, b, j in _pairs(o.seeds)['other start']], 0)
-  excess = {
-      measure: values['other start'] - (
-          values['two ANILs'] + values['two MTLs']) / 2
-      for measure, values in by_task.items()}
-  return {
-      'accuracy': {m: _mean(np.mean(h, 0)) for m, h in hits.items()},
-      **{measure: {name: _mean(v) for name, v in values.items()}
-         for measure, values in by_task.items()},
-      'excess': {measure: _mean(v) for measure, v in excess.items()},
-      'by_task': by_task['distance']['same start'].tolist()}
-
-
-def _pairs(seeds):
-  """Returns comparison -> [(method, seed, method, seed)]."""
-  each, both = range(seeds), list(itertools.combinations(range(seeds), 2))
-  return {
-      'same start': [('anil', s, 'mtl', s) for s in each],
-      'other start': [('anil', s, 'mtl', t) for s in each for t in each
-                      if s != t],
-      'two ANILs': [('anil', s, 'anil', t) for s, t in both],
-      'two MTLs': [('mtl', s, 'mtl', t) for s, t in both],
-      'MTL, untrained': [('mtl', s, 'untrained', s) for s in each]}
-
-
-def measured(measure, p, q):
-  """Returns a measure of MEASURES for each task: [T].
-
-  Args:
-    measure: its name.
-    p, q: probabilities [T, B, N].
-  """
-  if measure == 'agreement':
-    return np.mean(p.argmax(-1) == q.argmax(-1), -1)
-  return np.mean(np.abs(p - q).sum(-1) / 2, -1)
-
-
-def independent(a, b, ways):
-  """Returns the agreement of classifiers whose errors are independent.
-
-  Wrong answers fall on the other classes alike.
-
-  Args:
-    a, b: their accuracies.
-    ways: N.
-  """
-  return a * b + (1 - a) * (1 - b) / (ways - 1)
-
-
-def _mean(values):
-  summary = interval.summary(np.asarray(values, float))
-  return {'mean': summary['accuracy'], 'ci95': summary['ci95']}
-
-
-def _trends(o, points):
-  """Returns differences of the distance at the same start, paired over tasks.
-
-  'depth': deepest less shallowest, for each lambda tau; 'time': largest less
-  smallest lambda tau, for each depth. The bound falls with depth and rises
-  with lambda tau.
-  """
-  by_task = {(p['depth'], p['time'], p['how']): np.array(p.pop('by_task'))
-             for p in points}
-  change = lambda last, first: _mean(by_task[last] - by_task[first])
-  return {how: {
-      'depth': {str(t): change((o.depths[-1], t, how), (o.depths[0], t, how))
-                for t in o.times},
-      'time': {str(d): change((d, o.times[-1], how), (d, o.times[0], how))
-               for d in o.depths}} for how in HOWS}
 
 
 def verdict(result):
