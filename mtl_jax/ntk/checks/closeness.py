@@ -84,7 +84,8 @@ def run(options, folder):
   bar.close()
   result = check.write(folder / f'{NAME}.json', {
       'options': o._asdict(), 'points': points,
-      'trends': measures.trends(o, points), 'holds': None, 'seconds': time.monotonic() - started})
+      'trends': measures.trends(o, points), 'holds': None,
+      'seconds': time.monotonic() - started})
   closeness_figures.draw(result, folder)
   return result
 
