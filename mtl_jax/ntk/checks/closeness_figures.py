@@ -42,7 +42,11 @@ def _by_depth(result):
     axes.set_title(f'ANIL: {how}; MTL: new head')
   for axes in grid[1]:
     axes.set_xlabel('blocks')
-  grid[0][0].legend(title='lambda tau', fontsize=8, title_fontsize=8)
+  small = {'fontsize': 8, 'title_fontsize': 8, 'loc': 'upper left'}
+  grid[1][0].legend(title='lambda tau', **small)
+  grid[1][-1].legend([
+      grid[1][-1].plot([], [], style, color='k')[0] for style in
+      ('.-', ':', '--')], ['ANIL and MTL', 'two ANILs', 'two MTLs'], **small)
   return figure
 
 
@@ -71,5 +75,6 @@ def _excess(result):
     axes.set_xticks(o['depths'])
     axes.grid(alpha=0.3)
   grid[0].set_ylabel('distance less that of two seeds')
-  grid[0].legend(title='lambda tau', fontsize=8, title_fontsize=8)
+  grid[0].legend(title='lambda tau', fontsize=8, title_fontsize=8,
+                 loc='upper left')
   return figure
