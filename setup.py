@@ -47,6 +47,7 @@ setuptools.setup(
     extras_require={
         'cuda': ['jax[cuda12]>=0.10'],
         'tpu': ['jax[tpu]>=0.10'],
+        'gs': ['gcsfs>=2026.4'],  # workdirs in gs://...
         'hdf5': ['h5py>=3.12'],  # CIFAR-100 as torchmeta keeps it
         'tensorboard': ['tensorboard>=2.17', 'tensorboardX>=2.6.2'],
         'wandb': ['wandb>=0.31'],

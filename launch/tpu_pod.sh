@@ -277,15 +277,15 @@ install() {
   local what=$package python=$ENVIRONMENT/bin/python
   if [[ $package != git+* ]]; then
     thrice copy "$package" "$name:" --worker=all || return
-    what="./$(basename "$package")[tpu]"
+    what="./$(basename "$package")[tpu,gs]"
   else
-    what="mtl_jax[tpu] @ $package"
+    what="mtl_jax[tpu,gs] @ $package"
   fi
-  # The VM's own Python is older than 3.11. gcsfs opens gs://...
+  # The VM's own Python is older than 3.11.
   thrice on all "python3 -m pip install --quiet --user uv && \
 { [ -x $python ] || ~/.local/bin/uv venv --quiet --python 3.12 $ENVIRONMENT; } \
 && ~/.local/bin/uv pip install --quiet --python $python \
-$(quote "$what")gcsfs" || return
+$(quote "$what")" || return
   [[ -n $data ]] || return 0
   stage="copying data to $name"
   if [[ -n $mount_data ]]; then

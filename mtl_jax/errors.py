@@ -21,6 +21,14 @@ def check_choice(field, value, allowed):
         + ', '.join(str(name) or "''" for name in allowed))
 
 
+def reason(error):
+  """Returns what the system, or a client of an object store, says was wrong."""
+  if getattr(error, 'strerror', None):
+    return error.strerror
+  return ('no such bucket or object' if isinstance(error, FileNotFoundError)
+          else first_line(error))
+
+
 def first_line(error):
   """Returns the first line of an error, short enough for a line of ours."""
   lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import logging
 import os
+import traceback
 
 from etils import epath
 
-from mtl_jax.errors import UserError
+from mtl_jax.errors import UserError, reason
 
 try:
   import fcntl
@@ -14,6 +16,8 @@ except ImportError:  # no locks on this system: no process waits
   fcntl = None
 
 LOCK = '.lock'
+# What opens gs://... and its like. Their errors have no base in common.
+_CLIENTS = 'fsspec', 'gcsfs', 'google.cloud'
 
 
 def at(path):
@@ -35,7 +39,7 @@ def make(path):
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise UserError(f'{path}: cannot be made ({error.strerror}): choose '
+    raise UserError(f'{path}: cannot be made ({reason(error)}): choose '
                     'another --workdir') from error
   if can_append(path) and not os.access(path, os.W_OK | os.X_OK):
     raise UserError(f'{path}: cannot be written (Permission denied): choose '
@@ -44,15 +48,34 @@ def make(path):
 
 @contextlib.contextmanager
 def errors():
-  """Turns an error of the file system into a UserError that names the file."""
+  """Turns an error of the file system into a UserError that names the file.
+
+  So is one of an object store.
+  """
+  # It logs, with a traceback, what it raises.
+  logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
   try:
     yield
-  except OSError as error:
-    if error.filename is None:
+  except UserError:
+    raise
+  except Exception as error:
+    if isinstance(error, OSError) and error.filename is not None:
+      raise UserError(
+          f'{os.fsdecode(error.filename)}: cannot be read or written '
+          f'({reason(error)}): mend that, or name another folder') from error
+    if not _of_a_store(error):
       raise  # of no file: a fault of ours
     raise UserError(
-        f'{os.fsdecode(error.filename)}: cannot be read or written '
-        f'({error.strerror}): mend that, or name another folder') from error
+        f'the object store cannot be used ({reason(error)}): for gs://... '
+        "install 'mtl_jax[gs]', log in, and see that the bucket exists and "
+        'the account may read and write it (docs/launch.md)') from error
+
+
+def _of_a_store(error):
+  """Returns whether an error comes from a client of an object store."""
+  return any(
+      frame.f_globals.get('__name__', '').startswith(_CLIENTS)
+      for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def write(path, contents):
@@ -65,16 +88,19 @@ def write(path, contents):
   Raises:
     UserError: the disk is full, or the folder cannot be written.
   """
-  beside = path.parent / f'{path.name}.tmp'
+  renames = can_append(path)  # an object is replaced as a whole anyway
+  beside = path.parent / f'{path.name}.tmp' if renames else path
   try:
     if isinstance(contents, bytes):
       beside.write_bytes(contents)
     else:
       beside.write_text(contents)
-    beside.replace(path)
+    if renames:
+      beside.replace(path)
   except OSError as error:
-    beside.unlink(missing_ok=True)
-    raise UserError(f'{path}: cannot be written ({error.strerror})'
+    if renames:
+      beside.unlink(missing_ok=True)
+    raise UserError(f'{path}: cannot be written ({reason(error)})'
                     ) from error
 
 
@@ -93,7 +119,7 @@ def writing(path):
       yield file
     beside.replace(path)
   except OSError as error:
-    raise UserError(f'{path}: cannot be written ({error.strerror})'
+    raise UserError(f'{path}: cannot be written ({reason(error)})'
                     ) from error
   finally:
     with contextlib.suppress(OSError):
@@ -128,7 +154,7 @@ def append(path, text):
     with path.open('a') as file:
       file.write(text)
   except OSError as error:
-    raise UserError(f'{path}: cannot be written ({error.strerror})'
+    raise UserError(f'{path}: cannot be written ({reason(error)})'
                     ) from error
 
 

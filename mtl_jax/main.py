@@ -69,7 +69,7 @@ def main(argv=None):
   command = None
   try:
     tag = program.tag('mtl_jax')
-    with early.stops(tag):
+    with early.stops(tag), files.errors():
       command = flags.parse(sys.argv[1:] if argv is None else argv,
                             workdir.saved_config)
     if command.help:
@@ -148,7 +148,12 @@ def report_seeds(config, path):
 
 
 def _stopped(command):
-  """Returns the last line of a command that Ctrl-C ends."""
+  """Returns the last line of a command that Ctrl-C ends.
+
+  Only process 0 must see the workdir.
+  """
+  if not processes.leads():
+    return 'stopped'
   if command.mode == 'train' and command.config.seeds:
     again = 'resumes ' + ', '.join(
         f'seed {seed} at step {checkpoint.last_step(files.at(folder)) or 0}'

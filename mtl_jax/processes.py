@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mtl_jax import files
 from mtl_jax.errors import AgreedError, UserError, first_line
 
 # Exit code, beside 2 of a UserError and those of signals.
@@ -304,7 +305,8 @@ def together(function):
     return function()
   result, error = None, ''
   try:
-    result = function()
+    with files.errors():
+      result = function()
   except UserError as raised:
     error = str(raised)
   errors = texts(error)

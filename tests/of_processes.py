@@ -13,11 +13,14 @@ import sys
 
 import command
 import jax
+import numpy as np
 from conftest import FAST_COMPILES, ROOT
 
 from launch import local
 from mtl_jax import main, processes
+from mtl_jax.data import store
 from mtl_jax.errors import UserError
+from mtl_jax.run import agreement
 
 
 def start(folder, count, methods=(), ways=()):
@@ -67,9 +70,16 @@ def messages():
     if number:
       raise UserError('no such file')
 
+  def images():  # those of process 1 differ in a pixel
+    pixels = np.zeros((2, 1, 1, 1), np.uint8)
+    pixels[-1] = number
+    agreement.check_data({'test': store.Store(
+        pixels, np.array([0, 2]), ('a',), np.zeros(1), np.ones(1), 'x',
+        'test')})
+
   told = []
   for check in (lambda: processes.agree({'seed': number}, 'config'),
-                lambda: processes.together(fail),
+                images, lambda: processes.together(fail),
                 lambda: processes.by_leader(lambda: fail() or 'read')):
     try:
       told.append(check())

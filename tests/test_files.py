@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import fsspec
 import pytest
 from conftest import ROOT
 
@@ -67,6 +68,17 @@ def test_a_file_that_cannot_be_opened_is_named_in_one_line(tmp_path):
   with pytest.raises(UserError, match='none: cannot be .*No such file'):
     with files.errors():
       (tmp_path / 'none').read_bytes()
+
+
+@pytest.mark.parametrize('ask, said', [
+    (lambda: fsspec.filesystem('memory').cat('/none'), 'no such bucket or obj'),
+    (lambda: fsspec.filesystem('gs'), 'gcsfs')])
+def test_what_an_object_store_refuses_gets_one_line(ask, said, monkeypatch):
+  """Fails if a wrong bucket, or no client, ends in a traceback."""
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  with pytest.raises(UserError, match=f'{said}.*mtl_jax.gs.*log in'):
+    with files.errors():
+      ask()
 
 
 def test_an_error_of_no_file_is_a_fault_of_ours():

@@ -81,6 +81,48 @@ def test_gaps_are_those_of_the_predictors(folders):
     np.testing.assert_allclose(cell['mtl_condition'], mtl.condition)
 
 
+def test_gaps_of_convolutional_kernels_are_those_of_the_predictors():
+  """Fails if images are reshaped wrongly, or K(x, x) is not 1 on average."""
+  o = GRID._replace(dims=9, tasks=2, queries=3, support=2)
+  drawn = bound.make_source(o).draw(0)
+  kernel = bound.make_kernel('flat', (3, 3, 1))
+  with precision('float64'):
+    gap = bound.predictions(drawn, 2, (0.1,), 1., 'none', kernel)
+    everything = np.asarray(bound._inputs(drawn))
+    size = np.mean(np.diag(ntk.convolutional(
+        3 * everything.reshape(-1, 3, 3, 1), depth=2, pool='flat').nngp))
+
+  def scaled(x, z=None):
+    images = [a if a is None else 3 * a.reshape(-1, 3, 3, 1) for a in (x, z)]
+    return ntk.Kernels(*(k / size for k in ntk.convolutional(
+        *images, depth=2, pool='flat')))
+
+  same = {**numbers(drawn), 'test_time': 1., 'dtype': 'float64',
+          'kernel': scaled}
+  for got, method, extra in ((gap.anil[0], 'anil', {'inner_time': 0.1}),
+                             (gap.mtl, 'mtl', {})):
+    np.testing.assert_allclose(
+        np.asarray(got), ntk.predict(method, **same, **extra).values,
+        atol=1e-9)
+
+
+def test_images_are_averaged_over_squares():
+  """Fails if pixels of other rows, columns or channels are averaged."""
+  x = np.random.default_rng(0).normal(size=(2, 3, 4 * 4 * 2))
+  got = tasks._averaged(x, (4, 4, 2), tasks._shape((4, 4, 2), 2))
+  images = x.reshape(2, 3, 4, 4, 2)
+  expected = np.stack([
+      images[:, :, i:i + 2, j:j + 2].mean((2, 3)) for i in (0, 2)
+      for j in (0, 2)], 2).reshape(2, 3, -1)
+  expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+  np.testing.assert_allclose(got, expected)
+  np.testing.assert_allclose(  # only scaled
+      tasks._averaged(x, (4, 4, 2), tasks._shape((4, 4, 2), 0)),
+      x / np.linalg.norm(x, axis=-1, keepdims=True))
+  with pytest.raises(UserError, match='--side: 3 does not divide images of 4'):
+    tasks._shape((4, 4, 2), 3)
+
+
 def test_union_control_is_mtl_on_query_and_support():
   """Fails if the control's query is not query and support together."""
   drawn = bound.make_source(GRID).draw(0)
@@ -187,6 +229,7 @@ def test_points_in_their_span_have_the_same_inner_products():
     (['bound', '--control=no'], "--control is 'no': allowed are none"),
     (['bound', '--dataset=no'], "--dataset is 'no': allowed are random"),
     (['bound', '--times=-1,0,1'], '--times has -1.0: must be at least 0'),
+    (['bound', '--network=flat'], '--network: flat needs images'),
     (['bound', '--shared=2'], '--shared: 2.0 is not between 0 and 1'),
     (['bound', '--draws=1'], '--draws is 1: must be at least 3'),
     (['bound', '--test_time=-1'], '--test_time is -1.0: must be at least 0'),

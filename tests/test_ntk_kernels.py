@@ -157,53 +157,123 @@ def test_convolutions_of_one_pixel_are_dense_layers():
 
 
 class Network(nn.Module):
-  """Dense layers, or 3x3 convolutions and the mean over pixels.
-
-  In tangent-kernel scaling.
-  """
+  """Dense layers in tangent-kernel scaling."""
 
   width: int
   depth: int
-  convolutional: bool = False
 
   @nn.compact
   def __call__(self, x):
     options = dict(use_bias=False, kernel_init=nn.initializers.normal(1.))
     for i in range(self.depth):
-      layer = (nn.Conv(self.width, (3, 3), **options) if self.convolutional
-               else nn.Dense(self.width, **options))
-      weights = (9 if self.convolutional else 1) * (x.shape[-1] if i else 1)
-      x = nn.relu(np.sqrt(2 / weights).astype('float32') * layer(x))
-    if self.convolutional:
-      x = x.mean((1, 2))
+      scale = np.sqrt(2 / (x.shape[-1] if i else 1)).astype('float32')
+      x = nn.relu(scale * nn.Dense(self.width, **options)(x))
     head = nn.Dense(1, name='head', **options)
     return head(x / np.sqrt(self.width).astype('float32'))
 
 
-@pytest.mark.parametrize('network, closed, x, draws', [
-    (Network(2048, 2), ntk.fully_connected, sphere(10, 16), 10),
-    (Network(128, 2, True), ntk.convolutional, images(11, 2), 60)],
-    ids=['dense', 'convolution'])
-def test_wide_networks_have_these_kernels(network, closed, x, draws):
+def test_wide_networks_have_these_kernels():
   """Fails if the formulas are not the kernels of the networks' gradients.
 
   A standard error of each entry from few draws is itself uncertain by a
   quarter, and there are many entries: root mean squares are compared.
   """
-  x = x.astype('float32')
+  network, draws = Network(2048, 2), 10
+  x = sphere(10, 16).astype('float32')
   init = jax.jit(network.init)
   kernels = []
   for seed in range(draws):
     params = init(jax.random.key(seed), x[:1])['params']
     kernels.append(ntk.empirical(functools.partial(_apply, network), params,
                                  x, block=16))
-  expected = closed(x, depth=2)
+  expected = ntk.fully_connected(x, depth=2)
   for got, want in zip(zip(*kernels, strict=True), expected, strict=True):
     got = np.stack(got)
     error = np.std(got, 0, ddof=1) / np.sqrt(draws)
     off = np.mean(got, 0) - np.asarray(want)
     assert np.sqrt(np.mean(off ** 2)) < 3 * np.sqrt(np.mean(error ** 2))
     assert np.sqrt(np.mean(error ** 2)) < 0.05 * np.mean(want)
+
+
+def wide_convolutions(pool, width, x):
+  """Returns key -> (head's, whole) tangent kernel of two convolutions.
+
+  It is stated without Flax and without mtl_jax.
+  """
+  size, channels = x.shape[1], x.shape[-1]
+  convolve = functools.partial(
+      jax.lax.conv_general_dilated, window_strides=(1, 1), padding='SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  def output(params, image):
+    first, second, head = params
+    h = jnp.maximum(convolve(image[None], first) * np.sqrt(2 / 9), 0)
+    h = jnp.maximum(convolve(h, second) * np.sqrt(2 / 9 / width), 0)[0]
+    if pool == 'flat':
+      return jnp.sum(head * h) / (np.sqrt(width) * size)
+    return jnp.mean(h, (0, 1)) @ head / np.sqrt(width)
+
+  @jax.jit
+  def kernels(key):
+    shapes = [(3, 3, channels, width), (3, 3, width, width),
+              (size, size, width) if pool == 'flat' else (width,)]
+    params = [jax.random.normal(k, shape, jnp.float64) for k, shape in zip(
+        jax.random.split(key, 3), shapes, strict=True)]
+    *body, head = [g.reshape(len(x), -1) @ g.reshape(len(x), -1).T for g in
+                   jax.vmap(jax.jacrev(output), (None, 0))(params, x)]
+    return head, head + sum(body)
+
+  return kernels
+
+
+@pytest.mark.parametrize('pool', ['flat', 'global'])
+def test_convolutions_have_these_kernels_in_float64(pool):
+  """Fails if pixels are paired, padded or read out in another way.
+
+  The first image is blank in a corner.
+  """
+  with jax.enable_x64(True):
+    x = jnp.asarray(images(13, 3, 5))
+    kernels = wide_convolutions(pool, 128, x)
+    draws = [kernels(jax.random.key(seed)) for seed in range(24)]
+  expected = exact_conv(x, depth=2, pool=pool)
+  for got, want in zip(zip(*draws, strict=True), expected, strict=True):
+    got, want = np.stack(got), np.asarray(want)
+    assert got.dtype == want.dtype == np.float64
+    error = np.std(got, 0, ddof=1) / np.sqrt(len(got))
+    off = np.mean(got, 0) - want
+    assert np.sqrt(np.mean(off ** 2)) < 3 * np.sqrt(np.mean(error ** 2))
+    assert np.sqrt(np.mean(error ** 2)) < 0.05 * np.mean(want)
+
+
+def pixel_recursion(x, depth, b):
+  """Returns the kernels of every pair of pixels, [n, h, w, n, h, w]."""
+  n, h, w = x.shape[:3]
+  offsets = [(i, j) for i in (0, 1, 2) for j in (0, 1, 2)]
+
+  def seen(kernel):
+    padded = np.pad(kernel, [(0, 0), (1, 1), (1, 1)] * 2)
+    return sum(padded[:, i:i + h, j:j + w, :, i:i + h, j:j + w]
+               for i, j in offsets) * 2 / 9 + b
+
+  tangent = nngp = np.einsum('ahwc,bijc->ahwbij', x, x)
+  for _ in range(depth):
+    moment, slope = (m.reshape(nngp.shape) for m in relu_moments(
+        seen(nngp).reshape(n * h * w, -1)))
+    nngp, tangent = moment, moment + slope * seen(tangent)
+  return nngp, tangent
+
+
+@pytest.mark.parametrize('pool', ['flat', 'global'])
+def test_convolutions_obey_the_recursion_over_pixels(pool):
+  """Fails if a formula holds up to the noise of random networks only."""
+  x = images(14, 3, 4)
+  of_images = lambda k: (np.einsum('ahwbhw->ab', k) / 16 if pool == 'flat'
+                         else k.mean((1, 2, 4, 5)))
+  got = exact_conv(x, depth=3, pool=pool, bias_variance=0.1, block=2)
+  close(got, map(of_images, pixel_recursion(x, 3, 0.1)), 1e-7)
+  with pytest.raises(UserError, match="pool is 'max': allowed are"):
+    exact_conv(x, depth=1, pool='max')
 
 
 def _apply(network, params, x):

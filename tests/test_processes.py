@@ -36,7 +36,10 @@ def result(pair):
 
 def test_all_processes_are_told_what_differs(result):
   told = json.loads(result['messages'][0])
-  assert result['messages'][1] == json.dumps(told[:2] + [None])
+  assert result['messages'][1] == json.dumps(told[:3] + [None])
+  images = told.pop(1)
+  assert images.startswith('process 1 has another data set than process 0: the '
+                           "test split is 'x of 1 classes, 2 images, sha256 ")
   assert told == [
       'process 1 has another config than process 0: seed is 1, not 0; start '
       'the same command, version and data in all processes',

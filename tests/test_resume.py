@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import types
 
 import command
 import jax
@@ -15,6 +16,7 @@ from etils import epath
 from killed import MOMENTS, WITHIN_AN_EPOCH
 from tiny_run import final_state, lasting
 
+from mtl_jax.errors import UserError
 from mtl_jax.run import checkpoint, loop, metrics, parts
 
 LIMIT = 'a smaller limit of epochs'
@@ -125,3 +127,14 @@ def test_a_larger_limit_goes_on_and_equals_a_run_with_that_limit(
   for a, b in zip(jax.tree.leaves(final_state(uninterrupted)),
                   jax.tree.leaves(final_state(path)), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_save_into_a_folder_that_is_gone_says_so(tmp_path):
+  """Fails if the line says that earlier checkpoints are whole."""
+  def fail(*_, **__):
+    raise OSError('no such folder')
+
+  manager = types.SimpleNamespace(
+      directory=epath.Path(tmp_path) / 'checkpoints', save=fail)
+  with pytest.raises(UserError, match='checkpoints is gone since the run'):
+    checkpoint.save(manager, 4, {})

@@ -43,6 +43,8 @@ class Conv4(nn.Module):
   dtype: str = 'float32'
   pool_edges: str = 'valid'
 
+  blocks = BLOCKS  # no option: a subclass may have another number
+
   def __post_init__(self):
     layers.check_count('width', self.width, 'conv4')
     check_choice('config.model.pool', self.pool, POOLS)
@@ -57,7 +59,7 @@ class Conv4(nn.Module):
     own = train if own_statistics is None else own_statistics
     layers.check_images(images, SMALLEST, 'conv4')
     x = images
-    for i in range(BLOCKS):
+    for i in range(self.blocks):
       x = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(x)
       x = layers.BatchNorm(name=f'norm_{i}')(x, own)
       # Pooling and ReLU commute; this order touches a quarter of the values.

@@ -32,6 +32,7 @@ from mtl_jax.ntk.tiles import fill
 # Tiles with at most so many numbers in their differences need no product.
 _DIRECT = 2 ** 20
 _CONV_TILE = 2 ** 21  # pairs of pixels in a tile, unless a block is given
+POOLS = ('global', 'flat')  # of convolutional networks
 # Versines below this are computed again without cancellation.
 _NEAR = {'float32': 1e-2, 'float64': 1e-6}
 
@@ -79,14 +80,20 @@ def fully_connected(x, z=None, *, depth, activation='relu',
 
 def convolutional(x, z=None, *, depth, activation='relu',
                   weight_variance=None, bias_variance=0., filter_size=3,
-                  block=None, dtype=None):
-  """Returns the kernels of a convolutional network with average pooling.
+                  pool='global', block=None, dtype=None):
+  """Returns the kernels of a convolutional network.
 
-  Layers are convolutions of stride 1 with zero padding ('SAME'). Each of the
-  filter_size^2 weights of a channel has the variance w / filter_size^2. The
-  mean over all pixels of the last layer is read out (Arora et al., NeurIPS
-  2019). Work and memory per pair grow with (height width)^2: meant for small
-  images.
+  They are those of Arora et al. (NeurIPS 2019). Layers are convolutions of
+  stride 1 with zero padding ('SAME'), without BatchNorm and max pooling, for
+  which there is no such closed form. Each of the filter_size^2 weights of a
+  channel has the variance w / filter_size^2.
+
+  With pool 'global' the mean over all pixels of the last layer is read out.
+  The kernels then need every pair of pixels: work and memory per pair of
+  images grow with (height width)^2, which is meant for small images. With pool
+  'flat' each pixel has read-out weights of its own, of variance
+  1 / (height width). Only pairs of a pixel and itself are needed then: a pixel
+  reads the neighbours at the same offsets in both images.
 
   Args:
     x: images [n, h, w, c].
@@ -96,6 +103,7 @@ def convolutional(x, z=None, *, depth, activation='relu',
     weight_variance: w; None for 2 (relu) or 1 (erf).
     bias_variance: b, of all layers but the read-out.
     filter_size: odd.
+    pool: 'global' or 'flat', of POOLS.
     block: side of the tiles, in images; None for what fits 100 MB.
     dtype: 'float32' or 'float64'; None for that of x.
 
@@ -106,15 +114,17 @@ def convolutional(x, z=None, *, depth, activation='relu',
     UserError: an argument is outside of what is stated here.
   """
   w = _check(depth, activation, weight_variance, bias_variance)
+  check_choice('pool', pool, POOLS)
   if filter_size < 1 or filter_size % 2 == 0:
     raise UserError(f'filter_size: {filter_size} is not an odd number')
   with precision(dtype):
     x, z = as_floats(dtype, x, z)
     _check_points(x, z, 4)
     pixels = x.shape[1] * x.shape[2]
-    block = block or max(1, int(math.sqrt(_CONV_TILE) / pixels))
+    pairs = pixels ** 2 if pool == 'global' else pixels  # of pixels
+    block = block or max(1, math.isqrt(_CONV_TILE // pairs))
     return _convolutional(x, z, depth, activation, w, float(bias_variance),
-                          filter_size, block)
+                          filter_size, pool, block)
 
 
 def empirical(apply_fn, params, x, z=None, *, head='head', block=32):
@@ -207,39 +217,50 @@ def _fully_connected(x, z, depth, activation, w, b, block):
   return Kernels(*fill(tile, len(x), len(z), block, symmetric, x.dtype))
 
 
-@functools.partial(jax.jit, static_argnums=range(2, 8))
-def _convolutional(x, z, depth, activation, w, b, filter_size, block):
+@functools.partial(jax.jit, static_argnums=range(2, 9))
+def _convolutional(x, z, depth, activation, w, b, filter_size, pool, block):
   symmetric = z is None
   z = x if symmetric else z
   reach = range(-(filter_size // 2), filter_size // 2 + 1)
-  shifts = [functools.partial(_shift, down=down, right=right)
+  # Axes of the rows and columns of pixels of x and of z, after [n, m].
+  axes = {'global': {'x': (2, 3), 'z': (4, 5), 'xz': (2, 3, 4, 5)},
+          'flat': dict.fromkeys(('x', 'z', 'xz'), (2, 3))}[pool]
+  shifts = [functools.partial(_shift, axes, (down, right))
             for down in reach for right in reach]
 
   def tile(i, j, rows, columns):
-    part_x = jax.lax.dynamic_slice_in_dim(x, i, rows)
-    part_z = jax.lax.dynamic_slice_in_dim(z, j, columns)
-    part_x, q_x = _directions(part_x[:, None, :, :, None, None])
-    part_z, q_z = _directions(part_z[None, :, None, None])
+    part_x = jax.lax.dynamic_slice_in_dim(x, i, rows)[:, None]
+    part_z = jax.lax.dynamic_slice_in_dim(z, j, columns)[None]
+    if pool == 'global':  # every pair of pixels
+      part_x = part_x[:, :, :, :, None, None]
+      part_z = part_z[:, :, None, None]
+    part_x, q_x = _directions(part_x)
+    part_z, q_z = _directions(part_z)
     near = jnp.sum((part_x - part_z) ** 2, -1) / 2
     far = jnp.sum((part_x + part_z) ** 2, -1) / 2
     pair = layers.Pair(q_x, q_z, near, far, None)
     pair = layers.propagate(pair, depth, activation, w, b, shifts)
-    pixels = (2, 3, 4, 5)
-    return jnp.mean(pair.nngp, pixels), jnp.mean(pair.ntk, pixels)
+    return jnp.mean(pair.nngp, axes['xz']), jnp.mean(pair.ntk, axes['xz'])
 
   return Kernels(*fill(tile, len(x), len(z), block, symmetric, x.dtype))
 
 
-def _shift(array, of, down, right):
-  """Returns [.., h, w, h, w] at (row + down, column + right), 0 outside."""
-  pads = [(0, 0)] * 6
-  slices = [slice(None)] * 6
-  for axis, by, points in ((2, down, 'x'), (3, right, 'x'), (4, down, 'z'),
-                           (5, right, 'z')):
-    if points in of:
-      pads[axis] = (max(-by, 0), max(by, 0))
-      start = max(by, 0)
-      slices[axis] = slice(start, start + array.shape[axis])
+def _shift(axes, by, array, of):
+  """Returns an array of pixels at (row + by[0], column + by[1]), 0 outside.
+
+  Args:
+    axes: points -> axes of their rows and columns.
+    by: (down, right).
+    array: [n, m, ..].
+    of: the points that are shifted, 'x', 'z' or 'xz'.
+  """
+  pads = [(0, 0)] * array.ndim
+  slices = [slice(None)] * array.ndim
+  for i, axis in enumerate(axes[of]):
+    step = by[i % 2]
+    pads[axis] = (max(-step, 0), max(step, 0))
+    start = max(step, 0)
+    slices[axis] = slice(start, start + array.shape[axis])
   return jnp.pad(array, pads)[tuple(slices)]
 
 

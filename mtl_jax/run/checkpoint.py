@@ -2,7 +2,8 @@
 
 One manager with a best-of rule may delete the newest step, so there are two.
 Orbax writes a temporary folder and renames it: a folder with a step's name is
-complete.
+complete. In an object store, which cannot rename a folder, it is complete when
+it holds the object that Orbax writes last.
 """
 
 import contextlib
@@ -56,8 +57,9 @@ def last_step(workdir, which='latest'):
   """
   try:
     return max((int(p.name) for p in (workdir / FOLDERS[which]).iterdir()
-                if p.name.isdigit()), default=None)
-  except OSError:
+                if p.name.isdigit() and ocp.utils.is_checkpoint_finalized(p)),
+               default=None)
+  except (FileNotFoundError, NotADirectoryError):
     return None
 
 
@@ -95,6 +97,10 @@ def save(manager, step, state, pending=(), unvalidated=False, again=False):
                       for name, value in metrics.items()}
                      for metrics in pending]})
   except (OSError, ValueError, RuntimeError) as error:
+    if not manager.directory.exists():
+      raise UserError(
+          f'{manager.directory} is gone since the run has started: restore it, '
+          'or start again with another --workdir') from error
     _remove_unfinished(manager.directory)
     raise UserError(
         f'{manager.directory}: the checkpoint of step {step} cannot be '

@@ -18,7 +18,7 @@ import ml_collections
 
 from mtl_jax import algorithms, fields, files
 from mtl_jax.config import FIELDS, base_config, settings, to_json
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.errors import UserError, first_line, reason
 from mtl_jax.run import checkpoint
 
 CONFIG = 'config.json'
@@ -103,7 +103,7 @@ def check(path, config, testing=False):
       raise UserError(f'{path} is a file: --workdir must be a folder')
     entries = list(path.iterdir()) if path.exists() else []
   except OSError as error:
-    raise UserError(f'{path}: cannot be read ({error.strerror}): choose '
+    raise UserError(f'{path}: cannot be read ({reason(error)}): choose '
                     'another --workdir') from error
   if not (path / CONFIG).exists():
     # What a start that was killed before it wrote config.json may leave.
@@ -206,7 +206,7 @@ def alone(path):
       raise UserError(f'{path}: another process trains in this folder: wait '
                       'for its end, or choose another --workdir') from error
     except OSError as error:
-      raise UserError(f'{path}: cannot be written ({error.strerror}): choose '
+      raise UserError(f'{path}: cannot be written ({reason(error)}): choose '
                       'another --workdir') from error
     yield
 

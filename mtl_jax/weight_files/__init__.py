@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax import files
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.errors import UserError, first_line, reason
 from mtl_jax.weight_files import npz, safetensors, torch_zip
 from mtl_jax.weight_files.safetensors import pack as pack
 
@@ -57,7 +57,7 @@ def read(path):
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
   except OSError as error:
-    raise UserError(f'{path}: cannot be read ({error.strerror}): make it '
+    raise UserError(f'{path}: cannot be read ({reason(error)}): make it '
                     'readable') from error
   except MemoryError as error:
     raise UserError(f'{path}: does not fit into memory: keep the weights of '

@@ -20,15 +20,21 @@ from mtl_jax.fields import COUNT, NOT_NEGATIVE, Field, Range
 from mtl_jax.ntk import predictors
 from mtl_jax.ntk.checks import bound_figures, bound_verdict, check
 from mtl_jax.ntk.checks import tasks as task_sources
-from mtl_jax.ntk.kernels import Kernels, fully_connected
+from mtl_jax.ntk.kernels import POOLS, Kernels, convolutional, fully_connected
 from mtl_jax.ntk.precision import precision
 
 CONTROLS = ('none', 'independent_heads', 'union')
+DENSE = 'dense'
 _BLOCK = 128  # side of a tile of kernels: half of them are mirror images
 
 OPTIONS = {
     'dataset': Field(task_sources.RANDOM, 'random (regression tasks), or a '
                      'data set of images: mini_imagenet, omniglot, glyphs, ..'),
+    'network': Field(DENSE, 'dense (fully connected), or of images: a '
+                     'convolutional network with flat or global pooling',
+                     (DENSE, *POOLS)),
+    'side': Field(0, 'flat and global: height and width that images are '
+                  'averaged down to; 0: their own', NOT_NEGATIVE),
     'times': Field(
         (0., 1e-3, 1e-2, .03, .1, .3, 1.),
         'values of lambda tau, rate times time of the inner loop in training',
@@ -105,6 +111,8 @@ def settle(options):
                     'twice the one before, to see what a doubling does')
   if not o.test_time >= 0:  # may be inf
     raise UserError(f'--test_time is {o.test_time}: must be at least 0')
+  if o.network != DENSE and o.dataset == task_sources.RANDOM:
+    raise UserError(f'--network: {o.network} needs images: set --dataset')
   queries = o.queries
   if queries is None:
     queries = 10 if o.dataset == task_sources.RANDOM else 5
@@ -119,7 +127,35 @@ def make_source(o):
         outputs=o.outputs, shared=o.shared, seed=o.seed)
   return task_sources.images(
       o.dataset, tasks=o.tasks, ways=o.ways, shots=o.shots, queries=o.queries,
-      seed=o.seed)
+      seed=o.seed, side=None if o.network == DENSE else o.side)
+
+
+def dense(x, depth):
+  """Returns the Kernels of points [n, d] in a fully connected network."""
+  return fully_connected(x, depth=depth, block=_BLOCK)
+
+
+def make_kernel(network, shape):
+  """Returns (points [n, d], depth) -> Kernels.
+
+  Zero padding takes length from the images, layer by layer. The read-out of a
+  convolutional network is scaled so that K(x, x) is 1 on average, as it is in
+  a dense one: lambda tau then means the same at all depths.
+
+  Args:
+    network: 'dense', 'flat' or 'global'.
+    shape: (h, w, c) of flattened images of unit length; None for 'dense'.
+  """
+  if network == DENSE:
+    return dense
+
+  def kernel(x, depth):
+    pixels = x.reshape(-1, *shape) * np.sqrt(shape[0] * shape[1])
+    kernels = convolutional(pixels, depth=depth, pool=network)
+    return Kernels(*(k / jnp.mean(jnp.diagonal(kernels.nngp))
+                     for k in kernels))
+
+  return kernel
 
 
 class Gap(NamedTuple):
@@ -132,7 +168,7 @@ class Gap(NamedTuple):
   mtl_range: tuple[jax.Array, jax.Array]
 
 
-def predictions(drawn, depth, times, test_time, control='none'):
+def predictions(drawn, depth, times, test_time, control='none', kernel=dense):
   """Returns the Gap of a draw at one depth; call where float64 is on.
 
   Args:
@@ -141,12 +177,12 @@ def predictions(drawn, depth, times, test_time, control='none'):
     times: values of lambda tau, [J].
     test_time: of adaptation to the test task.
     control: of CONTROLS.
+    kernel: of `make_kernel`.
   """
   rows = _rows(drawn)
   # Each result is waited for: with two threads XLA's CPU client can lock up
   # when solves run side by side (jax 0.10.2), and they are no faster.
-  kernels = jax.block_until_ready(fully_connected(
-      _inputs(drawn), depth=depth, block=_BLOCK))
+  kernels = jax.block_until_ready(kernel(_inputs(drawn), depth))
   query, support = _points(drawn.query_y), _points(drawn.support_y)
   labelled = np.concatenate([rows['query'], rows['support'], rows['known']])
   known_y = jnp.asarray(drawn.test_support_y)
@@ -231,7 +267,7 @@ def _draw(o, source, number, folder):
   """Returns {depth: {time: cell}} of a draw; its file keeps what it has."""
   file = folder / f'draw_{number:04d}.json'
   grid = check.read(file, {})
-  drawn = None
+  drawn, kernel = None, make_kernel(o.network, source.shape)
   for depth in o.depths:
     row = grid.setdefault(str(depth), {})
     times = [t for t in o.times if str(t) not in row]
@@ -240,7 +276,7 @@ def _draw(o, source, number, folder):
     drawn = drawn or source.draw(number)
     with precision('float64'):
       gap = jax.device_get(predictions(
-          drawn, depth, times, o.test_time, o.control))
+          drawn, depth, times, o.test_time, o.control, kernel))
     row.update(_cells(times, gap, drawn))
     files.write(file, check.text(grid))
   return grid

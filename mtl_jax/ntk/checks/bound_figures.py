@@ -30,9 +30,11 @@ def _figure(function, result):
 
   figure = matplotlib.figure.Figure(layout='constrained')
   function(figure, result)
-  control = result['options']['control']
-  figure.suptitle(result['options']['dataset'] + (
-      f', control: {control}' if control != 'none' else ''))
+  options = result['options']
+  control, network = options['control'], options.get('network', 'dense')
+  figure.suptitle(options['dataset'] + (
+      f', control: {control}' if control != 'none' else '') + (
+          f', convolutional, {network} pooling' if network != 'dense' else ''))
   return figure
 
 

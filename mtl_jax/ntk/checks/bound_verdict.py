@@ -187,9 +187,12 @@ def _num_points(options):
 
 def verdict(result):
   """Returns the verdict in one line."""
-  control = result['options']['control']
+  options = result['options']
+  control, network = options['control'], options.get('network', 'dense')
   return (f'the bound is {"" if result["holds"] else "NOT "}confirmed'
-          + (f' (control: {control})' if control != 'none' else ''))
+          + (f' (control: {control})' if control != 'none' else '')
+          + (f' (convolutional kernels, {network} pooling)'
+             if network != 'dense' else ''))
 
 
 def summary(result):

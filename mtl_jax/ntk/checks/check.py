@@ -12,7 +12,7 @@ from mtl_jax.errors import UserError
 
 
 class Check(NamedTuple):
-  """One check of the theory; it can fail.
+  """One check of the theory; it can fail, unless it only observes.
 
   options: name -> Field. The flags of the command, their help and their
     defaults follow from it. A folder can be resumed with other values of the
@@ -20,8 +20,9 @@ class Check(NamedTuple):
   run: (options, folder) -> result. `options` maps names to values; the ones
     left out keep their defaults. `folder` is an epath.Path: results, figures
     and what a stopped run needs to resume are written there. The result is a
-    dict of JSON's types, and its 'holds' is a bool. Raises UserError where an
-    option is wrong or the folder belongs to other options.
+    dict of JSON's types, and its 'holds' is a bool; None where the theory
+    predicts nothing, so that the check only observes. Raises UserError where
+    an option is wrong or the folder belongs to other options.
   verdict: result -> one line that says what holds or does not hold.
   summary: result -> lines of text, the verdict among them.
   figures: (result, folder) -> [(file name, caption)]; draws the files.

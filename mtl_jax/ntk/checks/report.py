@@ -9,7 +9,7 @@ from mtl_jax import files
 from mtl_jax.data import store
 from mtl_jax.errors import UserError
 from mtl_jax.fields import NOT_NEGATIVE, Field
-from mtl_jax.ntk.checks import CHECKS, check
+from mtl_jax.ntk.checks import CHECKS, check, closeness
 from mtl_jax.ntk.checks.tasks import RANDOM
 from mtl_jax.report import page
 
@@ -50,7 +50,7 @@ def run(options, folder):
 
   Returns:
     {title: {'holds', 'verdict', 'summary'}}, also in report.json; 'holds' is
-    None for a part that is left out.
+    None for a part that is left out or only observes.
 
   Raises:
     UserError: an option is wrong, or a check cannot be run.
@@ -95,7 +95,9 @@ def parts(o):
       Part('Control: MTL trained on query and support', 'bound', 'bound_union',
            {'control': 'union', **draws}),
       Part('Networks of finite width', 'finite_width', 'finite_width', {}),
-      Part('Equivalence of objectives', 'equivalence', 'equivalence', {})]
+      Part('Equivalence of objectives', 'equivalence', 'equivalence', {}),
+      Part('Closeness on real networks, quick size', 'closeness', 'closeness',
+           closeness.QUICK)]
   return [part for part in every if part.check in o.checks]
 
 

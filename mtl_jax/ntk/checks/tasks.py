@@ -32,6 +32,7 @@ class Source(NamedTuple):
 
   draw: Callable  # number -> Tasks, the same ones for the same number
   text: str  # what is drawn, for a reader
+  shape: tuple | None = None  # (h, w, c) of points that are flattened images
 
 
 def regression(*, tasks, queries, support, dims, outputs, shared, seed):
@@ -62,7 +63,7 @@ def regression(*, tasks, queries, support, dims, outputs, shared, seed):
       f'of {queries} query and {support} support points'))
 
 
-def images(name, *, tasks, ways, shots, queries, seed):
+def images(name, *, tasks, ways, shots, queries, seed, side=None):
   """Returns a Source of classification tasks of a data set's images.
 
   Training tasks are of the training split, the test task of the test split.
@@ -77,15 +78,20 @@ def images(name, *, tasks, ways, shots, queries, seed):
     shots: support images per class.
     queries: query images per class.
     seed: of the draws.
+    side: height and width that images are averaged down to, 0 for their own;
+      None: only their inner products are needed, and points have few
+      coordinates.
 
   Raises:
-    UserError: unknown data set, or too few classes or images for a draw.
+    UserError: unknown data set, too few classes or images for a draw, or
+      images that cannot be divided into `side` parts.
   """
   sources.check_name('--dataset', name, (RANDOM,))
   splits = {split: store.load(name, split) for split in ('train', 'test')}
   for split, number in (('train', tasks * ways), ('test', ways)):
     _check_enough(name, split, splits[split], number, shots + queries,
                   f'{shots} + {queries}')
+  shape = _shape(splits['train'].images.shape[1:], side)
   mean = _mean_image(splits['train'].images)
 
   def draw(number):
@@ -94,13 +100,15 @@ def images(name, *, tasks, ways, shots, queries, seed):
         rng, splits[split], mean, tasks, ways, shots, queries)
     parts = [of_split('train', tasks), of_split('test', 1)]
     x, y = (np.concatenate(both) for both in zip(*parts, strict=True))
-    return _split(_in_their_span(x), y, ways * queries)
+    x = _averaged(x, splits['train'].images.shape[1:], shape)
+    return _split(x, y, ways * queries)
 
   return Source(draw, (
       f'{ways}-way {shots}-shot tasks of {name}, {queries} queries per class, '
       'pixels less the mean training image, unit length, one-hot targets; '
       f'{tasks} training tasks of training classes, unseen tasks of test '
-      'classes'))
+      'classes' + ('' if shape is None else
+                   f'; {shape[0]} x {shape[1]} pixels')), shape)
 
 
 def _check_enough(name, split, data, num_classes, per_class, shown):
@@ -115,6 +123,31 @@ def _check_enough(name, split, data, num_classes, per_class, shown):
         f'--shots, --queries: {shown} images per class are needed, and the '
         f'smallest class in the {split} split of {name} has {smallest}: take '
         'fewer')
+
+
+def _shape(given, side):
+  """Returns the (h, w, c) of images after averaging; None for no images."""
+  if side is None:
+    return None
+  height, width, channels = given
+  side = side or height
+  if height % side or height != width:
+    raise UserError(f'--side: {side} does not divide images of {height} x '
+                    f'{width} pixels into squares')
+  return side, side, channels
+
+
+def _averaged(x, given, shape):
+  """Returns flattened images [.., d] averaged down, of unit length.
+
+  Without a shape only their inner products are kept.
+  """
+  if shape is None:
+    return _in_their_span(x)
+  side, channels = shape[1:]
+  by = given[0] // side
+  parts = x.reshape(*x.shape[:-1], side, by, side, by, channels)
+  return _unit(parts.mean((-4, -2)).reshape(*x.shape[:-1], -1))
 
 
 def _mean_image(images):
