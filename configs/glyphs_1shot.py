@@ -1,6 +1,7 @@
 """Few-shot recognition of characters of unseen alphabets, 1 shot.
 
-Trained as by glyphs_5shot.py, validated and tested with one image per class.
+As glyphs_5shot.py, validated and tested with one image per class; some methods
+also train with one.
 """
 
 from mtl_jax.config import base_config, set_method
