@@ -12,10 +12,12 @@ then have its values (tests/test_recipes.py).
 
 Trials are kept in OUT/search/BENCHMARK/METHOD.json and not repeated, so the
 command resumes where it stopped. Steps are counted, so a busy machine chooses
-the same. --minutes ends it after the trial in progress.
+the same. --minutes ends it after the trial in progress. With --config.x=y flags
+one trial with these values is made for each method; it is printed, not kept.
 """
 
 import argparse
+import ast
 import json
 import pathlib
 import tempfile
@@ -160,7 +162,14 @@ def parse(argv=None):
   parser.add_argument('--share', type=float, default=None,
                       help='of the steps of a recipe, in a trial')
   parser.add_argument('--out', default='results', type=pathlib.Path)
-  return parser.parse_args(argv)
+  args, more = parser.parse_known_args(argv)
+  args.changes = {}
+  for flag in more:
+    name, _, value = flag.partition('=')
+    if not name.startswith('--config.') or not value:
+      parser.error(f'{flag} is unknown')
+    args.changes[name.removeprefix('--config.')] = ast.literal_eval(value)
+  return args
 
 
 def main(argv=None):
@@ -172,10 +181,15 @@ def main(argv=None):
   found = {}
   for benchmark in args.benchmarks.split(','):
     for method in args.methods.split(','):
+      if args.changes:
+        print(f'{benchmark} {method} '
+              f'{trial(method, benchmark, args.changes, args.share)}')
+        continue
       path = args.out / 'search' / benchmark / f'{method}.json'
       found[benchmark, method] = search(method, benchmark, path, args.share,
                                         late)
-  print(table(found))
+  if found:
+    print(table(found))
 
 
 if __name__ == '__main__':
