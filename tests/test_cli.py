@@ -114,9 +114,9 @@ BAD_FIELDS = {
         ('config.optimizer.learning_rate', 'above 0')),
     'no epochs': ({'config.train.max_epochs': 0}, ('max_epochs', 'least 1')),
     'more devices than there are': (
-        {'config.parallel.devices': 3}, ('config.parallel.devices', '1')),
+        {'config.parallel.devices': 3}, ('config.parallel.devices', 'at most')),
     'chunks that do not divide': (
-        {'config.parallel.tasks_at_once': 3}, ('tasks_at_once', '2 tasks')),
+        {'config.parallel.tasks_at_once': 3}, ('tasks_at_once', '1 tasks')),
     'scales without epochs': (
         {'config.optimizer.step_scales': '(.1,)'}, ('step_scales',)),
     'tasks that are not there': (

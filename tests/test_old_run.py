@@ -22,7 +22,14 @@ FLAGS = ['--config=configs/glyphs_5shot.py:mtl',
          '--config.model.width=8', '--config.train.ways=5',
          '--config.train.epoch_tasks=24', '--config.validation.tasks=8',
          '--config.eval.tasks=16', '--config.eval.baselines=False',
-         '--config.log.every_steps=2', '--config.train.max_epochs=4']
+         '--config.log.every_steps=2', '--config.train.max_epochs=4',
+         # What the recipe of that version had.
+         '--config.train.shots=2', '--config.train.queries=2',
+         '--config.train.meta_batch=8', '--config.train.stop_patience=15',
+         '--config.optimizer.learning_rate=2e-3',
+         '--config.optimizer.schedule=plateau',
+         '--config.optimizer.decay_epochs=100',
+         '--config.parallel.cpu_devices=0']
 
 
 @pytest.fixture(scope='module')

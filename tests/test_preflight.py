@@ -54,7 +54,7 @@ def test_tasks_that_cannot_be_shared(target, capsys):
 
 def test_a_chip_with_too_little_memory(target, monkeypatch, capsys):
   monkeypatch.setattr(preflight, 'target', lambda name: preflight.Target(
-      name, CHIP._replace(memory=2**20), jax.devices('cpu')[:4]))
+      name, CHIP._replace(memory=2**18), jax.devices('cpu')[:4]))
   assert run('--target=4', '--train_images=240') == 1
   assert 'a chip needs' in capsys.readouterr().err
 

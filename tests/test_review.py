@@ -249,7 +249,8 @@ def test_a_method_needs_no_batch_norm_and_no_accuracy(birds):
 
 def test_a_run_beyond_its_limit_has_no_steps_to_come():
   """Fails if a smaller max_epochs announces '-40 steps'."""
-  config = parse('--config.train.max_epochs=1').config
+  config = parse('--config.train.max_epochs=1',
+                 '--config.train.stop_patience=5').config
   mesh = devices.mesh(1, 1)
   few = stores.Store(np.zeros((2, 4, 4, 1), np.uint8), np.arange(3), ('a', 'b'),
                      np.zeros(1), np.ones(1), 'few', 'train')

@@ -214,15 +214,17 @@ _SMALL = (('glyphs', 'cpu', 1.), ('glyphs', 'fast', 0.25),
 _MINI = (('mini_imagenet', 'cpu', 1.),)
 # The settings that methods share there, unless they say otherwise: tasks of 5
 # ways with K + 5 images per class.
-_SMALL_TRAINING = {
+SMALL_TRAINING = {
     'train.ways': 5, 'train.shots': 5, 'train.queries': 5,
-    'train.meta_batch': 4, 'train.max_epochs': 3, 'train.stop_patience': 0,
-    'optimizer.name': 'adam', 'optimizer.weight_decay': 0.,
+    'train.meta_batch': 4, 'train.epoch_tasks': 800, 'train.max_epochs': 3,
+    'train.stop_patience': 0,
+    'optimizer.name': 'adam', 'optimizer.learning_rate': 3e-3,
+    'optimizer.weight_decay': 0.,
     'optimizer.schedule': 'cosine', 'optimizer.decay_epochs': 3,
     'optimizer.step_epochs': (), 'optimizer.step_scales': (),
     'parallel.cpu_devices': 2,
 }
-_MINI_TRAINING = _SMALL_TRAINING | {
+_MINI_TRAINING = SMALL_TRAINING | {
     'train.meta_batch': 2, 'train.max_epochs': 5, 'optimizer.decay_epochs': 5,
 }
 # Of training whose classes all compete: few passes, at a high rate.
@@ -255,7 +257,7 @@ def cpu_recipes(nearest, changes, steps, chosen):
   """
   recipes = {}
   for size, benchmarks, training in (
-      ('small', _SMALL, _SMALL_TRAINING), ('mini', _MINI, _MINI_TRAINING)):
+      ('small', _SMALL, SMALL_TRAINING), ('mini', _MINI, _MINI_TRAINING)):
     for benchmark, scale, share in benchmarks:
       for shots, count in steps[size].items():
         values = (training | ({'train.shots': shots} if shots else {})
