@@ -85,8 +85,8 @@ def _omniglot(shots):
 # Of benchmarks/search.py; on mini-ImageNet not searched yet.
 _CHOSEN = {
     'glyphs': {
-        'optimizer.learning_rate': 0.01, 'train.ways': 10, 'train.meta_batch':
-        2},
+        'optimizer.learning_rate': 0.01, 'train.ways': 10,
+        'train.meta_batch': 2},
     'omniglot': {'optimizer.learning_rate': 3e-3},
     'mini_imagenet': {'optimizer.learning_rate': 3e-3},
 }
