@@ -16,6 +16,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import statistics
 import subprocess
 import sys
 import types
@@ -285,6 +286,14 @@ def test_the_record_of_a_cell_is_what_the_run_says(launched, home):
       'ways'] * (c['shots'] + c['queries'])
   assert training['epochs'] == c['max_epochs'] == len(training['curve'])
   assert training['flops_per_step'] > 1e6
+  # A first record that compiles counts at the pace of the others.
+  lines = [json.loads(line) for line in (
+      path / 'metrics.jsonl').read_text().splitlines()]
+  first, *others = [r for r in lines if 'tasks_per_second' in r]
+  pace = statistics.median(
+      c['meta_batch'] / r['tasks_per_second'] for r in others)
+  assert training['compile_seconds'] == pytest.approx(first['step'] * (
+      c['meta_batch'] / first['tasks_per_second'] - pace))
   assert record['config'] == config
 
 

@@ -86,18 +86,25 @@ def _record(test, config, training, environment, shots):
 
 
 def _training(config, records, environment, cost):
-  """Returns what a training took, from its records."""
+  """Returns what a training took, from its records.
+
+  The steps of the first record are counted at the median pace: they compile,
+  and what they took beyond that is given apart.
+  """
   # An older version did not say how many tasks a step had.
   tasks = environment.get('meta_batch') or config.train.meta_batch
   images = tasks * config.train.ways * (
       config.train.shots + config.train.queries)
-  seconds, before, validation, curve, losses, paces = 0., 0, 0., [], [], []
+  steps = [r for r in records if 'tasks_per_second' in r]
+  paces = [tasks / r['tasks_per_second'] for r in steps]
+  pace = float(np.median(paces[1:] or paces)) if paces else None
+  seconds, before, validation, curve = 0., 0, 0., []
   for record in records:
     if 'tasks_per_second' in record:
-      paces.append(tasks / record['tasks_per_second'])
-      seconds += (record['step'] - before) * paces[-1]
+      own = tasks / record['tasks_per_second'] if before else min(
+          paces[0], pace)
+      seconds += (record['step'] - before) * own
       before = record['step']
-      losses.append([record['step'], record['loss']])
     if 'validation_accuracy' in record:
       validation += record['validation_seconds']
       curve.append({
@@ -105,12 +112,14 @@ def _training(config, records, environment, cost):
           'validation_accuracy': record['validation_accuracy'],
           'validation_ci95': record['validation_ci95']})
   epoch = -(-config.train.epoch_tasks // tasks)
+  losses = [[r['step'], r['loss']] for r in steps]
   return {
       'steps': before, 'epochs': before / epoch, 'tasks_per_step': tasks,
       'images_per_step': images, 'images': before * images,
       'images_per_epoch': epoch * images, 'seconds': seconds,
-      # The first steps are slower: they compile.
-      'step_seconds': float(np.median(paces[1:] or paces)) if paces else None,
+      'step_seconds': pace,
+      'compile_seconds': steps[0]['step'] * max(
+          0., paces[0] - pace) if steps else None,
       'validation_seconds': validation,
       'flops_per_step': cost.get('flops_per_step'),
       'parameters': cost.get('parameters'), 'curve': curve,

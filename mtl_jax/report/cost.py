@@ -27,9 +27,8 @@ _HEADS = {
     'protonet': 'class means'}
 _TRAINING = (
     'Means over the seeds. Seconds are those of training alone; validation '
-    'has its own column. ms per step is seconds / steps, with the compilation '
-    'where the seconds include it. FLOPs are those of the compiled step times '
-    'the steps, as XLA counts them.')
+    'has its own column, and compilation is left out. ms per step is seconds / '
+    'steps. FLOPs are those of the compiled step times the steps.')
 _MEASURED = (
     'Product: seconds per image × images per epoch × epochs. "× MTL" is the '
     'factor over the same column of MTL, on the same benchmark, device and '
