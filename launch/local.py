@@ -50,10 +50,20 @@ def _count(text):
 def main(argv=None, program=PROGRAM):
   """Runs the processes; returns the first bad exit code, or 0."""
   args = parse(sys.argv[1:] if argv is None else argv)
-  processes = start(args, program)
-  before = {number: signal.signal(number, lambda number, _: tell(
-      processes, number)) for number in (signal.SIGINT, signal.SIGTERM)}
+  processes, asked = [], []
+
+  def pass_on(number, _):
+    asked.append(number)
+    tell(processes, number)
+
+  # Before the first starts, so that none is left alone.
+  before = {number: signal.signal(number, pass_on)
+            for number in (signal.SIGINT, signal.SIGTERM)}
   try:
+    for process in start(args, program):
+      processes.append(process)
+      if asked:
+        tell([process], asked[0])
     return wait(processes, args.grace)
   finally:
     for number, handler in before.items():
@@ -62,14 +72,13 @@ def main(argv=None, program=PROGRAM):
 
 
 def start(args, program):
-  """Starts all processes, each with a thread that prints its lines."""
+  """Starts and yields the processes; of each a thread prints the lines."""
   environment = dict(os.environ)
   if args.devices_per_process > 1:
     environment['XLA_FLAGS'] = (
         environment.get('XLA_FLAGS', '') +
         f' --xla_force_host_platform_device_count={args.devices_per_process}')
   port = free_port()
-  processes = []
   for number in range(args.processes):
     # A group of its own: Ctrl-C in a terminal reaches it once, from here.
     process = subprocess.Popen(
@@ -82,8 +91,7 @@ def start(args, program):
                            (process.stderr, sys.stderr)):
       threading.Thread(target=show, args=(number, source, target),
                        daemon=True).start()
-    processes.append(process)
-  return processes
+    yield process
 
 
 def free_port():
