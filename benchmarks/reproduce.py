@@ -4,18 +4,21 @@
     python -m mtl_jax.report results/cpu --page=docs/comparison
 
 A cell is a method on a benchmark with 1 or 5 shots and a seed. Its record goes
-to OUT/SCALE/BENCHMARK/METHOD_KshotseedS.json as soon as it is finished, with
+to OUT/SCALE/BENCHMARK/METHOD_Kshot_seedS.json as soon as it is finished, with
 what it cost and how it was made. A finished cell is not repeated; a training
 that was stopped resumes. So the same command goes on, in as many pieces as you
 like. OUT/SCALE/cells.json lists all cells and what is missing.
 
     --scale=cpu     CNN-4, two CPU cores: about 14 hours in all
-    --scale=gpu     the published settings, ResNet-12, one accelerator; in the
-                    order of their worth, MTL first
-    --prepare       builds the data sets and compiles the steps, no more
+    --scale=gpu     the published settings but bfloat16, ResNet-12, one
+                    accelerator; in the order of their worth, MTL first
+    --prepare       compiles the steps, no more; data sets that need no files
+                    are built, too
     --minutes=N     ends after N minutes; the training in progress is saved
-    --only=TEXT     cells whose name has TEXT: mini_imagenet/mtl_5shot
-    --list          prints the cells, their state and their commands
+    --only=TEXT     trainings with a cell whose name has TEXT, such as
+                    mini_imagenet/mtl_5shot
+    --list          prints the cells, their state and their commands, and writes
+                    cells.json
 
 Any further --config.field=value goes to every training.
 
@@ -150,6 +153,11 @@ class Training(NamedTuple):
     return (f'{self.benchmark}/{self.method}_{self.shots[0]}shot_'
             f'seed{self.seed}')
 
+  @property
+  def names(self):
+    """Returns the names of its cells."""
+    return [self._replace(shots=(k,)).name for k in self.shots]
+
   def record(self, out, shots):
     """Returns the path of the record of one of its cells."""
     return out / self.scale / self.benchmark / (
@@ -230,7 +238,7 @@ def train(training, path, deadline):
   with open(path.parent / f'{path.name}.log', 'a') as log:
     process = subprocess.Popen(
         [sys.executable, '-m', 'mtl_jax.main', *training.flags(path)],
-        cwd=ROOT, stdout=log, stderr=log)
+        cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
     try:
       code = process.wait(max(1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
@@ -240,9 +248,10 @@ def train(training, path, deadline):
       process.send_signal(signal.SIGINT)
       process.wait()
       raise
-  if code not in (0, 75):
+  finished = (path / 'test.json').exists()  # and told to end after that
+  if code not in (0, 75) and not finished:
     sys.exit(f'{training.name} ended with exit code {code}: see {log.name}')
-  return code == 0
+  return code == 0 or finished
 
 
 def cost(config):
@@ -269,7 +278,7 @@ def cost_of(path, runs):
       workdir.of_training(config)['settings_sha256'] + '.json')
   if not kept.exists():
     kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(cost(config)))
+    files.write(files.at(kept), json.dumps(cost(config)))
   return json.loads(kept.read_text())
 
 
@@ -284,10 +293,11 @@ def git(*words):
 
 def write_records(training, path, out, runs):
   """Writes the records of a finished training."""
-  (path / cells.COST).write_text(json.dumps(cost_of(path, runs)))
+  files.write(files.at(path / cells.COST), json.dumps(cost_of(path, runs)))
   about = {
       'commit': git('rev-parse', 'HEAD'),
-      'changed': bool(git('status', '--porcelain', '--untracked-files=no')),
+      'changed': bool(git('status', '--porcelain', '--untracked-files=no', '--',
+                          '.', ':!results')),
       'command': command(training, f'runs/{training.scale}/{training.name}'),
       'date': datetime.date.today().isoformat()}
   for record in cells.of_run(path):
@@ -336,19 +346,30 @@ def parse(argv=None):
 
 
 def main(argv=None):
-  """Makes what is missing of the cells; returns the exit code."""
-  args = parse(argv)
+  """Runs the command line; returns the exit code."""
+  try:
+    return make(parse(argv))
+  except KeyboardInterrupt:
+    print('stopped; the same command goes on', file=sys.stderr)
+    return 130
+
+
+def make(args):
+  """Makes what is missing of the cells that the flags name; returns 0."""
   deadline = time.monotonic() + 60 * args.minutes
   devices.split_cpu(2)
   out, runs = args.out.absolute(), args.runs.absolute()
   everything = trainings(args.scale, args.more)
-  wanted = [t for t in everything if args.only in t.name]
+  wanted = [t for t in everything if any(args.only in name
+                                         for name in t.names)]
+  if not wanted:
+    sys.exit(f'--only={args.only} names no cell: see --list')
   if args.prepare:
     prepare(wanted, runs)
     return 0
   for training in () if args.list else wanted:
-    if {state(training, k, out, runs) for k in training.shots} & {
-        'done', 'data not at hand'}:
+    states = {state(training, k, out, runs) for k in training.shots}
+    if states == {'done'} or 'data not at hand' in states:
       continue
     if time.monotonic() > deadline:
       break

@@ -163,12 +163,20 @@ def parse(argv=None):
                       help='of the steps of a recipe, in a trial')
   parser.add_argument('--out', default='results', type=pathlib.Path)
   args, more = parser.parse_known_args(argv)
+  for benchmark in args.benchmarks.split(','):
+    if benchmark not in BENCHMARKS:
+      parser.error(f'--benchmarks: {benchmark} is none of '
+                   + ', '.join(BENCHMARKS))
   args.changes = {}
   for flag in more:
     name, _, value = flag.partition('=')
     if not name.startswith('--config.') or not value:
       parser.error(f'{flag} is unknown')
-    args.changes[name.removeprefix('--config.')] = ast.literal_eval(value)
+    try:
+      value = ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+      pass  # a text
+    args.changes[name.removeprefix('--config.')] = value
   return args
 
 

@@ -16,7 +16,7 @@ def get_config(method='mtl'):
   c = base_config()
   c.data.name = ''  # to be given
   set_method(c, method, benchmark='glyphs', shots=5, scale='fast')
-  if c.train.ways > 5:  # few classes will do, in as many images a step
+  if c.train.ways > 10:  # MTL and whole-class training: few classes will do
     c.train.update({'ways': 5, 'shots': 2, 'queries': 2, 'meta_batch': 8,
                     'epoch_tasks': 8 * 250})
   c.model.width = 32  # 64 takes three times as long

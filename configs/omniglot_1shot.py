@@ -1,8 +1,9 @@
 """Omniglot, characters of unseen alphabets, 1 shot: minutes on two cores.
 
 The files: see docs/omniglot.md; the two small zips will do. Training is ours,
-chosen on the validation alphabets; its length is counted in steps, so that the
-time is known beforehand. Some methods train with one image per class, too.
+partly chosen on the validation alphabets (docs/results.md); its length is
+counted in steps, so that the time is known beforehand. Some methods train with
+one image per class, too.
 """
 
 from mtl_jax.config import base_config, set_method

@@ -1,8 +1,8 @@
 """Omniglot, characters of unseen alphabets, 5 shots: minutes on two cores.
 
 The files: see docs/omniglot.md; the two small zips will do. Training is ours,
-chosen on the validation alphabets; its length is counted in steps, so that the
-time is known beforehand.
+partly chosen on the validation alphabets (docs/results.md); its length is
+counted in steps, so that the time is known beforehand.
 """
 
 from mtl_jax.config import base_config, set_method

@@ -75,7 +75,9 @@ def split_cpu(count):
       jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:  # the devices are in use
       kept = jax.local_devices()
-      if kept[0].platform == 'cpu' and len(kept) != count:
+      # Several processes have a device each, or as many as XLA_FLAGS says.
+      if processes.count() == 1 and kept[0].platform == 'cpu' and len(
+          kept) != count:
         warnings.warn(
             f'config.parallel.cpu_devices is {count}, but this process already '
             f'uses {len(kept)} devices: it keeps them', stacklevel=2)

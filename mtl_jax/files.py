@@ -50,7 +50,7 @@ def make(path):
 def errors():
   """Turns an error of the file system into a UserError that names the file.
 
-  So is one of an object store.
+  An error of an object store becomes one, too, without a file.
   """
   # It logs, with a traceback, what it raises.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)

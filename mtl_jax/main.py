@@ -150,10 +150,16 @@ def report_seeds(config, path):
 def _stopped(command):
   """Returns the last line of a command that Ctrl-C ends.
 
-  Only process 0 must see the workdir.
+  Only process 0 must see the workdir, which may be gone.
   """
-  if not processes.leads():
+  try:
+    return _resumes(command) if processes.leads() else 'stopped'
+  except Exception:  # those of object stores have no base
     return 'stopped'
+
+
+def _resumes(command):
+  """Returns how the same command goes on."""
   if command.mode == 'train' and command.config.seeds:
     again = 'resumes ' + ', '.join(
         f'seed {seed} at step {checkpoint.last_step(files.at(folder)) or 0}'

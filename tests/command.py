@@ -10,6 +10,7 @@ from conftest import FAST_COMPILES, ROOT
 TINY = {
     'config.data.name': 'glyphs/tiny', 'config.model.width': 8,
     'config.model.pool': 'global', 'config.train.ways': 5,
+    'config.optimizer.learning_rate': 3e-3,
     'config.train.shots': 2,
     'config.train.queries': 2, 'config.train.meta_batch': 2,
     'config.train.epoch_tasks': 8, 'config.train.max_epochs': 4,

@@ -28,6 +28,11 @@ SHORT = {'method.inner_steps': 1, 'method.cg_steps': 2,
          'parallel.tasks_at_once': 0, 'parallel.unroll_passes': False}
 
 
+# Whatever the recipes have.
+INNER_RATES = {'anil': 0.1, 'maml': 0.4, 'meta_sgd': 0.4, 'imaml': 0.4,
+               'minibatch_prox': 3e-3}
+
+
 def small_config(method, **changes):
   c = base_config()
   c.data.name = 'glyphs/tiny'
@@ -40,6 +45,8 @@ def small_config(method, **changes):
   c.update_from_flattened_dict({
       k: v for k, v in SHORT.items()
       if k.partition('.')[0] != 'method' or k[len('method.'):] in c.method})
+  if method in INNER_RATES:
+    c.method.inner_rate = INNER_RATES[method]
   c.update_from_flattened_dict(changes)
   validate(c)
   return c

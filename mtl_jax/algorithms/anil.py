@@ -91,7 +91,7 @@ _FC100 = _published(
         field: (value, 'the source has no epochs: 1000 steps')
         for field, value in {'train.epoch_tasks': 320,
                              'train.max_epochs': 100}.items()})
-# Of benchmarks/search.py; on mini-ImageNet not searched yet.
+# Of benchmarks/search.py; not searched yet on mini-ImageNet.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
     'omniglot': {'optimizer.learning_rate': 3e-3},

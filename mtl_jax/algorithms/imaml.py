@@ -88,7 +88,7 @@ def _mini(shots):
   return _published(shots)._replace(ours=True)
 
 
-# Of benchmarks/search.py; on mini-ImageNet not searched yet.
+# Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
     'omniglot': {'optimizer.learning_rate': 3e-3},

@@ -18,28 +18,22 @@ OPTIONS = {
     'batch_norm': Field('transductive', 'BatchNorm statistics of a task',
                         network.BATCH_NORM_ALL_LAYERS),
 }
-
-
-def _of_maml(recipe):
-  """Returns MAML's Recipe, of whose own options the rate alone is left."""
-  return recipe._replace(ours=True, overrides={
-      field: value for field, value in recipe.overrides.items()
-      if field == 'method.inner_rate' or not field.startswith('method.')})
-
-
-# Of benchmarks/search.py; on mini-ImageNet not searched yet.
+# Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01, 'method.inner_rate': 0.1},
     'omniglot': {'optimizer.learning_rate': 3e-3},
     'mini_imagenet': {'optimizer.learning_rate': 3e-3},
 }
-_PUBLISHED = {key: _of_maml(recipe) for key, recipe in maml.RECIPES.items()
-              if key[-1] == 'published'}
-RECIPES = _PUBLISHED | base.cpu_recipes(
-    _PUBLISHED['mini_imagenet', 5, 'published'], base.ALL_LAYERS | {
+# MAML's settings; of its own options the rate alone.
+RECIPES = {key: recipe._replace(ours=True, overrides={
+    field: value for field, value in recipe.overrides.items()
+    if field == 'method.inner_rate' or not field.startswith('method.')
+}) for key, recipe in (maml.RECIPES | base.cpu_recipes(
+    maml.RECIPES['mini_imagenet', 5, 'published'], base.ALL_LAYERS | {
         'method.inner_rate': 0.4, 'optimizer.clip': 0.,
         'optimizer.epsilon': 1e-8,
-    }, {'small': {5: 275, 1: 880}, 'mini': {5: 400, 1: 1000}}, _CHOSEN)
+    }, {'small': {5: 275, 1: 880}, 'mini': {5: 400, 1: 1000}},
+    _CHOSEN)).items()}
 
 
 def build(backbone, num_classes, ways, *, inner_rate, batch_norm):

@@ -81,7 +81,7 @@ def _published(shots, test_batch, meta_batch=5, l2=0.1):
 
 
 _MINI = _published(5, test_batch=15)
-# Of benchmarks/search.py; on mini-ImageNet not searched yet.
+# Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 1., 'method.inner_rate': 0.01},
     'omniglot': {'optimizer.learning_rate': 1.},

@@ -90,11 +90,13 @@ _CPU = {
     'train.meta_batch': 2, 'method.head_init': 'shared',
     'method.normalise_train_features': False,
 }
-# Of benchmarks/search.py; on mini-ImageNet not searched yet. A task of it has
-# half of its classes.
+# Of benchmarks/search.py; not searched yet on mini-ImageNet. A task of mini-
+# ImageNet has half of its classes.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
-    'omniglot': {'optimizer.learning_rate': 3e-3},
+    'omniglot': {
+        'optimizer.learning_rate': 0.01, 'train.ways': 20,
+        'train.meta_batch': 8},
     'mini_imagenet': base.SGD | {
         'train.ways': 32, 'optimizer.learning_rate': 0.1},
 }

@@ -82,7 +82,7 @@ def _omniglot(shots):
       'well.'))
 
 
-# Of benchmarks/search.py; on mini-ImageNet not searched yet.
+# Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
 _CHOSEN = {
     'glyphs': {
         'optimizer.learning_rate': 0.01, 'train.ways': 10,

@@ -63,8 +63,8 @@ def _published(images=38_400, *, small_images=False, classes=_BATCH):
           "Student's t."))
 
 
-# Of benchmarks/search.py; on mini-ImageNet not searched yet. A task of it has
-# half of its classes.
+# Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet. A
+# task of mini-ImageNet has half of its classes.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 3e-3},
     'omniglot': {'optimizer.learning_rate': 3e-3},

@@ -75,13 +75,19 @@ def score(cells):
   """Returns the Score of a group."""
   by_seed = [cell.get('test.accuracy') for cell in cells]
   by_task = None
-  if len({cell.get('test.tasks_sha256') for cell in cells}) == 1 and all(
-      cell.get('test.correct') for cell in cells):
+  tasks = {_tasks(cell) for cell in cells}
+  if len(tasks) == 1 and None not in tasks:
     by_task = np.mean([_by_task(cell) for cell in cells], 0)
   seeds = interval.over_seeds(by_seed)
   over_tasks = (interval.summary(by_task)['ci95'] if by_task is not None
                 else cells[0].get('test.ci95') if len(cells) == 1 else None)
   return Score(seeds['accuracy'], over_tasks, seeds['ci95'], by_seed, by_task)
+
+
+def _tasks(cell):
+  """Returns what names the tasks of a cell whose answers are known, or None."""
+  sha256, correct = cell.get('test.tasks_sha256'), cell.get('test.correct')
+  return (sha256, len(correct), _answers(cell)) if sha256 and correct else None
 
 
 def layout(found, scale):
@@ -137,8 +143,8 @@ def pairs(methods):
   tasks = collections.defaultdict(dict)
   for name, cells in methods.items():
     for cell in cells:
-      key = cell.get('test.tasks_sha256'), _answers(cell)
-      if key[0] and cell.get('test.correct'):
+      key = _tasks(cell)
+      if key:
         tasks[key].setdefault(name, []).append(cell)
   return [_matrix({name: score(cells) for name, cells in same.items()})
           for same in tasks.values() if len(same) > 1]

@@ -88,8 +88,8 @@ def _record(test, config, training, environment, shots):
 def _training(config, records, environment, cost):
   """Returns what a training took, from its records.
 
-  The steps of the first record are counted at the median pace: they compile,
-  and what they took beyond that is given apart.
+  Seconds are the steps at their median pace: the first record of each start has
+  the compilation in it, and the next one what a stop has taken.
   """
   # An older version did not say how many tasks a step had.
   tasks = environment.get('meta_batch') or config.train.meta_batch
@@ -97,30 +97,21 @@ def _training(config, records, environment, cost):
       config.train.shots + config.train.queries)
   steps = [r for r in records if 'tasks_per_second' in r]
   paces = [tasks / r['tasks_per_second'] for r in steps]
-  pace = float(np.median(paces[1:] or paces)) if paces else None
-  seconds, before, validation, curve = 0., 0, 0., []
-  for record in records:
-    if 'tasks_per_second' in record:
-      own = tasks / record['tasks_per_second'] if before else min(
-          paces[0], pace)
-      seconds += (record['step'] - before) * own
-      before = record['step']
-    if 'validation_accuracy' in record:
-      validation += record['validation_seconds']
-      curve.append({
-          'step': record['step'], 'seconds': seconds,
-          'validation_accuracy': record['validation_accuracy'],
-          'validation_ci95': record['validation_ci95']})
+  pace = float(np.median(paces[1:] or paces)) if paces else 0.
+  last = steps[-1]['step'] if steps else 0
+  validations = [r for r in records if 'validation_accuracy' in r]
   epoch = -(-config.train.epoch_tasks // tasks)
   losses = [[r['step'], r['loss']] for r in steps]
   return {
-      'steps': before, 'epochs': before / epoch, 'tasks_per_step': tasks,
-      'images_per_step': images, 'images': before * images,
-      'images_per_epoch': epoch * images, 'seconds': seconds,
-      'step_seconds': pace,
-      'compile_seconds': steps[0]['step'] * max(
-          0., paces[0] - pace) if steps else None,
-      'validation_seconds': validation,
+      'steps': last, 'epochs': last / epoch, 'tasks_per_step': tasks,
+      'images_per_step': images, 'images': last * images,
+      'images_per_epoch': epoch * images, 'seconds': last * pace,
+      'validation_seconds': sum(r['validation_seconds'] for r in validations),
       'flops_per_step': cost.get('flops_per_step'),
-      'parameters': cost.get('parameters'), 'curve': curve,
+      'unknown_loops': cost.get('unknown_loops'),
+      'parameters': cost.get('parameters'),
+      'curve': [{
+          'step': r['step'], 'seconds': r['step'] * pace,
+          'validation_accuracy': r['validation_accuracy'],
+          'validation_ci95': r['validation_ci95']} for r in validations],
       'losses': losses[::max(1, -(-len(losses) // _LOSSES))]}

@@ -27,8 +27,10 @@ _HEADS = {
     'protonet': 'class means'}
 _TRAINING = (
     'Means over the seeds. Seconds are those of training alone; validation '
-    'has its own column, and compilation is left out. ms per step is seconds / '
-    'steps. FLOPs are those of the compiled step times the steps.')
+    'has its own column. They are the steps at their median pace, without '
+    'compilation. FLOPs are those of the compiled step times the steps; a loop '
+    'whose passes the program does not say, as in the solver of an SVM, counts '
+    'once.')
 _MEASURED = (
     'Product: seconds per image × images per epoch × epochs. "× MTL" is the '
     'factor over the same column of MTL, on the same benchmark, device and '

@@ -118,7 +118,10 @@ def read(paths):
       elif file.name == EXPECTED:
         expected += _expected(file)
       else:
-        records.append((name, _json(file)))
+        record = _json(file)
+        # Other files stand in folders of runs, too.
+        if file == folder or isinstance(record, dict) and 'cell' in record:
+          records.append((name, record))
   found = _named([_cell(*record) for record in progress.each(
       records, 'reading', unit='record')])
   if not found and not expected:

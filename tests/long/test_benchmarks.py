@@ -59,13 +59,6 @@ def test_the_unrolled_gradient_is_approached(tmp_path):
   assert (tmp_path / 'imaml.png').exists()
 
 
-def test_all_methods_are_trained(tmp_path):
-  printed = run('methods', '--data=glyphs', '--width=4', f'--out={tmp_path}',
-                *(f'--config.{name}={value}' for name, value in RUN.items()))
-  for method in ('mtl', 'maml', 'whole_class'):
-    assert f'\n| {method} | ' in printed
-
-
 @pytest.mark.skipif(not os.path.isdir(MINI_IMAGENET),
                     reason='no mini_imagenet in $MTL_JAX_TEST_DATA')
 def test_every_layout_of_mini_imagenet_gives_the_same_store(tmp_path):
