@@ -18,6 +18,8 @@ import sys
 import threading
 import time
 
+from mtl_jax import early
+
 PROGRAM = ('-m', 'mtl_jax.main')
 
 
@@ -62,9 +64,13 @@ def main(argv=None, program=PROGRAM):
   try:
     for process in start(args, program):
       processes.append(process)
-      if asked:
+      if asked:  # before or after this one was in the list
         tell([process], asked[0])
-    return wait(processes, args.grace)
+        break
+    code = wait(processes, args.grace)
+    # A process that has no handler yet is ended by the signal itself.
+    return early.CODES[asked[0]] if asked and code == (
+        128 + asked[0]) else code
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

@@ -7,7 +7,7 @@ import sys
 
 PREEMPTED = 75  # exit code of SIGTERM: the same command resumes
 STOPPED = 130  # and of Ctrl-C
-_CODES = {signal.SIGINT: STOPPED, signal.SIGTERM: PREEMPTED}
+CODES = {signal.SIGINT: STOPPED, signal.SIGTERM: PREEMPTED}
 
 
 @contextlib.contextmanager
@@ -23,11 +23,11 @@ def stops(tag):
   """
   def end(number, _):
     os.write(2, f'\n{tag}: stopped before it began\n'.encode())
-    os._exit(_CODES[number])
+    os._exit(CODES[number])
 
   before = {}
   try:
-    for number in _CODES:
+    for number in CODES:
       if signal.getsignal(number) in (signal.SIG_DFL,
                                       signal.default_int_handler):
         before[number] = signal.signal(number, end)

@@ -230,6 +230,8 @@ def test_points_in_their_span_have_the_same_inner_products():
     (['bound', '--dataset=no'], "--dataset is 'no': allowed are random"),
     (['bound', '--times=-1,0,1'], '--times has -1.0: must be at least 0'),
     (['bound', '--network=flat'], '--network: flat needs images'),
+    (['bound', '--side=7'], '--side is 7: only --network=flat'),
+    (['bound', '--side=7', '--dataset=glyphs'], '--side is 7: only'),
     (['bound', '--shared=2'], '--shared: 2.0 is not between 0 and 1'),
     (['bound', '--draws=1'], '--draws is 1: must be at least 3'),
     (['bound', '--test_time=-1'], '--test_time is -1.0: must be at least 0'),

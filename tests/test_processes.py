@@ -194,5 +194,12 @@ def test_the_launcher_ends_all_when_one_is_killed():
       128 + signal.SIGKILL)
 
 
-def test_the_launcher_passes_a_signal_on():
-  assert local.main(['--processes=1', '--', '-'], TERM) == early.PREEMPTED
+# Without a handler, as while Python starts.
+BARE = ('-c', 'import os, signal, time\n'
+        'os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(600)')
+
+
+@pytest.mark.parametrize('program', [TERM, BARE], ids=['noticed', 'at once'])
+def test_the_launcher_passes_a_signal_on(program):
+  """Fails if a scheduler gets no code that means: start the same again."""
+  assert local.main(['--processes=1', '--', '-'], program) == early.PREEMPTED

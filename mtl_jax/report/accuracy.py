@@ -23,7 +23,7 @@ _PUBLISHED = (
     'Differences in points, ours minus published. The half-widths of the 95% '
     'intervals are roots of the sum of squares of ours and of the published '
     'one: "tasks" takes our interval over tasks, "seeds" the one over seeds. '
-    '"*": the published interval is not known, so it is ours alone. The '
+    '"*": the record has no published interval, so it is ours alone. The '
     'published networks, schedules and test tasks may differ from ours.')
 _PAIRS = (
     'Points by which the method of the row is above that of the column, '

@@ -113,6 +113,9 @@ def settle(options):
     raise UserError(f'--test_time is {o.test_time}: must be at least 0')
   if o.network != DENSE and o.dataset == task_sources.RANDOM:
     raise UserError(f'--network: {o.network} needs images: set --dataset')
+  if o.side and o.network == DENSE:
+    raise UserError(f'--side is {o.side}: only --network=flat and global '
+                    'average images down')
   queries = o.queries
   if queries is None:
     queries = 10 if o.dataset == task_sources.RANDOM else 5
