@@ -307,15 +307,23 @@ def test_a_wrong_record_is_named_and_nothing_is_written(
     (b'[' * 10 ** 6, 'cannot be read'),
 ])
 def test_a_damaged_file_is_named(tmp_path, capsys, contents, expected):
-  (tmp_path / 'records').mkdir()
-  (tmp_path / 'records/one.json').write_bytes(contents)
-  check_refused(tmp_path, capsys, expected)
+  (tmp_path / 'one.json').write_bytes(contents)
+  (tmp_path / 'records').symlink_to(tmp_path / 'one.json')
+  check_refused(tmp_path, capsys, expected, '')
 
 
-def check_refused(tmp_path, capsys, expected):
+def test_other_files_of_a_folder_are_passed_over(tmp_path, capsys):
+  """Fails if tables of seeds, or of a check, beside the runs end the page."""
+  cell_records.write(tmp_path / 'records', cell_records.record())
+  for name, contents in (('seeds', '[]'), ('bound', '{"options": {}}')):
+    (tmp_path / f'records/{name}.json').write_text(contents)
+  assert main(tmp_path, f'--page={tmp_path / "out"}', capsys=capsys)[0] == 0
+
+
+def check_refused(tmp_path, capsys, expected, suffix='.json'):
   code, _, error = main(tmp_path, f'--page={tmp_path / "out"}', capsys=capsys)
   assert code == 2 and error.count('\n') == 1 and len(error) < 600
-  assert expected in error and '.json' in error
+  assert expected in error and suffix in error
   assert not (tmp_path / 'out').exists()
 
 

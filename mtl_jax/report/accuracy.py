@@ -75,7 +75,7 @@ def score(cells):
   """Returns the Score of a group."""
   by_seed = [cell.get('test.accuracy') for cell in cells]
   by_task = None
-  tasks = {_tasks(cell) for cell in cells}
+  tasks = {_answered(cell) for cell in cells}
   if len(tasks) == 1 and None not in tasks:
     by_task = np.mean([_by_task(cell) for cell in cells], 0)
   seeds = interval.over_seeds(by_seed)
@@ -84,7 +84,7 @@ def score(cells):
   return Score(seeds['accuracy'], over_tasks, seeds['ci95'], by_seed, by_task)
 
 
-def _tasks(cell):
+def _answered(cell):
   """Returns what names the tasks of a cell whose answers are known, or None."""
   sha256, correct = cell.get('test.tasks_sha256'), cell.get('test.correct')
   return (sha256, len(correct), _answers(cell)) if sha256 and correct else None
@@ -143,7 +143,7 @@ def pairs(methods):
   tasks = collections.defaultdict(dict)
   for name, cells in methods.items():
     for cell in cells:
-      key = _tasks(cell)
+      key = _answered(cell)
       if key:
         tasks[key].setdefault(name, []).append(cell)
   return [_matrix({name: score(cells) for name, cells in same.items()})
