@@ -132,12 +132,17 @@ def cluster(tmp_path_factory):
       daemon.wait(30)
 
 
+# So long that a job that is interrupted at its first checkpoint has not ended.
+LONG = {'config__train__max_epochs': 40, 'config__optimizer__decay_epochs': 40,
+        'config__augment__operations': ''}
+
+
 def submit(cluster, workdir, *options, **changes):
   """Queues a tiny run of two tasks; returns the number of its job."""
   return cluster(
       'sbatch', '--parsable', '--ntasks-per-node=2', *options,
       str(ROOT / 'launch/slurm.sh'), *command.arguments(
-          workdir, config__augment__operations='', **changes)).strip()
+          workdir, **LONG, **changes)).strip()
 
 
 def state(cluster, job):
@@ -183,15 +188,18 @@ def losses(workdir):
 def test_two_tasks_train_as_one_process_does(cluster, whole):
   workdir = cluster.path / 'alone'
   done = command.run(command.arguments(
-      workdir, config__augment__operations=''))
+      workdir, **LONG))
   assert done.returncode == 0, done.stderr
-  assert losses(whole) == pytest.approx(losses(workdir), rel=1e-4)
+  first = lambda path: {step: loss for step, loss in losses(path).items()
+                        if step <= 16}  # round-off grows after that
+  assert len(first(whole)) == 8
+  assert first(whole) == pytest.approx(first(workdir), rel=1e-4)
 
 
-def interrupted(cluster, name, *interrupt, **fields):
+def interrupted(cluster, name, *interrupt):
   """Interrupts a job at its first checkpoint; returns what `end` does of it."""
   workdir = cluster.path / name
-  job = submit(cluster, workdir, **fields)
+  job = submit(cluster, workdir)
   wait(lambda: list(workdir.glob('checkpoints/*/_CHECKPOINT_METADATA')))
   cluster(*interrupt, job)
   return workdir, *end(cluster, job)
@@ -210,7 +218,6 @@ def test_a_job_that_is_queued_again_resumes(interrupt, said, cluster, whole):
 
 
 def test_a_job_that_is_cancelled_stays_so(cluster):
-  _, over, printed = interrupted(cluster, 'cancelled', 'scancel',
-                                 config__train__max_epochs=6)
+  _, over, printed = interrupted(cluster, 'cancelled', 'scancel')
   assert over == 'CANCELLED', printed
   assert 'queued again' not in printed
