@@ -11,7 +11,6 @@ import functools
 import os
 import pathlib
 import re
-import signal
 import warnings
 from collections.abc import Callable
 from typing import NamedTuple
@@ -21,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtl_jax import early, processes
+from mtl_jax import processes
 from mtl_jax.errors import UserError, check_choice, first_line
 
 AXIS = 'tasks'  # the name of the axis of devices
@@ -133,39 +132,6 @@ def memory_errors(remedy=_SMALLER):
           f'memory does not suffice ({first_line(error)}): {remedy}'
           ) from error
     raise
-
-
-@contextlib.contextmanager
-def interrupt_ends(last_line, preempted=False):
-  """Lets Ctrl-C end the process at once, with one line.
-
-  Python would raise an exception wherever it is. In a callback of JAX that
-  exception is lost, and the run goes on. Elsewhere the interpreter would end
-  while threads of JAX still compute, and may crash. Files are written whole or
-  not at all, so the process may end at any moment.
-
-  Args:
-    last_line: () -> text for stderr.
-    preempted: whether SIGTERM does the same, with its own code.
-  """
-  codes = {signal.SIGINT: early.STOPPED} | (
-      {signal.SIGTERM: early.PREEMPTED} if preempted else {})
-
-  def end(number, _):
-    os.write(processes.stderr(), f'\n{last_line()}\n'.encode())
-    os._exit(codes[number])
-
-  before = {}
-  try:
-    for number in codes:
-      before[number] = signal.signal(number, end)
-  except ValueError:  # not the main thread, which alone may be interrupted
-    pass
-  try:
-    yield
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
 
 
 def mesh(devices, meta_batch):

@@ -36,6 +36,7 @@ is CHECKPOINT/evaluate (CHECKPOINT/export; with --images CHECKPOINT/images).
 place of --checkpoint; see docs/weights.md.
 """
 
+import signal
 import sys
 import traceback
 
@@ -77,8 +78,11 @@ def main(argv=None):
           program.usage(__doc__, 'mtl_jax.main'), command.config))
     else:
       processes.start(command.place, tag)
-      with devices.interrupt_ends(lambda: f'{tag}: {_stopped(command)}',
-                                  preempted=command.place is None):
+      # In several processes the handler of SIGTERM is JAX's.
+      numbers = tuple(early.CODES) if command.place is None else (
+          signal.SIGINT,)
+      with early.ends(lambda: f'{tag}: {_stopped(command)}', numbers,
+                      processes.stderr):
         run(command)
   except AgreedError as error:
     return _end(2, str(error) if processes.leads() else '')

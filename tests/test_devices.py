@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtl_jax import devices
+from mtl_jax import devices, early
 from mtl_jax.devices import AXIS
 from mtl_jax.errors import UserError
 from mtl_jax.run import checkpoint, loop, metrics, parts
@@ -125,7 +125,7 @@ def test_a_signal_ends_the_process_with_one_line(number, code, monkeypatch):
     raise SystemExit(code)
   monkeypatch.setattr(os, '_exit', end)
   with pytest.raises(SystemExit, match=str(code)):
-    with devices.interrupt_ends(lambda: 'stopped; it resumes', preempted=True):
+    with early.ends(lambda: 'stopped; it resumes'):
       signal.raise_signal(number)
   assert said == [(2, b'\nstopped; it resumes\n')]
   assert signal.getsignal(number) == before
