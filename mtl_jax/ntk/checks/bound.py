@@ -78,7 +78,7 @@ def run(options, folder):
   """
   o = settle(options)
   source = make_source(o)
-  _claim(o, folder)
+  check.claim_cells(folder, 'bound', OPTIONS, o)
   started = time.monotonic()
   cells = []
   for number in tqdm.tqdm(range(o.draws), f'bound, {o.dataset}, '
@@ -306,11 +306,3 @@ def _cells(times, gap, drawn):
         'anil_condition': condition(*(r[j] for r in gap.anil_range)),
         'mtl_condition': condition(*gap.mtl_range)}
   return cells
-
-
-def _claim(o, folder):
-  """Makes the folder, or checks that it belongs to these options."""
-  files.make(folder / 'cells')
-  file = folder / 'bound_options.json'
-  mine = check.claim(folder, OPTIONS, o, check.read(file, {}))
-  files.write(file, check.text(mine))

@@ -74,6 +74,20 @@ def claim(folder, declared, options, stored):
   return mine
 
 
+def claim_cells(folder, name, declared, options):
+  """Makes `folder`/cells, or checks that it belongs to these options.
+
+  They are kept in `folder`/`name`_options.json.
+
+  Args:
+    folder, declared, options: as of `claim`, which may raise.
+    name: of the check.
+  """
+  files.make(folder / 'cells')
+  file = folder / f'{name}_options.json'
+  files.write(file, text(claim(folder, declared, options, read(file, {}))))
+
+
 def read(file, otherwise):
   """Returns the contents of a JSON file; `otherwise` if it does not exist.
 

@@ -72,7 +72,7 @@ def run(options, folder):
   o = settle(options)
   started = time.monotonic()
   data = networks.load(o)
-  _claim(o, folder)
+  check.claim_cells(folder, NAME, OPTIONS, o)
   points = []
   bar = tqdm.tqdm(total=len(o.depths) * len(_cells(o, 1)), desc=NAME,
                   unit='network')
@@ -98,14 +98,6 @@ def settle(options):
       raise UserError(f'--{name}: one number or more is needed')
   return o._replace(depths=tuple(sorted(set(o.depths))),
                     times=tuple(sorted(set(o.times))))
-
-
-def _claim(o, folder):
-  """Makes the folder, or checks that it belongs to these options."""
-  files.make(folder / 'cells')
-  file = folder / f'{NAME}_options.json'
-  files.write(file, check.text(
-      check.claim(folder, OPTIONS, o, check.read(file, {}))))
 
 
 def _cells(o, depth):
