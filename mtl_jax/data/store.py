@@ -98,9 +98,9 @@ def place(wanted, store, device):
     store: the split.
     device: one of those that compute.
   """
-  memory = device.memory_stats() if device.platform != 'cpu' else None
-  free = (memory or {}).get('bytes_limit', math.inf) - (
-      memory or {}).get('bytes_in_use', 0)
+  known = device.memory_stats() if device.platform != 'cpu' else None
+  memory = {'bytes_limit': math.inf, 'bytes_in_use': 0} | (known or {})
+  free = memory['bytes_limit'] - memory['bytes_in_use']
   return place_of(wanted, store.images.nbytes, free)
 
 
