@@ -6,18 +6,18 @@ themselves need not be kept.
 """
 
 import json
-import re
 
 import numpy as np
 
 from mtl_jax import files
+from mtl_jax.config import to_json
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.report import compare
-from mtl_jax.run import metrics, workdir
+from mtl_jax.run import metrics, score, workdir
+from mtl_jax.train.step import steps_per_epoch
 
 COST = 'cost.json'  # in a workdir: what was measured of its step
 _LOSSES = 100  # points of the curve of losses
-_BASELINES = ('untrained', 'raw_pixels')
 
 
 def of_run(path):
@@ -52,8 +52,8 @@ def _record(test, config, training, environment, shots):
   c, first = test.result, test.result['shots']
   ours = {}  # label without its shots -> accuracy of each task
   for label, accuracies in test.accuracies.items():
-    name, other = re.fullmatch(r'(.+?)(?: (\d+)-shot)?', label).groups()
-    if int(other or first) == shots:
+    name, other = score.split_label(label)
+    if (other or first) == shots:
       ours[name] = label, accuracies
   label, accuracies = ours[c['head']]
   answers = c['ways'] * c['queries']
@@ -73,7 +73,7 @@ def _record(test, config, training, environment, shots):
                      for name, (label, _) in ours.items()},
           'convergence': c['convergence']},
       'training': training,
-      'config': json.loads(json.dumps(config.to_dict())),
+      'config': json.loads(to_json(config)),
       'provenance': {
           'commit': None, 'changed': None, 'command': None, 'date': None,
           'versions': environment['packages'],
@@ -100,7 +100,7 @@ def _training(config, records, environment, cost):
   pace = float(np.median(paces[1:] or paces)) if paces else 0.
   last = steps[-1]['step'] if steps else 0
   validations = [r for r in records if 'validation_accuracy' in r]
-  epoch = -(-config.train.epoch_tasks // tasks)
+  epoch = steps_per_epoch(config.train.epoch_tasks, tasks)
   losses = [[r['step'], r['loss']] for r in steps]
   return {
       'steps': last, 'epochs': last / epoch, 'tasks_per_step': tasks,

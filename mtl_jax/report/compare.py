@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 import zipfile
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ import numpy as np
 from mtl_jax import files
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.evaluate import interval
+from mtl_jax.run import score
 
 # What two tests must share for the tasks drawn to be the same.
 _SETTINGS = ('data', 'split', 'num_tasks', 'ways', 'shots', 'queries', 'seed')
@@ -81,9 +81,8 @@ def read(path):
 
 def _tasks(test, label):
   """Returns what names the tasks of a label, see run/score.py."""
-  shots = re.search(r' (\d+)-shot$', label)
-  return test.result['tasks_sha256'].get(
-      shots[1] if shots else str(test.result['shots']))
+  _, shots = score.split_label(label)
+  return test.result['tasks_sha256'].get(str(shots or test.result['shots']))
 
 
 def _refuse(a, b, names, otherwise=None):

@@ -16,7 +16,7 @@ from mtl_jax import files, progress
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import interval
 from mtl_jax.report import compare
-from mtl_jax.run import workdir
+from mtl_jax.run import score, workdir
 
 
 class Tasks(NamedTuple):
@@ -181,7 +181,7 @@ def _head_and_tasks(test, label):
   Raises:
     UserError: test.json lacks a field.
   """
-  head, shots = re.fullmatch(r'(.+?)(?: (\d+)-shot)?', label).groups()
+  head, shots = score.split_label(label)
   c = test.result
   try:
     shots = int(shots or c['shots'])

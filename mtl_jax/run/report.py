@@ -2,7 +2,6 @@
 
 import io
 import json
-import re
 
 import jax
 
@@ -10,6 +9,7 @@ from mtl_jax import files
 from mtl_jax.config import settings
 from mtl_jax.evaluate import interval
 from mtl_jax.run import metrics, parts
+from mtl_jax.run.score import split_label
 
 _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 
@@ -103,11 +103,11 @@ def scores(result):
     lines.append(f'  {result["support_copies"]} augmented copies of each '
                  'support image')
   for name, score in result['scores'].items():
-    # The path of a user's head may have spaces.
-    label, shots = re.fullmatch(r'(.+?)((?: \d+-shot)?)', name).groups()
+    label, shots = split_label(name)
     label = _LABELS.get(label, ('these weights, ' if result.get(
         'weights') else f'{result["method"]}, trained, ') + f'{label} head')
-    lines.append(f'  {label + shots:<34} '
+    label += f' {shots}-shot' if shots else ''
+    lines.append(f'  {label:<34} '
                  f'{score["accuracy"]:7.2%} '
                  + interval.text(score['ci95'], '{:.2%}'))
   return '\n'.join(lines + _not_converged(result.get('convergence', {})))

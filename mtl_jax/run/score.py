@@ -7,6 +7,7 @@
 
 import hashlib
 import io
+import re
 
 import numpy as np
 
@@ -92,6 +93,16 @@ def _origin(state):
   score = float(state.best_score)
   return {'checkpoint_step': int(state.step),
           'validation_accuracy': score if np.isfinite(score) else None}
+
+
+def split_label(label):
+  """Returns the head, or baseline, and the shots of a label, as `test` has it.
+
+  'logistic 1-shot' has 1; without shots in it they are those of the run: None.
+  """
+  # The path of a user's head may have spaces.
+  name, shots = re.fullmatch(r'(.+?)(?: (\d+)-shot)?', label).groups()
+  return name, shots and int(shots)
 
 
 def _measured(config, algorithm, variables, store, rules, image_ids, options,
