@@ -27,7 +27,6 @@ Where a method has one training for all shots, it makes the cells of both.
 
 import argparse
 import datetime
-import itertools
 import json
 import math
 import pathlib
@@ -149,19 +148,16 @@ class Training(NamedTuple):
 
   @property
   def name(self):
-    """Returns 'mini_imagenet/mtl_5shot_seed0'."""
-    return (f'{self.benchmark}/{self.method}_{self.shots[0]}shot_'
-            f'seed{self.seed}')
+    """Returns the name of its first cell."""
+    return self.cell(self.shots[0])
 
-  @property
-  def names(self):
-    """Returns the names of its cells."""
-    return [self._replace(shots=(k,)).name for k in self.shots]
+  def cell(self, shots):
+    """Returns the name of a cell, such as 'mini_imagenet/mtl_5shot_seed0'."""
+    return f'{self.benchmark}/{self.method}_{shots}shot_seed{self.seed}'
 
   def record(self, out, shots):
     """Returns the path of the record of one of its cells."""
-    return out / self.scale / self.benchmark / (
-        f'{self.method}_{shots}shot_seed{self.seed}.json')
+    return out / self.scale / f'{self.cell(shots)}.json'
 
   def flags(self, path):
     """Returns the flags of mtl_jax.main."""
@@ -213,16 +209,15 @@ def command(training, path):
 
 
 def write_cells(all_trainings, out, runs):
-  """Writes cells.json, which the page reads; returns its contents."""
+  """Writes cells.json of a scale, for the page; returns its contents."""
   listed = [{
       'scale': t.scale, 'benchmark': t.benchmark, 'method': t.method,
       'shots': k, 'seed': t.seed, 'status': state(t, k, out, runs),
       'command': command(t, f'runs/{t.scale}/{t.name}')}
             for t in all_trainings for k in t.shots]
-  for scale, of_scale in itertools.groupby(listed, lambda c: c['scale']):
-    files.make(files.at(out / scale))
-    files.write(files.at(out / scale / 'cells.json'),
-                files.json_text(list(of_scale), indent=1) + '\n')
+  folder = files.at(out / all_trainings[0].scale)
+  files.make(folder)
+  files.write(folder / 'cells.json', files.json_text(listed, indent=1) + '\n')
   return listed
 
 
@@ -258,17 +253,13 @@ def cost(config):
   """Returns the FLOPs of a step, of the compiled program, and parameters."""
   here = jax.devices()[:parts.make_mesh(config)[1].size]
   nowhere = chips.Chip(flops=1., memory=math.inf, bandwidth=1., links=1.)
-  lowered, _ = preflight.lower(config, preflight.Target('here', nowhere, here))
-  found = preflight.read(lowered, 0)
-  run = parts.make_run(config)
-  shape = run.splits['train'].images.shape[1:]
-  variables = jax.eval_shape(
-      run.algorithm.init, jax.random.key(0),
-      jax.ShapeDtypeStruct((2, *shape), 'float32'))
+  lowered, state = preflight.lower(
+      config, preflight.Target('here', nowhere, here))
+  found = preflight.read(lowered, state)
   return {'flops_per_step': found.flops * len(here),
           'unknown_loops': found.program.unknown_loops,
           'parameters': sum(x.size for x in jax.tree.leaves(
-              variables['params']))}
+              state.variables['params']))}
 
 
 def cost_of(path, runs):
@@ -360,8 +351,8 @@ def make(args):
   devices.split_cpu(2)
   out, runs = args.out.absolute(), args.runs.absolute()
   everything = trainings(args.scale, args.more)
-  wanted = [t for t in everything if any(args.only in name
-                                         for name in t.names)]
+  wanted = [t for t in everything
+            if any(args.only in t.cell(k) for k in t.shots)]
   if not wanted:
     sys.exit(f'--only={args.only} names no cell: see --list')
   if args.prepare:

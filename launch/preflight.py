@@ -154,7 +154,7 @@ def meta_batch_of(config, count):
 
 
 def lower(config, aim, train_images=None):
-  """Returns the lowered step of a config for a Target, and its state's bytes.
+  """Returns the lowered step of a config for a Target, and its abstract state.
 
   Args:
     config: see mtl_jax/config/fields.py.
@@ -197,7 +197,7 @@ def lower(config, aim, train_images=None):
   compiled = parts.compile_step(config, run)
   return compiled.lower(
       *put((state, arrays, key), everywhere),
-      put(pixels, NamedSharding(mesh, P(devices.AXIS)))), _size(state)
+      put(pixels, NamedSharding(mesh, P(devices.AXIS)))), state
 
 
 def _images(config, chosen, count):
@@ -230,7 +230,8 @@ def read(lowered, state):
   seconds = time.monotonic() - start
   memory = compiled.memory_analysis()
   return Found(seconds, memory.argument_size_in_bytes,
-               memory.temp_size_in_bytes, state, hlo.read(compiled.as_text()))
+               memory.temp_size_in_bytes, _size(state),
+               hlo.read(compiled.as_text()))
 
 
 def least_seconds(found, chip, count, share=1.):
