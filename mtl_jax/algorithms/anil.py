@@ -94,8 +94,6 @@ _FC100 = _published(
 # Of benchmarks/search.py; not searched yet on mini-ImageNet.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
-    'omniglot': {'optimizer.learning_rate': 3e-3},
-    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
 }
 RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,

@@ -253,7 +253,8 @@ def cpu_recipes(nearest, changes, steps, chosen):
     changes: overrides on top of it, everywhere.
     steps: 'small' and 'mini' -> {K: steps of an epoch}. Training and test tasks
       have K shots; None: one training for all shots.
-    chosen: benchmark -> overrides that benchmarks/search.py chose.
+    chosen: benchmark -> overrides of this benchmark alone: those that
+      benchmarks/search.py chose, where it has been run.
   """
   recipes = {}
   for size, benchmarks, training in (
@@ -261,7 +262,7 @@ def cpu_recipes(nearest, changes, steps, chosen):
     for benchmark, scale, share in benchmarks:
       for shots, count in steps[size].items():
         values = (training | ({'train.shots': shots} if shots else {})
-                  | changes | chosen[benchmark])
+                  | changes | chosen.get(benchmark, {}))
         recipes[benchmark, shots, scale] = small_recipe(nearest, values | {
             'train.epoch_tasks':
                 int(share * count) * values['train.meta_batch']})

@@ -91,8 +91,6 @@ def _mini(shots):
 # Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
-    'omniglot': {'optimizer.learning_rate': 3e-3},
-    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
 }
 RECIPES = base.with_neighbours({
     ('omniglot', 5, 'published'): _published(5),

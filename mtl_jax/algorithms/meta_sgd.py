@@ -18,22 +18,16 @@ OPTIONS = {
     'batch_norm': Field('transductive', 'BatchNorm statistics of a task',
                         network.BATCH_NORM_ALL_LAYERS),
 }
-# Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
-_CHOSEN = {
-    'glyphs': {'optimizer.learning_rate': 0.01, 'method.inner_rate': 0.1},
-    'omniglot': {'optimizer.learning_rate': 3e-3},
-    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
-}
-# MAML's settings; of its own options the rate alone.
+# MAML's settings; of its own options the rate alone. Those of glyphs are of
+# benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
 RECIPES = {key: recipe._replace(ours=True, overrides={
     field: value for field, value in recipe.overrides.items()
     if field == 'method.inner_rate' or not field.startswith('method.')
 }) for key, recipe in (maml.RECIPES | base.cpu_recipes(
-    maml.RECIPES['mini_imagenet', 5, 'published'], base.ALL_LAYERS | {
-        'method.inner_rate': 0.4, 'optimizer.clip': 0.,
-        'optimizer.epsilon': 1e-8,
-    }, {'small': {5: 275, 1: 880}, 'mini': {5: 400, 1: 1000}},
-    _CHOSEN)).items()}
+    maml.MINI, maml.CPU,
+    {'small': {5: 275, 1: 880}, 'mini': {5: 400, 1: 1000}},
+    {'glyphs': {'optimizer.learning_rate': 0.01, 'method.inner_rate': 0.1}},
+)).items()}
 
 
 def build(backbone, num_classes, ways, *, inner_rate, batch_norm):

@@ -74,7 +74,6 @@ def _published(shots, *, small_images=False, smoothing=0.):
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
     'omniglot': {'optimizer.learning_rate': 0.01},
-    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
 }
 RECIPES = {  # one network for all shots of the test
     ('mini_imagenet', None, 'published'): _published(15, smoothing=0.1),

@@ -84,8 +84,6 @@ _MINI = _published(5, test_batch=15)
 # Of benchmarks/search.py; not searched yet on Omniglot and mini-ImageNet.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 1., 'method.inner_rate': 0.01},
-    'omniglot': {'optimizer.learning_rate': 1.},
-    'mini_imagenet': {'optimizer.learning_rate': 1.},
 }
 RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,
@@ -98,8 +96,8 @@ RECIPES = base.with_neighbours({
         'method.inner_rate': 3e-3, 'method.inner_steps': 6,
         'method.inner_batch': 25, 'method.test_steps': 6,
         'method.test_batch': 0, 'method.batch_norm': 'support',
-        'optimizer.name': 'sgd', 'optimizer.momentum': 0.,
-        'optimizer.schedule': 'linear',
+        'optimizer.name': 'sgd', 'optimizer.learning_rate': 1.,
+        'optimizer.momentum': 0., 'optimizer.schedule': 'linear',
     }, {'small': {None: 250}, 'mini': {None: 280}}, _CHOSEN),
 })
 

@@ -87,8 +87,6 @@ _CHOSEN = {
     'glyphs': {
         'optimizer.learning_rate': 0.01, 'train.ways': 10,
         'train.meta_batch': 2},
-    'omniglot': {'optimizer.learning_rate': 3e-3},
-    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
 }
 RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _mini(20, 5),

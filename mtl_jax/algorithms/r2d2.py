@@ -82,7 +82,6 @@ _MINI = _all_shots('mini_imagenet', 16, 15, scale=1e-4, drop=0.1)
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01, 'method.regulariser': 5.},
     'omniglot': {'optimizer.learning_rate': 0.01, 'method.regulariser': 5.},
-    'mini_imagenet': {'optimizer.learning_rate': 3e-3},
 }
 RECIPES = base.with_neighbours({
     **_MINI,

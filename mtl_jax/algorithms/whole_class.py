@@ -67,7 +67,6 @@ def _published(images=38_400, *, small_images=False, classes=_BATCH):
 # task of mini-ImageNet has half of its classes.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 3e-3},
-    'omniglot': {'optimizer.learning_rate': 3e-3},
     'mini_imagenet': base.SGD | {
         'train.ways': 32, 'optimizer.learning_rate': 0.1},
 }
