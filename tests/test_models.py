@@ -241,15 +241,17 @@ def second_order(conv):
   return jax.grad(norm, (0, 1))
 
 
-# Few channels and many: two forms of the kernel's gradient.
-@pytest.mark.parametrize('shape', [(2, 5, 4, 1), (2, 5, 4, 6)])
+# Fewer values in a patch than features, and more: two forms of the kernel's
+# gradient.
+@pytest.mark.parametrize('shape, features', [
+    ((2, 5, 4, 1), 3), ((2, 5, 4, 1), 12), ((2, 5, 4, 6), 3)])
 @pytest.mark.parametrize('order', [first_order, second_order])
-def test_convolution_and_its_gradients_in_float64(order, shape):
+def test_convolution_and_its_gradients_in_float64(order, shape, features):
   """Fails if a gradient has a wrong shift, flip or transposition."""
   rng = np.random.default_rng(0)
   with jax.enable_x64(True):
     x = jnp.asarray(rng.normal(size=shape))
-    k = jnp.asarray(rng.normal(size=(3, 3, shape[-1], 3)))
+    k = jnp.asarray(rng.normal(size=(3, 3, shape[-1], features)))
     compare(layers.conv3x3(x, k), reference(x, k))
     compare(jax.jit(order(layers.conv3x3))(x, k),
             jax.jit(order(reference))(x, k))
