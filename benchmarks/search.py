@@ -33,12 +33,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 BENCHMARKS = {'glyphs': ('glyphs_5shot', 1 / 4, 32),
               'omniglot': ('omniglot_5shot', 1 / 4, 32),
               'mini_imagenet': ('mini_5shot_cpu', 1 / 8, 64)}
-_ADAM, _SGD = (1e-3, 3e-3, 1e-2), (0.03, 0.1, 0.3)
+_ADAM = 1e-3, 3e-3, 1e-2
 # Meta-MinibatchProx moves by this share of the way to the adapted networks.
-_SHARES = (1 / 9, 1 / 3, 1.)
-# (method, benchmark; None: any other) -> rates.
-RATES = {('minibatch_prox', None): _SHARES,
-         ('mtl', 'mini_imagenet'): _SGD, ('whole_class', 'mini_imagenet'): _SGD}
+_SHARES = 1 / 9, 1 / 3, 1.
 # method -> what its fourth trial changes; a step has as many images.
 FOURTH = {
     'mtl': {'train.ways': 20, 'train.meta_batch': 8},
@@ -57,9 +54,9 @@ FOURTH_OF = {('mtl', 'mini_imagenet'): {
     'train.ways': 8, 'train.meta_batch': 8}}
 
 
-def rates_of(method, benchmark):
+def rates_of(method):
   """Returns the outer rates of the first three trials."""
-  return RATES.get((method, benchmark)) or RATES.get((method, None), _ADAM)
+  return _SHARES if method == 'minibatch_prox' else _ADAM
 
 
 def config_of(method, benchmark, changes, share=None):
@@ -115,7 +112,7 @@ def best(trials):
 
 def wanted(method, benchmark, trials):
   """Returns the changes of the next trial, or None after the last one."""
-  rates = rates_of(method, benchmark)
+  rates = rates_of(method)
   if len(trials) < len(rates):
     return {'optimizer.learning_rate': rates[len(trials)]}
   if len(trials) == len(rates):

@@ -227,12 +227,6 @@ SMALL_TRAINING = {
 _MINI_TRAINING = SMALL_TRAINING | {
     'train.meta_batch': 2, 'train.max_epochs': 5, 'optimizer.decay_epochs': 5,
 }
-# Of training whose classes all compete: few passes, at a high rate.
-SGD = {
-    'optimizer.name': 'sgd', 'optimizer.momentum': 0.9,
-    'optimizer.nesterov': True, 'optimizer.weight_decay': 5e-4,
-    'optimizer.schedule': 'cosine',
-}
 # Where all layers adapt, each task has kernels of its own. A CPU is then
 # fastest with one task at a time, and outside of a loop.
 ALL_LAYERS = {'parallel.tasks_at_once': 1, 'parallel.unroll_passes': True}
@@ -245,7 +239,7 @@ _TAKEN = ('train', 'optimizer', 'method', 'heads', 'validation.head',
 def cpu_recipes(nearest, changes, steps, chosen):
   """Returns RECIPES of ours for two CPU cores.
 
-  A training takes about a minute on a small benchmark and 25 minutes on
+  A training takes about a minute on a small benchmark and 20 minutes on
   mini-ImageNet, by every method.
 
   Args:

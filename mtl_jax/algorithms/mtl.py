@@ -97,12 +97,14 @@ _CHOSEN = {
     'omniglot': {
         'optimizer.learning_rate': 0.01, 'train.ways': 20,
         'train.meta_batch': 8},
-    'mini_imagenet': base.SGD | {
-        'train.ways': 32, 'optimizer.learning_rate': 0.1},
+    'mini_imagenet': {'train.ways': 32},
 }
 # configs/mini_5shot_fast.py gives the reasons.
-_MINI_FAST = base.SGD | {
+_MINI_FAST = {
     'method.normalise_train_features': False, 'train.stop_patience': 0,
+    'optimizer.name': 'sgd', 'optimizer.momentum': 0.9,
+    'optimizer.nesterov': True, 'optimizer.weight_decay': 5e-4,
+    'optimizer.schedule': 'cosine',
     'train.ways': 64, 'train.shots': 1, 'train.queries': 1,
     'train.meta_batch': 1, 'train.max_epochs': 5,
     'train.epoch_tasks': 1500,  # five passes over the images
