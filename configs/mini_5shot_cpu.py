@@ -1,6 +1,6 @@
 """mini-ImageNet, CNN-4, 5-shot: half an hour on two CPU cores.
 
-Ours; first guesses, until benchmarks/search.py has been run (docs/results.md).
+Ours; those of MTL are of benchmarks/search.py, the others are first guesses.
 The schedule is counted in steps, so that every method trains for about 20
 minutes; MTL sees each image ten times. A task of MTL holds half of the 64
 classes with one image each, so that many rows compete in every step. Images are

@@ -41,7 +41,8 @@ def write(path, seed=0, better=0., sha256='a', head='logistic', config=True,
       'data': 'glyphs', 'split': 'test', 'ways': 5, 'shots': 5, 'queries': 15,
       'num_tasks': TASKS, 'seed': 0, 'episodes': '', 'method': c.method.name,
       'batch_norm': 'running', 'normalise_features': True, 'support_copies': 0,
-      'heads': {head: {'C': 3.}}, 'tasks_sha256': {'5': sha256, '1': 'one'},
+      'head': head, 'heads': {head: {'C': 3.}},
+      'tasks_sha256': {'5': sha256, '1': 'one'},
       'training': workdir.of_training(c)}
   (path / 'test.json').write_text(json.dumps(result))
   if config:
@@ -223,9 +224,26 @@ def test_json_is_strict(strange, capsys):
   assert read[0]['ci95_seeds'] is None and read[1]['seeds'] == [1]
 
 
+def test_two_methods_are_compared_by_their_own_heads(tmp_path, capsys):
+  """Fails if only what both call by one name is compared, or is left out."""
+  for name, head, seed in (('a', 'logistic', 0), ('b', 'own', 1)):
+    path = write(tmp_path / name, seed, head=head)
+    np.savez(path / 'tasks.npz', **{
+        head: accuracies(seed), 'untrained': accuracies(5),
+        f'{head} 1-shot': accuracies(seed)})
+  lines = shown([tmp_path / 'a', tmp_path / 'b'], capsys=capsys).splitlines()
+  gap = accuracies(0) - accuracies(1)
+  assert lines[1].split() == [
+      'logistic', 'minus', 'own', f'{100 * gap.mean():+.2f}', 'points', '+-',
+      f'{196 * stats.sem(gap):.2f}']
+  assert lines[2].split()[:2] == ['untrained', '+0.00']
+  assert lines[3:] == [f'  of {tmp_path}/a alone: logistic 1-shot',
+                       f'  of {tmp_path}/b alone: own 1-shot']
+
+
 @pytest.mark.parametrize('flags, line', [
     (['a', '--format=html'], "--format is 'html': allowed are text, markdown"),
-    (['nothing'], 'nothing holds no finished test'),
+    (['nothing'], 'nothing holds no finished test (it has no test.json)'),
     (['--against=a'], 'usage')])
 def test_a_bad_command_gets_one_line(flags, line, capsys):
   assert report.main(flags) == 2

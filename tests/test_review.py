@@ -274,6 +274,21 @@ def test_the_score_of_a_head_names_its_whole_path():
       'mtl, trained, my heads/mine.py head 5-shot', 'raw pixels 5-shot']
 
 
+@pytest.mark.parametrize('heads, named', [
+    (('svm',), ''), (('own',), ', logistic head'), (('own', 'svm'),
+                                                    ', svm head')])
+def test_a_baseline_with_another_head_says_so(heads, named):
+  """Fails if a score of pixels looks as if the method had adapted to them."""
+  score = {'accuracy': 0.5, 'ci95': 0.1}
+  last = report.scores({
+      'data': 'glyphs', 'trained_on': 'glyphs', 'ways': 5, 'shots': 1,
+      'queries': 1, 'num_tasks': 9, 'split': 'test', 'batch_norm': 'running',
+      'checkpoint_step': 1, 'support_copies': 0, 'method': 'protonet',
+      'head': heads[0], 'heads': dict.fromkeys(heads),
+      'scores': {heads[0]: score, 'raw_pixels': score}}).splitlines()[-1]
+  assert last.strip().startswith(f'raw pixels{named}  ')
+
+
 def test_adapt_knows_the_home_folder(birds, tmp_path, monkeypatch):
   """Fails if only a part of the command reads `~`."""
   monkeypatch.setenv('HOME', str(birds))

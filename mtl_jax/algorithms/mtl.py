@@ -90,14 +90,14 @@ _CPU = {
     'train.meta_batch': 2, 'method.head_init': 'shared',
     'method.normalise_train_features': False,
 }
-# Of benchmarks/search.py; not searched yet on mini-ImageNet. A task of mini-
-# ImageNet has half of its classes.
+# Of benchmarks/search.py. A task of mini-ImageNet has half of its classes.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
     'omniglot': {
         'optimizer.learning_rate': 0.01, 'train.ways': 20,
         'train.meta_batch': 8},
-    'mini_imagenet': {'train.ways': 32},
+    'mini_imagenet': {
+        'train.ways': 32, 'optimizer.learning_rate': 1e-3},
 }
 # configs/mini_5shot_fast.py gives the reasons.
 _MINI_FAST = {

@@ -38,11 +38,14 @@ def main(argv=None):
   options = [f'{name}=yes' if name == _DOWNLOAD else name for name in options]
   names = [name for name in names if not name.startswith('--')]
   try:
+    usage = UserError(f'usage: {program.name("mtl_jax.data")} {USAGE}')
+    if not command:
+      raise usage
     check_choice('the command', command, COMMANDS)
     low, high, run = COMMANDS[command]
     if not low <= len(names) <= high or (
         options and not names) or not all('=' in o for o in options):
-      raise UserError(f'usage: {program.name("mtl_jax.data")} {USAGE}')
+      raise usage
     run(*names, **dict(option[2:].split('=', 1) for option in options))
   except UserError as error:
     # One line, whatever the names of files in it are.

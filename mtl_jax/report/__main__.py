@@ -11,9 +11,9 @@ A RUN is the workdir of a run, a folder of --mode=evaluate, or the workdir of
 config.seeds, which stands for all of its seeds. Two tests give a table where
 one of the flags is given. See docs/evaluate.md.
 
-A PATH may also be a record of a cell, or a folder of records or workdirs, such
-as results/cpu, which is searched to any depth. FOLDER then has report.html and
-report.md. See docs/report.md.
+A PATH is the workdir of a run, a record of a cell, or a folder of them, such as
+runs or results/cpu, which is searched to any depth. FOLDER then has report.html
+and report.md. See docs/report.md.
 """
 
 import argparse

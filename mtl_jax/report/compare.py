@@ -35,24 +35,30 @@ def compare(first, second):
     UserError: files are missing or damaged, or the tasks differ.
   """
   a, b = read(first), read(second)
-  labels = [label for label in a.accuracies if label in b.accuracies]
-  if not labels:
+  pairs = _pairs(a, b)
+  if not pairs:
     raise UserError(f'{first} has scores of {", ".join(a.accuracies)}, '
                     f'{second} of {", ".join(b.accuracies)}: test both with '
                     'the same config.eval.heads')
   by_hash = all('tasks_sha256' in test.result for test in (a, b))
-  for label in labels:
-    if by_hash and _tasks(a, label) != _tasks(b, label):
+  for ours, theirs in pairs:
+    if by_hash and _tasks(a, ours) != _tasks(b, theirs):
       _refuse(a, b, _SETTINGS, 'the images of the tasks differ')
   if not by_hash:
     _refuse(a, b, (*_SETTINGS, 'episodes'))
-  lines = [f'{first} minus {second}, {len(a.accuracies[labels[0]])} tasks, '
+  lines = [f'{first} minus {second}, {len(a.accuracies[pairs[0][0]])} tasks, '
            'paired:']
-  for label in labels:
-    gap = interval.difference(a.accuracies[label], b.accuracies[label])
+  for ours, theirs in pairs:
+    gap = interval.difference(a.accuracies[ours], b.accuracies[theirs])
     half_width = gap['ci95'] and 100 * gap['ci95']
+    label = ours if ours == theirs else f'{ours} minus {theirs}'
     lines.append(f'  {label:<24} {100 * gap["accuracy"]:+6.2f} points '
                  + interval.text(half_width, '{:.2f}'))
+  for i, test in enumerate((a, b)):
+    alone = [label for label in test.accuracies
+             if label not in [pair[i] for pair in pairs]]
+    if alone:
+      lines.append(f'  of {test.path} alone: {", ".join(alone)}')
   if not by_hash:
     lines.append('  An older version made one of these tests: that the tasks '
                  'are the same follows from their settings alone.')
@@ -72,11 +78,30 @@ def read(path):
       accuracies = dict(packed)
     if not isinstance(result, dict):
       raise ValueError(f'test.json is a {type(result).__name__}')
+  except FileNotFoundError as error:
+    name = files.at(error.filename or 'test.json').name
+    raise UserError(f'{path} holds no finished test (it has no {name}): name '
+                    'the workdir of a run or of --mode=evaluate; --page=FOLDER '
+                    'takes a folder of runs, too') from error
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path} holds no finished test ({first_line(error)}): '
                     'name the workdir of a run or of --mode=evaluate'
                     ) from error
   return Test(path, result, accuracies)
+
+
+def _pairs(a, b):
+  """Returns the labels of two tests that are compared.
+
+  The first of each test, which may be of different heads, then those that both
+  have.
+  """
+  firsts = [test.result.get('head') for test in (a, b)]
+  both = [(label, label) for label in a.accuracies if label in b.accuracies]
+  if all(head in test.accuracies for head, test in zip(
+      firsts, (a, b), strict=True)) and firsts[0] != firsts[1]:
+    both.insert(0, tuple(firsts))
+  return both
 
 
 def _tasks(test, label):

@@ -108,10 +108,10 @@ def training(methods):
         number(ratio(product(c.seconds, 1000), c.steps)),
         number(ratio(c.images, c.seconds)), count(c.validation_seconds),
         number(c.flops_per_step), number(c.flops), count(c.parameters)))
-  return page.Table(
+  return _known(page.Table(
       ('method', 'seeds', 'steps', 'images', 'seconds', 'ms per step',
        'images per s', 'validation, s', 'FLOPs per step', 'FLOPs',
-       'parameters'), rows, note=_TRAINING)
+       'parameters'), rows, note=_TRAINING))
 
 
 def measured(methods):
@@ -129,11 +129,11 @@ def measured(methods):
         count(c.images_per_epoch), number(c.epochs), number(c.hours),
         _times(c.hours, mtl and mtl.hours)))
   how = '(measured)'
-  return page.Table(
+  return _known(page.Table(
       ('method', ('head', 'in training'), ('ms per image', how),
        ('× MTL', 'price, time'), ('× MTL', 'price, FLOPs'),
        ('images per epoch', how), ('epochs', how), ('hours', 'product'),
-       ('× MTL', 'hours')), rows, 2, _MEASURED)
+       ('× MTL', 'hours')), rows, 2, _MEASURED))
 
 
 def at_published(column, methods):
@@ -225,6 +225,14 @@ def number(value):
 def count(value):
   """Returns a number without its fraction, such as '307,200'."""
   return '-' if value is None else f'{value:,.0f}'
+
+
+def _known(table):
+  """Returns a table without the columns of which nothing is known."""
+  keep = [i for i in range(len(table.header))
+          if {row[i] for row in table.rows} != {'-'}]
+  return table._replace(header=tuple(table.header[i] for i in keep), rows=[
+      tuple(row[i] for i in keep) for row in table.rows])
 
 
 def _machine(cell):

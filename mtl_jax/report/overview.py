@@ -64,9 +64,8 @@ def sections(found):
   scales = sorted({cell.scale for cell in (*found.cells, *found.missing)})
   tables = {_of('Accuracy', scale): accuracy.layout(found, scale)
             for scale in scales}
-  parts = [page.Section(title, f'{len(table.rows)} methods, '
-                        f'{len(table.header) - 1} columns', blocks=[table])
-           for title, table in tables.items()]
+  parts = [page.Section(title, 'methods by benchmarks and shots',
+                        blocks=[table]) for title, table in tables.items()]
   for scale in scales:
     table = accuracy.published(found, scale)
     if table:

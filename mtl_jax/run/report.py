@@ -7,7 +7,7 @@ import jax
 
 from mtl_jax import files
 from mtl_jax.config import settings
-from mtl_jax.evaluate import interval
+from mtl_jax.evaluate import adapters, interval
 from mtl_jax.run import metrics, parts
 from mtl_jax.run.score import split_label
 
@@ -106,6 +106,11 @@ def scores(result):
     label, shots = split_label(name)
     label = _LABELS.get(label, ('these weights, ' if result.get(
         'weights') else f'{result["method"]}, trained, ') + f'{label} head')
+    if name.startswith('raw_pixels') and not adapters.is_head(
+        result.get('head')):
+      # Another one than that of the other lines, see run/score.py.
+      head = next(filter(adapters.is_head, result['heads']), 'logistic')
+      label += f', {head} head'
     label += f' {shots}-shot' if shots else ''
     lines.append(f'  {label:<34} '
                  f'{score["accuracy"]:7.2%} '
