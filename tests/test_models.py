@@ -164,6 +164,33 @@ def test_batch_norm_against_numpy():
   np.testing.assert_allclose(own['var'], x64.var((0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize('own', [True, False])
+@pytest.mark.parametrize('order', [1, 2])
+def test_maxima_may_be_taken_before_they_are_normalised(order, own):
+  """Fails if a negative scale, which turns maxima to minima, is forgotten."""
+  with jax.enable_x64(True):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, 7, 6, 4)))  # an odd row
+    params = {'scale': jnp.array([1., -2., .5, 0.]),  # and ties
+              'bias': jnp.asarray(rng.normal(size=4))}
+    stats = {'mean': jnp.zeros(4), 'var': jnp.ones(4)}
+
+    def loss(pooled):
+      def of(x, params):
+        y, new = layers.BatchNorm().apply(
+            {'params': params, 'batch_stats': stats}, x, own, pooled=pooled,
+            mutable=['batch_stats'])
+        y = y if pooled else layers.max_pool(y)
+        return jnp.sum(jnp.sin(y)) + sum(map(jnp.sum, jax.tree.leaves(new)))
+      grad = jax.grad(of, (0, 1))
+      if order == 1:
+        return grad
+      return jax.grad(lambda *given: sum(
+          jnp.sum(jnp.cos(g)) for g in jax.tree.leaves(grad(*given))), (0, 1))
+
+    compare(jax.jit(loss(True))(x, params), jax.jit(loss(False))(x, params))
+
+
 @every_model
 def test_mapped_tasks_are_separate_batches(name):
   """Fails if statistics are taken over all tasks of a step."""

@@ -105,6 +105,10 @@ SMALLEST = [
     ('kills', ['--kills=0', '--folder=kills'], '0 times ended'),
     ('tiered_size', ['--per_class=1', 'sized', '--places'],
      '| data build, layout d | 608 |'),
+    ('train_step',
+     ['--only=mtl, conv4, 28x28x1', '--rounds=1', '--repeats=1',
+      '--against=peers', f'--peer_python={sys.executable}'],
+     ' | 200.0 | '),
     ('unequal_support',
      ['--checkpoint=runs/glyphs/mtl', '--heads', 'centroid', '--growths=2',
       '--queries=1', '--tasks=2'],
@@ -191,7 +195,7 @@ def prepare_mini_imagenet(module, home, monkeypatch, request):
 def prepare_peers(module, home, monkeypatch, request):
   """Writes peers that need no other libraries."""
   (home / 'peers').mkdir()
-  for name in ('svm_head.py', 'logistic_head.py'):
+  for name in ('svm_head.py', 'logistic_head.py', 'mtl_step.py'):
     (home / 'peers' / name).write_text(
         'print(\'{"seconds": 0.2, "tasks": 2}\')\n')
 
@@ -245,7 +249,7 @@ def prepare_search(module, home, monkeypatch, request):
 
 PREPARED = {'processes': prepare_processes,
             'build_mini_imagenet': prepare_mini_imagenet,
-            'heads': prepare_peers,
+            'heads': prepare_peers, 'train_step': prepare_peers,
             'independent': prepare_peer('torch', 'qpth'),
             'torch_weights': prepare_peer('torch', 'safetensors'),
             'reproduce': prepare_reproduce, 'search': prepare_search,

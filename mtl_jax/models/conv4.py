@@ -61,10 +61,10 @@ class Conv4(nn.Module):
     x = images
     for i in range(self.blocks):
       x = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(x)
-      x = layers.BatchNorm(name=f'norm_{i}')(x, own)
+      norm = layers.BatchNorm(name=f'norm_{i}')
       # Pooling and ReLU commute; this order touches a quarter of the values.
-      x = nn.relu(layers.max_pool(x if self.pool_edges == 'valid'
-                                  else _even(x)))
+      x = nn.relu(norm(x, own, pooled=True) if self.pool_edges == 'valid'
+                  else layers.max_pool(_even(norm(x, own))))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.pool == 'global':
       return jnp.mean(x, axis=(1, 2))

@@ -139,11 +139,13 @@ _kernel_gradient.defvjp(
                            _conv_by_products(saved[0], kernel)))
 
 
-def max_pool(images):
+def max_pool(images, by=None):
   """Returns the 2x2 max pool, stride 2; an odd last row or column is left out.
 
   Args:
     images: [B, h, w, c].
+    by: [B, h, w, c], values whose maxima say where `images` is read, without
+      gradient; None: `images`.
 
   Returns:
     [B, h // 2, w // 2, c]. Among equal values the first in row-major order
@@ -151,8 +153,9 @@ def max_pool(images):
     reverse mode any number of times.
   """
   height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
-  images = images[:, :height, :width]
-  return _pick(images, _argmax(lax.stop_gradient(images)))
+  even = lambda x: x[:, :height, :width]
+  by = images if by is None else by
+  return _pick(even(images), _argmax(lax.stop_gradient(even(by))))
 
 
 def _corners(images):
@@ -242,8 +245,15 @@ class BatchNorm(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x, own):
-    """Returns x [.., c] normalised by its own or the stored statistics."""
+  def __call__(self, x, own, pooled=False):
+    """Returns x [.., c] normalised by its own or the stored statistics.
+
+    Args:
+      x: values.
+      own: whether statistics are its own.
+      pooled: whether to return max_pool of that, x being [B, h, w, c]. Only the
+        maxima are then normalised, which saves passes over x.
+    """
     shape = x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
     bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
@@ -259,7 +269,10 @@ class BatchNorm(nn.Module):
       mean, var = stored[0].value, stored[1].value
     # One multiplication and one addition per value.
     factor = scale * lax.rsqrt(var + EPSILON)
-    return (values * factor + (bias - mean * factor)).astype(x.dtype)
+    shift = bias - mean * factor
+    if pooled:
+      values = max_pool(values, by=values * factor + shift)
+    return (values * factor + shift).astype(x.dtype)
 
 
 def batch_statistics(x):
