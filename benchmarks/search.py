@@ -5,7 +5,7 @@
 Every method gets the same four short trials on a benchmark: three outer
 learning rates, each three times the one before; then, at the best of them,
 another value of one setting of its own. A trial has a share of the steps of the
-recipe, its schedule included: a quarter, and on mini-ImageNet an eighth. The
+recipe, its schedule included: a quarter, and on mini-ImageNet 3/32. The
 trial with the best accuracy on 200 validation tasks (5-way 5-shot, by the head
 that the method validates) is chosen; no test class is looked at. The recipes
 then have its values (tests/test_recipes.py).
@@ -32,7 +32,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # benchmark -> (config, share of the recipe's epochs, channels)
 BENCHMARKS = {'glyphs': ('glyphs_5shot', 1 / 4, 32),
               'omniglot': ('omniglot_5shot', 1 / 4, 32),
-              'mini_imagenet': ('mini_5shot_cpu', 1 / 8, 64)}
+              'mini_imagenet': ('mini_5shot_cpu', 3 / 32, 64)}
 _ADAM = 1e-3, 3e-3, 1e-2
 # Meta-MinibatchProx moves by this share of the way to the adapted networks.
 _SHARES = 1 / 9, 1 / 3, 1.

@@ -1,11 +1,11 @@
 """mini-ImageNet, CNN-4, 5-shot: half an hour on two CPU cores.
 
 Ours; those of MTL are of benchmarks/search.py, the others are first guesses.
-The schedule is counted in steps, so that every method trains for about 20
-minutes; MTL sees each image ten times. A task of MTL holds half of the 64
+The schedule is counted in steps, so that every method trains for about 23
+minutes; MTL sees each image 13 times. A task of MTL holds half of the 64
 classes with one image each, so that many rows compete in every step. Images are
 cropped and flipped but not jittered: a network this small does not overfit in
-ten passes. Each of the two tasks of a step runs on its own core. To test 1-shot
+13 passes. Each of the two tasks of a step runs on its own core. To test 1-shot
 with the same checkpoint: --config.eval.also_shots=1,
 """
 

@@ -103,7 +103,7 @@ RECIPES = base.with_neighbours({
     ('fc100', 5, 'published'): _FC100,
     ('fc100', 1, 'published'): _one_shot(_FC100),
     **base.cpu_recipes(_MINI, {}, {
-        'small': {5: 800, 1: 1330}, 'mini': {5: 750, 1: 1250}}, _CHOSEN),
+        'small': {5: 800, 1: 1330}, 'mini': {5: 1000, 1: 1670}}, _CHOSEN),
 })
 
 

@@ -239,7 +239,7 @@ _TAKEN = ('train', 'optimizer', 'method', 'heads', 'validation.head',
 def cpu_recipes(nearest, changes, steps, chosen):
   """Returns RECIPES of ours for two CPU cores.
 
-  A training takes about a minute on a small benchmark and 20 minutes on
+  A training takes about a minute on a small benchmark and 23 minutes on
   mini-ImageNet, by every method.
 
   Args:

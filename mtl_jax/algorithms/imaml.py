@@ -107,7 +107,7 @@ RECIPES = base.with_neighbours({
         # 1e-2.
         'method.damping': 1., 'method.curvature_damping': 10.,
         'method.cg_steps': 3,
-    }, {'small': {5: 125, 1: 480}, 'mini': {5: 140, 1: 465}}, _CHOSEN),
+    }, {'small': {5: 125, 1: 480}, 'mini': {5: 190, 1: 620}}, _CHOSEN),
 })
 
 

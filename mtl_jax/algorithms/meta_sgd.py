@@ -24,7 +24,7 @@ RECIPES = {key: recipe._replace(ours=True, overrides={
     if field == 'method.inner_rate' or not field.startswith('method.')
 }) for key, recipe in (maml.RECIPES | base.cpu_recipes(
     maml.MINI, maml.CPU,
-    {'small': {5: 275, 1: 880}, 'mini': {5: 350, 1: 900}},
+    {'small': {5: 275, 1: 880}, 'mini': {5: 465, 1: 1200}},
     dict.fromkeys(('glyphs', 'omniglot'), {
         'optimizer.learning_rate': 0.01, 'method.inner_rate': 0.1}),
 )).items()}

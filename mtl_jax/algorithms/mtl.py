@@ -122,7 +122,7 @@ RECIPES = {
     ('fc100', 1, 'published'): _published(
         1, 1, 4, 1, small_images=True, normalise=False),
     **base.cpu_recipes(_MINI, _CPU, {
-        'small': {None: 1000}, 'mini': {None: 1200}}, _CHOSEN),
+        'small': {None: 1000}, 'mini': {None: 1600}}, _CHOSEN),
     ('mini_imagenet', 5, 'fast'): base.small_recipe(
         _MINI._replace(source=''), _MINI_FAST),
 }

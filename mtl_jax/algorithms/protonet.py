@@ -97,7 +97,7 @@ RECIPES = base.with_neighbours({
     ('omniglot', 5, 'published'): _omniglot(5),
     ('omniglot', 1, 'published'): _omniglot(1),
     **base.cpu_recipes(_mini(20, 5), {'method.batch_norm': 'running'}, {
-        'small': {5: 800, 1: 1330}, 'mini': {5: 750, 1: 1240}}, _CHOSEN),
+        'small': {5: 800, 1: 1330}, 'mini': {5: 1000, 1: 1650}}, _CHOSEN),
 })
 
 

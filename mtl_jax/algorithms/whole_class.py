@@ -80,7 +80,7 @@ RECIPES = {  # one network for all shots of the test
     **base.cpu_recipes(_published(), {
         'train.ways': 80, 'train.shots': 1, 'train.queries': 0,
         'train.meta_batch': 2, 'eval.support_copies': 0,
-    }, {'small': {None: 1000}, 'mini': {None: 1200}}, _CHOSEN),
+    }, {'small': {None: 1000}, 'mini': {None: 1600}}, _CHOSEN),
 }
 
 
