@@ -16,12 +16,14 @@ _INSTRUCTION = re.compile(r'\s+(?P<root>ROOT )?%(?P<name>\S+) = (?P<rest>.+)$')
 _CALL = re.compile(r'(?P<op>[a-z][a-z0-9-]*)\((?P<operands>.*)')
 _NAME = re.compile(r'%([\w.\-]+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_SOURCE = re.compile(r'op_name="([^"]*)"')
 _LABELS = re.compile(r'dim_labels=(\w+)_(\w+)->(\w+)')
 _CONTRACTED = re.compile(r'lhs_contracting_dims=\{([\d,]*)\}')
 # What names or arranges arrays, and moves nothing by itself.
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
          'after-all', 'partition-id', 'replica-id', 'copy-start', 'slice-start',
-         'opt-barrier', 'while', 'conditional', 'call', 'async-start'}
+         'opt-barrier', 'while', 'conditional', 'call', 'async-start',
+         'all-reduce-start', 'all-gather-start', 'collective-permute-start'}
 _SLICES = ('gather', 'dynamic-slice', 'slice')
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
                'collective-permute')
@@ -45,6 +47,7 @@ class Operation(NamedTuple):
   name: str
   flops: float  # of all passes
   traffic: float  # bytes read and written in all passes
+  source: str = ''  # what of the traced program it is, by XLA's metadata
 
 
 class Collective(NamedTuple):
@@ -84,7 +87,8 @@ def read(text):
         inside = computations[called[0]] if line.op == 'fusion' else None
         operations.append(Operation(
             line.name, passes * _flops(line, lines, inside),
-            passes * _traffic(line, lines, inside)))
+            passes * _traffic(line, lines, inside),
+            (_SOURCE.search(line.text) or [''] * 2)[1]))
       kind = _collective(line.op)
       if kind:
         collectives.setdefault(kind, []).append(passes * _size(line.shapes))

@@ -11,6 +11,8 @@ links, and tasks per second from 4 to 256 chips. Nothing is run.
                                 TPUs, or h100
     --train_images=N            of the training split, where the data set is
                                 not built
+    --operations=N              also shows the N slowest operations, and the
+                                sum of all beside the least time
     --out=FOLDER                writes preflight.json and preflight.png there
 
 TPUs need the extra tpu of this package, a GPU needs cuda. Exit code 1: the
@@ -41,7 +43,7 @@ from mtl_jax.run import build, parts
 from mtl_jax.train import optimizer
 from mtl_jax.train import step as steps
 
-_OWN = ('target', 'train_images', 'out')
+_OWN = ('target', 'train_images', 'operations', 'out')
 _H100 = 'h100'
 # The figures of this card that XLA's compiler asks for.
 _GPU = (pathlib.Path(__file__).parent / 'h100.txtpb')
@@ -299,6 +301,36 @@ def lines(config, found, aim):
            if seconds else f'| {number} | {tasks} | does not divide | | |')
 
 
+def roofline(found, chip, most):
+  """Yields the slowest operations of a program, and what all take.
+
+  An operation takes at least as long as its products or its bytes do. Products
+  must be made, and what they read and write must move; their time is the floor
+  of the sum over all operations, which a device runs one after another.
+
+  Args:
+    found: of the program.
+    chip: Chip.
+    most: operations to show.
+  """
+  timed = sorted(((max(op.flops / chip.flops, op.traffic / chip.bandwidth), op)
+                  for op in found.program.operations),
+                 key=lambda pair: -pair[0])
+  yield '| operation | ms | GFLOP | MB | of |'
+  yield '|---|---|---|---|---|'
+  for seconds, op in timed[:most]:
+    yield (f'| {op.name} | {1e3 * seconds:.3f} | {op.flops / 1e9:.1f} '
+           f'| {op.traffic / 1e6:.1f} | {op.source.rpartition("jit(")[2]} |')
+  total = sum(seconds for seconds, _ in timed)
+  moved = sum(op.traffic for _, op in timed if op.flops) / chip.bandwidth
+  floor = max(found.flops / chip.flops, moved)
+  yield (f'{len(timed)} operations, one after another: {1e3 * total:.2f} ms; '
+         f'floor {1e3 * floor:.2f} ms, the longer of all products, '
+         f'{1e3 * found.flops / chip.flops:.2f}, and what they read and write, '
+         f'{1e3 * moved:.2f}'
+         + (f': {total / floor:.2f} times' if floor else ''))
+
+
 def check_memory(found, aim):
   """Raises NoFit where a chip has too little memory."""
   needed = found.arguments + found.temporaries
@@ -341,11 +373,11 @@ def parse(argv):
       others.append(text)
   if not own['target']:
     raise UserError('--target is missing: name one, such as --target=v5e:4x4')
-  if own['train_images'] is not None:
-    if not own['train_images'].isdecimal() or not int(own['train_images']):
-      raise UserError(f'--train_images is {own["train_images"]}: must be a '
-                      'number above 0')
-    own['train_images'] = int(own['train_images'])
+  for name in ('train_images', 'operations'):
+    if own[name] is not None:
+      if not own[name].isdecimal() or not int(own[name]):
+        raise UserError(f'--{name} is {own[name]}: must be a number above 0')
+      own[name] = int(own[name])
   command = flags.parse(others, lambda path: None)
   return command.config, own
 
@@ -365,6 +397,8 @@ def run(config, own):
     raise
   for line in lines(config, found, aim):
     print(line, flush=True)
+  if own['operations']:
+    print(*roofline(found, aim.chip, own['operations']), sep='\n', flush=True)
   if own['out']:
     folder = files.at(own['out'])
     folder.mkdir(parents=True, exist_ok=True)

@@ -130,6 +130,22 @@ def test_lines_of_an_accelerators_program():
   assert program.collectives == [hlo.Collective('all-reduce', 1, 4000)]
 
 
+def test_the_slowest_operations_and_the_floor_of_all():
+  """Fails if an operation counts twice, or if the floor has other traffic."""
+  program = hlo.read(GPU)
+  chip = chips.Chip(flops=1e12, memory=1e9, bandwidth=1e9, links=1.)
+  *table, last = preflight.roofline(
+      preflight.Found(0., 0, 0, 0, program), chip, 2)
+  images, kernel = 2 * 128 * 84 * 84 * 64, 2 * 64 * 3 * 3 * 64
+  flops = 2 * 128 * 84 * 84 * 64 * 3 * 3 * 64
+  moved = 4 * images + 2 * kernel  # convolution and its gradient, in bytes
+  assert [line.split(' | ')[0] for line in table[2:]] == ['| conv', '| back']
+  total = moved + 2 * 128 * 168 * 128 + 128 * 4 + 2 * 4000
+  assert f'one after another: {total / 1e6:.2f} ms' in last
+  assert f'floor {moved / 1e6:.2f} ms' in last
+  assert f'all products, {2 * flops / 1e9:.2f},' in last
+
+
 def test_all_reduce_takes_the_links_and_the_way():
   assert chips.all_reduce_seconds(CHIP, 1, 10**9) == 0
   assert chips.all_reduce_seconds(CHIP, 2, 10**9) == pytest.approx(
