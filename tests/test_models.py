@@ -178,9 +178,12 @@ def test_maxima_may_be_taken_before_they_are_normalised(order, own):
     def loss(pooled):
       def of(x, params):
         y, new = layers.BatchNorm().apply(
-            {'params': params, 'batch_stats': stats}, x, own, pooled=pooled,
+            {'params': params, 'batch_stats': stats}, x, own, parts=pooled,
             mutable=['batch_stats'])
-        y = y if pooled else layers.max_pool(y)
+        # The sum of a branch and of a normalised one, as in a residual block.
+        other = layers.Normalised(x[..., ::-1], jnp.arange(4.), jnp.ones(4))
+        y = (layers.max_pool_sum(y, other) if pooled
+             else layers.max_pool(y + other.whole()))
         return jnp.sum(jnp.sin(y)) + sum(map(jnp.sum, jax.tree.leaves(new)))
       grad = jax.grad(of, (0, 1))
       if order == 1:

@@ -63,8 +63,10 @@ class Conv4(nn.Module):
       x = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(x)
       norm = layers.BatchNorm(name=f'norm_{i}')
       # Pooling and ReLU commute; this order touches a quarter of the values.
-      x = nn.relu(norm(x, own, pooled=True) if self.pool_edges == 'valid'
-                  else layers.max_pool(_even(norm(x, own))))
+      x = nn.relu(
+          layers.max_pool_sum(norm(x, own, parts=True)).astype(x.dtype)
+          if self.pool_edges == 'valid'
+          else layers.max_pool(_even(norm(x, own))))
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     if self.pool == 'global':
       return jnp.mean(x, axis=(1, 2))

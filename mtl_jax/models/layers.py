@@ -14,6 +14,7 @@ differently because XLA's own gradients of both are slow on a CPU;
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -139,23 +140,41 @@ _kernel_gradient.defvjp(
                            _conv_by_products(saved[0], kernel)))
 
 
-def max_pool(images, by=None):
+def max_pool(images):
   """Returns the 2x2 max pool, stride 2; an odd last row or column is left out.
 
   Args:
     images: [B, h, w, c].
-    by: [B, h, w, c], values whose maxima say where `images` is read, without
-      gradient; None: `images`.
 
   Returns:
     [B, h // 2, w // 2, c]. Among equal values the first in row-major order
     gets the whole gradient, as in PyTorch; a NaN stays. Differentiable in
     reverse mode any number of times.
   """
-  height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
-  even = lambda x: x[:, :height, :width]
-  by = images if by is None else by
-  return _pick(even(images), _argmax(lax.stop_gradient(even(by))))
+  images = _even(images)
+  return _pick(images, _argmax(lax.stop_gradient(images)))
+
+
+def max_pool_sum(*terms):
+  """Returns max_pool of a sum of Normalised; only the maxima are normalised.
+
+  That saves passes over the values, in the gradient above all: what goes back
+  through BatchNorm's scale and shift is read from the maxima.
+
+  Args:
+    *terms: Normalised, of values [B, h, w, c].
+
+  Returns:
+    [B, h // 2, w // 2, c], float32.
+  """
+  place = _argmax(lax.stop_gradient(_even(sum(t.whole() for t in terms))))
+  return sum(t._replace(values=_pick(_even(t.values), place)).whole()
+             for t in terms)
+
+
+def _even(images):
+  """Leaves out an odd last row or column."""
+  return images[:, :images.shape[1] // 2 * 2, :images.shape[2] // 2 * 2]
 
 
 def _corners(images):
@@ -236,6 +255,19 @@ class Conv1x1(nn.Module):
     return (rows @ kernel.astype(self.dtype)).reshape(*batch, self.width)
 
 
+class Normalised(NamedTuple):
+  """values * factor + shift, not computed yet; float32."""
+
+  values: Any  # [.., c]
+  factor: Any  # [c]
+  shift: Any  # [c]
+
+  def whole(self):
+    """Returns the normalised values."""
+    dtype = jnp.promote_types(self.values.dtype, jnp.float32)
+    return self.values.astype(dtype) * self.factor + self.shift
+
+
 class BatchNorm(nn.Module):
   """Batch normalisation (Ioffe & Szegedy, 2015), see the contract above.
 
@@ -245,14 +277,13 @@ class BatchNorm(nn.Module):
   """
 
   @nn.compact
-  def __call__(self, x, own, pooled=False):
+  def __call__(self, x, own, parts=False):
     """Returns x [.., c] normalised by its own or the stored statistics.
 
     Args:
       x: values.
       own: whether statistics are its own.
-      pooled: whether to return max_pool of that, x being [B, h, w, c]. Only the
-        maxima are then normalised, which saves passes over x.
+      parts: whether to return Normalised, for max_pool_sum.
     """
     shape = x.shape[-1:]
     scale = self.param('scale', nn.initializers.ones, shape, jnp.float32)
@@ -269,10 +300,8 @@ class BatchNorm(nn.Module):
       mean, var = stored[0].value, stored[1].value
     # One multiplication and one addition per value.
     factor = scale * lax.rsqrt(var + EPSILON)
-    shift = bias - mean * factor
-    if pooled:
-      values = max_pool(values, by=values * factor + shift)
-    return (values * factor + shift).astype(x.dtype)
+    found = Normalised(x, factor, bias - mean * factor)
+    return found if parts else found.whole().astype(x.dtype)
 
 
 def batch_statistics(x):

@@ -55,8 +55,10 @@ class R2d2Net(nn.Module):
     x, seen = images, []
     for i, width in enumerate(self.widths):
       x = layers.Conv3x3(width, self.dtype, name=f'conv_{i}')(x)
-      x = layers.BatchNorm(name=f'norm_{i}')(x, own, pooled=i < 3)
-      x = nn.leaky_relu(x if i < 3 else short_pool(x), SLOPE)
+      norm = layers.BatchNorm(name=f'norm_{i}')
+      x = nn.leaky_relu(
+          layers.max_pool_sum(norm(x, own, parts=True)).astype(x.dtype)
+          if i < 3 else short_pool(norm(x, own)), SLOPE)
       if i > 1:
         if train and self.drop_rate:
           x = drop.dropout(self.make_rng('dropout'), x, self.drop_rate)

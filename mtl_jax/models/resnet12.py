@@ -30,13 +30,14 @@ class Block(nn.Module):
     y = x
     for i in range(3):
       y = layers.Conv3x3(self.width, self.dtype, name=f'conv_{i}')(y)
-      y = layers.BatchNorm(name=f'norm_{i}')(y, own)
+      y = layers.BatchNorm(name=f'norm_{i}')(y, own, parts=i == 2)
       if i < 2:
         y = nn.leaky_relu(y, SLOPE)
     short = layers.Conv1x1(self.width, self.dtype, name='short_conv')(x)
-    y = y + layers.BatchNorm(name='short_norm')(short, own)
+    short = layers.BatchNorm(name='short_norm')(short, own, parts=True)
     # Pooling and LeakyReLU commute; this order touches fewer values.
-    return nn.leaky_relu(layers.max_pool(y), SLOPE)
+    return nn.leaky_relu(
+        layers.max_pool_sum(y, short).astype(self.dtype), SLOPE)
 
 
 class Resnet12(nn.Module):
