@@ -71,9 +71,9 @@ def _keep_memory():
   """Lets the C library keep the memory that a step has freed, for the next.
 
   Otherwise every step gets its buffers as new pages of the system, which come
-  one by one and zeroed; that took a third of a CPU's step. Memory that was
-  needed once stays with the process. Libraries other than glibc are left alone,
-  and so is glibc where the environment sets it (MALLOC_...).
+  one by one and zeroed: a sixth of a CPU's step (docs/speed.md). Memory that
+  was needed once stays with the process. Libraries other than glibc are left
+  alone, and so is glibc where the environment sets it (MALLOC_...).
   """
   if any(name.startswith('MALLOC_') for name in os.environ):
     return

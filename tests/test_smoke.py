@@ -414,6 +414,8 @@ def check_command(line, home, monkeypatch):
     check_pip(*words)
   elif program.startswith('mtl-jax'):
     MODULES[INSTALLED[program]](words, home, monkeypatch)
+  elif program == 'benchmarks/accelerator.sh':
+    assert len(words) == {'prepare': 2, 'measure': 3}[words[0]], words
   else:
     assert program == 'launch/fake_devices.sh', program
     check_launch(words, home)
