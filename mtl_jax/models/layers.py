@@ -247,12 +247,19 @@ class Conv1x1(nn.Module):
   @nn.compact
   def __call__(self, images):
     """Returns the convolution of images [B, h, w, c], in `dtype`."""
-    *batch, channels = images.shape
-    kernel = self.param('kernel', kernel_init, (channels, self.width),
-                        jnp.float32)
-    # Two-dimensional for the same reason as in _kernel_gradient.
-    rows = images.astype(self.dtype).reshape(-1, channels)
-    return (rows @ kernel.astype(self.dtype)).reshape(*batch, self.width)
+    kernel = self.param('kernel', kernel_init,
+                        (images.shape[-1], self.width), jnp.float32)
+    return lax.platform_dependent(
+        images.astype(self.dtype), kernel.astype(self.dtype),
+        cpu=_product, default=lambda images, kernel: _conv(
+            images, kernel[None, None]))
+
+
+def _product(images, kernel):
+  """Returns [B, h, w, c] times [c, d]; in two dimensions, fast on a CPU."""
+  *batch, channels = images.shape
+  return (images.reshape(-1, channels) @ kernel).reshape(
+      *batch, kernel.shape[-1])
 
 
 class Normalised(NamedTuple):
