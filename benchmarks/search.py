@@ -50,8 +50,9 @@ FOURTH = {
     'protonet': {'train.ways': 10, 'train.meta_batch': 2},
 }
 # Where a step has fewer images.
-FOURTH_OF = {('mtl', 'mini_imagenet'): {
-    'train.ways': 8, 'train.meta_batch': 8}}
+FOURTH_OF = {
+    ('mtl', 'mini_imagenet'): {'train.ways': 8, 'train.meta_batch': 8},
+    ('protonet', 'mini_imagenet'): {'method.scale': 1 / 16}}
 
 
 def rates_of(method):
