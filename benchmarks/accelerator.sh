@@ -18,7 +18,7 @@ set -euo pipefail
 
 usage() { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [[ $# -ge 2 ]] || usage
-what=$1 inputs=$2 out=${3:-}
+what=$1 inputs=$(realpath -m "$2") out=${3:+$(realpath -m "$3")}
 [[ $what == prepare || ($what == measure && -n $out) ]] || usage
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3} peer=${PEER_PYTHON:-python3} images=${IMAGES:-128}

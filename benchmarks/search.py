@@ -49,7 +49,7 @@ FOURTH = {
     'minibatch_prox': {'method.inner_rate': 1e-2},
     'protonet': {'train.ways': 10, 'train.meta_batch': 2},
 }
-# Where a step has fewer images.
+# Where a step has fewer images, or an image more features.
 FOURTH_OF = {
     ('mtl', 'mini_imagenet'): {'train.ways': 8, 'train.meta_batch': 8},
     ('protonet', 'mini_imagenet'): {'method.scale': 1 / 16}}

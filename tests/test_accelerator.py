@@ -28,7 +28,8 @@ def run(tmp_path):
     program.write_text(STUB.format(calls=calls, fails=fails))
     program.chmod(0o755)
     done = subprocess.run(
-        [SCRIPT, *map(str, words)], text=True, capture_output=True, env={
+        [SCRIPT, *map(str, words)], text=True, capture_output=True,
+        cwd=tmp_path, env={
             **os.environ, 'PYTHON': str(program), 'PEER_PYTHON': str(program),
             **environment})
     return done, calls.read_text().splitlines()
@@ -51,8 +52,8 @@ def test_pieces_that_are_measured_are_not_measured_again(run, tmp_path):
 
 
 def test_ours_and_theirs_get_the_same_images(run, tmp_path):
-  _, calls = run('measure', tmp_path / 'inputs', tmp_path / 'out',
-                 IMAGES='64')
+  # Folders are those of the caller, not of the repository.
+  _, calls = run('measure', 'inputs', 'out', IMAGES='64')
   assert any('--ways=32 --shots=1 --queries=1' in call for call in calls)
   theirs = [call for call in calls if 'mtl_step.py' in call]
   assert theirs and all('--images=64 ' in call for call in theirs)

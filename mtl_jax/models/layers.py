@@ -151,7 +151,7 @@ def max_pool(images):
     gets the whole gradient, as in PyTorch; a NaN stays. Differentiable in
     reverse mode any number of times.
   """
-  images = _even(images)
+  images = _in_pairs(images)
   return _pick(images, _argmax(lax.stop_gradient(images)))
 
 
@@ -167,12 +167,12 @@ def max_pool_sum(*terms):
   Returns:
     [B, h // 2, w // 2, c], float32.
   """
-  place = _argmax(lax.stop_gradient(_even(sum(t.whole() for t in terms))))
-  return sum(t._replace(values=_pick(_even(t.values), place)).whole()
+  place = _argmax(lax.stop_gradient(_in_pairs(sum(t.whole() for t in terms))))
+  return sum(t._replace(values=_pick(_in_pairs(t.values), place)).whole()
              for t in terms)
 
 
-def _even(images):
+def _in_pairs(images):
   """Leaves out an odd last row or column."""
   return images[:, :images.shape[1] // 2 * 2, :images.shape[2] // 2 * 2]
 

@@ -9,7 +9,7 @@ from mtl_jax import files
 from mtl_jax.config import settings
 from mtl_jax.evaluate import adapters, interval
 from mtl_jax.run import metrics, parts
-from mtl_jax.run.score import split_label
+from mtl_jax.run.score import head_of_pixels, split_label
 
 _LABELS = {'untrained': 'untrained backbone', 'raw_pixels': 'raw pixels'}
 
@@ -108,9 +108,8 @@ def scores(result):
         'weights') else f'{result["method"]}, trained, ') + f'{label} head')
     if name.startswith('raw_pixels') and not adapters.is_head(
         result.get('head')):
-      # Another one than that of the other lines, see run/score.py.
-      head = next(filter(adapters.is_head, result['heads']), 'logistic')
-      label += f', {head} head'
+      # Another one than that of the other lines.
+      label += f', {head_of_pixels(result["heads"])} head'
     label += f' {shots}-shot' if shots else ''
     lines.append(f'  {label:<34} '
                  f'{score["accuracy"]:7.2%} '

@@ -105,6 +105,15 @@ def split_label(label):
   return name, shots and int(shots)
 
 
+def head_of_pixels(heads):
+  """Returns the head, of those tested, that is fitted to raw pixels.
+
+  They have no layers to adapt: where the method alone is tested, it is
+  logistic regression.
+  """
+  return next(filter(adapters.is_head, heads), 'logistic')
+
+
 def _measured(config, algorithm, variables, store, rules, image_ids, options,
               untrained):
   """Returns label -> (head, Measured), for all shots and baselines.
@@ -122,8 +131,7 @@ def _measured(config, algorithm, variables, store, rules, image_ids, options,
   scored = {head: (head, options[head]) for head in c.heads}
   by_protocol = measured(algorithm, variables, scored)
   if untrained is not None:
-    # Pixels have no layers to adapt: a head is fitted to them.
-    head = next(filter(adapters.is_head, c.heads), 'logistic')
+    head = head_of_pixels(c.heads)
     baselines = (
         ('untrained', algorithm, scored[c.heads[0]]),
         ('raw_pixels', features.pixels(algorithm),
