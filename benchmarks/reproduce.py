@@ -115,8 +115,8 @@ _CNN4 = {
                                    'Bertinetto et al. (2019)'),
     ('mini_imagenet', 'r2d2', 1): (51.2, 0.6, '96 to 512 channels',
                                    'Bertinetto et al. (2019)'),
-    ('mini_imagenet', 'protonet', 5): (70.68, 0.49, 'CNN-4', _LEE),
-    ('mini_imagenet', 'protonet', 1): (53.47, 0.63, 'CNN-4', _LEE),
+    ('mini_imagenet', 'protonet', 5): (70.68, None, 'CNN-4', _LEE),
+    ('mini_imagenet', 'protonet', 1): (53.47, None, 'CNN-4', _LEE),
     ('mini_imagenet', 'metaoptnet', 5): (68.76, 0.48, 'CNN-4', _LEE),
     ('mini_imagenet', 'metaoptnet', 1): (52.87, 0.57, 'CNN-4', _LEE),
 }
