@@ -272,9 +272,11 @@ def second_order(conv):
 
 
 # Fewer values in a patch than features, and more: two forms of the kernel's
-# gradient.
+# gradient. Then blocks of two images, the last of which is filled up, and of
+# half an image.
 @pytest.mark.parametrize('shape, features', [
-    ((2, 5, 4, 1), 3), ((2, 5, 4, 1), 12), ((2, 5, 4, 6), 3)])
+    ((2, 5, 4, 1), 3), ((2, 5, 4, 1), 12), ((2, 5, 4, 6), 3),
+    ((5, 14, 15, 2), 3), ((2, 66, 30, 64), 2)])
 @pytest.mark.parametrize('order', [first_order, second_order])
 def test_convolution_and_its_gradients_in_float64(order, shape, features):
   """Fails if a gradient has a wrong shift, flip or transposition."""
