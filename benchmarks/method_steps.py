@@ -21,16 +21,13 @@ import json
 import pathlib
 import statistics
 import sys
-import time
 
-import jax
+import train_step
 
 from mtl_jax import devices
 from mtl_jax.algorithms import METHODS
 from mtl_jax.config import load_config
-from mtl_jax.data import episodes
-from mtl_jax.data import store as stores
-from mtl_jax.run import build, parts
+from mtl_jax.run import parts
 
 ROOT = pathlib.Path(__file__).parent.parent
 CHOICES = {
@@ -55,22 +52,11 @@ def make_config(method, changes, args):
 
 def measure(config, repeats):
   """Returns (milliseconds, MiB, seconds of compilation) of a step."""
-  run = parts.make_run(config)
-  store = run.splits['train']
-  compiled = parts.compile_step(config, run)
-  arrays, key, state = compiled.put((
-      stores.arrays(store), episodes.stream_key(0, episodes.Stream.TRAIN),
-      build.initial_state(config, run.algorithm, store.images.shape[1:])))
-  start = time.monotonic()
-  step = compiled.lower(state, arrays, key, None).compile()
-  compilation = time.monotonic() - start
-  times = []
-  for _ in range(repeats + 1):
-    start = time.monotonic()
-    state = jax.block_until_ready(step(state, arrays, key, None))[0]
-    times.append(time.monotonic() - start)
-  memory = step.memory_analysis().temp_size_in_bytes
-  return 1e3 * statistics.median(times[1:]), memory / 2 ** 20, compilation
+  step = train_step.compile_step(config, parts.make_run(config))
+  step.once()
+  seconds = statistics.median(step.once() for _ in range(repeats))
+  memory = step.compiled.memory_analysis().temp_size_in_bytes * step.devices
+  return 1e3 * seconds, memory / 2 ** 20, step.compilation
 
 
 def parse(argv=None):

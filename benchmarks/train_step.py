@@ -129,19 +129,23 @@ class Step(NamedTuple):
 
 
 def make_step(case, args):
-  """Compiles the step of a case; returns a Step."""
+  """Compiles the step of a case, of random images; returns a Step."""
   config, store = config_of(case, args), random_store(case.size)
-  algorithm = build.algorithm_of(config, CLASSES)
   meta_batch, mesh = parts.make_mesh(config)
-  laid_out = parts.compile_step(config, parts.Run(
-      algorithm, optimizer.build(config.optimizer), meta_batch,
-      steps.steps_per_epoch(config.train.epoch_tasks, meta_batch), mesh,
-      {'train': store}))
-  state, arrays, key = laid_out.put((
-      build.initial_state(config, algorithm, case.size), stores.arrays(store),
-      episodes.stream_key(0, episodes.Stream.TRAIN)))
+  return compile_step(config, parts.Run(
+      build.algorithm_of(config, CLASSES), optimizer.build(config.optimizer),
+      meta_batch, steps.steps_per_epoch(config.train.epoch_tasks, meta_batch),
+      mesh, {'train': store}))
+
+
+def compile_step(config, run):
+  """Compiles the step of a parts.Run; returns a Step."""
+  store, compiled = run.splits['train'], parts.compile_step(config, run)
+  state, arrays, key = compiled.put((
+      build.initial_state(config, run.algorithm, store.images.shape[1:]),
+      stores.arrays(store), episodes.stream_key(0, episodes.Stream.TRAIN)))
   start = time.monotonic()
-  compiled = laid_out.lower(state, arrays, key, None).compile()
+  compiled = compiled.lower(state, arrays, key, None).compile()
   compilation = time.monotonic() - start
 
   def once():
@@ -150,7 +154,7 @@ def make_step(case, args):
     state, _ = jax.block_until_ready(compiled(state, arrays, key, None))
     return time.perf_counter() - start
 
-  return Step(once, compiled, compilation, mesh.size)
+  return Step(once, compiled, compilation, run.mesh.size)
 
 
 def peak(precision):
