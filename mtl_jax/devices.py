@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtl_jax import processes
+from mtl_jax import compile_cache, processes
 from mtl_jax.errors import UserError, check_choice, first_line
 
 AXIS = 'tasks'  # the name of the axis of devices
@@ -88,11 +88,12 @@ def _keep_memory():
 def split_cpu(count):
   """Counts the CPU as `count` devices; 0 leaves JAX's default.
 
-  Call it before anything uses a device: the threads of the devices also take
-  from here that they keep their memory. It changes no number where XLA_FLAGS
+  Call it before anything uses a device: from here they also take that they keep
+  their memory and their compiled programs. It changes no number where XLA_FLAGS
   sets it, and warns in a process that already uses its devices.
   """
   _keep_memory()
+  compile_cache.keep()
   flags = os.environ.get('XLA_FLAGS', '')
   if count and 'device_count' not in flags:
     if _STUCK not in flags:

@@ -17,7 +17,7 @@ import sys
 
 from absl import logging
 
-from mtl_jax import devices, files, program
+from mtl_jax import compile_cache, devices, files, program
 from mtl_jax.errors import UserError, check_choice
 from mtl_jax.ntk.checks import CHECKS, report
 
@@ -44,6 +44,7 @@ def main(argv=None):
     check_choice('the command', command, COMMANDS)
     declared, run, summary = COMMANDS[command]
     options, folder = parse(command, declared, rest)
+    compile_cache.keep()
     devices.check_platform()
     with files.errors():
       result = run(options, folder)
