@@ -214,9 +214,9 @@ def own_tasks(mesh, meta_batch):
 
 
 def mesh_of_tasks(at_most):
-  """Returns a mesh of at most `at_most` local devices, for one task on each.
+  """Returns a mesh of at most `at_most` local devices; None: all.
 
-  It is meant for tests, whose tasks do not depend on each other.
+  It is meant for tests, whose tasks and images do not depend on each other.
   """
   return Mesh(np.array(jax.local_devices()[:at_most]), (AXIS,))
 

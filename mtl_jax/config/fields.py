@@ -182,7 +182,7 @@ EVAL = {
                                 'may be tested that were trained on'),
     'baselines': Field(False, 'Whether the untrained backbone and raw pixels '
                        'are scored too'),
-    'batch_size': Field(100, 'Images per forward pass', COUNT),
+    'batch_size': Field(100, 'Images per forward pass on a device', COUNT),
     'tasks_at_once': Field(200, 'Tasks whose heads are fitted together; on a '
                            'CPU about 200 stay in the cache', COUNT),
 }

@@ -90,7 +90,7 @@ def new_heads(algorithm, store, protocol, scored):
   Returns:
     Adapter.
   """
-  batch_features = features.make(algorithm, store, protocol.normalise_features)
+  network = features.make(algorithm, store, protocol.normalise_features)
   pixels = features.are_pixels(algorithm)
 
   @functools.partial(jax.jit, static_argnames='ways')
@@ -107,12 +107,12 @@ def new_heads(algorithm, store, protocol, scored):
     key = jax.random.fold_in(jax.random.fold_in(key, number),
                              episodes.Use.AUGMENT)
     images = jnp.tile(images, (protocol.support_copies, 1, 1, 1))
-    return batch_features(variables, augment.augment(
+    return network.of_batch(variables, augment.augment(
         key, images, **protocol.augmentation))
 
   def answers(variables, tasks):
     of_tasks = lambda tasks: features.of_tasks(
-        batch_features, variables, store, tasks, protocol.batch_size,
+        network, variables, store, tasks, protocol.batch_size,
         protocol.progress and not pixels, shared=not pixels)
     used, seen = (None, None) if pixels else of_tasks(tasks)
     for part in processes.mine(tasks):
