@@ -187,7 +187,7 @@ def test_logistic_of_many_examples_is_scikit_learns(
     factored, intercept, monkeypatch):
   """Fails if the solver of thousands of examples finds another optimum."""
   monkeypatch.setattr(logistic, '_FEW', 10)
-  monkeypatch.setattr(multinomial, '_FACTORED', factored)
+  monkeypatch.setattr(multinomial, '_INVERTED', factored)
   x, y, query = draw_task(3, 20, dim=7, scale=5.0)
   x, y = x[10:] + 3, y[10:]  # unequal classes, and a mean that all share
   with jax.enable_x64(True):

@@ -129,7 +129,7 @@ def test_ridge_of_many_examples_is_the_same(name, monkeypatch):
   x, y, query = draw_task(5, 3, dim=9, scale=20.0)
   options = CONVENTIONS[name] | {'example_weights': balance(y[2:], 5)}
   once = fit(ridge, x[2:], y[2:], 5, **options)
-  monkeypatch.setattr(ridge, '_FACTORED', 5)
+  monkeypatch.setattr(ridge, '_INVERTED', 5)
   again = fit(ridge, x[2:], y[2:], 5, **options)
   for key, value in once.items():
     np.testing.assert_allclose(again[key], value, atol=1e-5)

@@ -7,6 +7,7 @@ from jax.scipy.sparse.linalg import cg
 from mtl_jax import fields
 from mtl_jax.fields import POSITIVE, Field
 from mtl_jax.heads import options
+from mtl_jax.solvers import positive
 
 OPTIONS = {  # the defaults are MetaOptNet's
   'regulariser': Field(50., 'factor of the penalty', POSITIVE),
@@ -16,7 +17,7 @@ OPTIONS = {  # the defaults are MetaOptNet's
 }
 _DEFAULTS = fields.defaults(OPTIONS)
 _REFINEMENTS = 3
-_FACTORED = 4000  # rows of a matrix; a factor of more takes too long
+_INVERTED = 4000  # rows of a matrix; an inverse of more takes too long
 
 
 def fit(
@@ -33,7 +34,7 @@ def fit(
   3) is target=1, bias=True, average=True. The labels' height changes no
   prediction, only the confidence.
 
-  Solved by a Cholesky factor of size S (dual) or D (primal), the smaller, or
+  Solved by an inverse of size S (dual) or D (primal), the smaller, or
   by conjugate gradients where both are large.
   Differentiable in features, regulariser and target, through the solution.
 
@@ -61,7 +62,7 @@ def fit(
     example_weights)
   size, dim = x.shape
   with jax.default_matmul_precision('highest'):
-    if min(size, dim) > _FACTORED:
+    if min(size, dim) > _INVERTED:
       weights = cg(lambda w: x.T @ (x @ w) + penalty * w, x.T @ y,
                    tol=1e-6, maxiter=1000)[0]
     elif size <= dim:
@@ -123,21 +124,21 @@ def _problem(
 def _solve(gram, penalty, right):
   """Returns (gram + penalty I)^-1 right.
 
-  Where the rounding of a large gram outweighs the penalty, the Cholesky factor
-  does not exist. So the factor is that of a matrix with a larger diagonal, by
-  as much as rounding may take, and refinement corrects the solution. The
+  Where the rounding of a large gram outweighs the penalty, the matrix is
+  not positive definite. So a matrix with a larger diagonal is inverted, by as
+  much as rounding may take, and refinement corrects the solution. The
   gradient is another such solve.
   """
   eps = jnp.finfo(gram.dtype).eps
   matrix = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)
   jitter = jax.lax.stop_gradient(eps * jnp.trace(matrix))
-  factor = jax.scipy.linalg.cho_factor(jax.lax.stop_gradient(
+  inverse = positive.inverse(jax.lax.stop_gradient(
     matrix + jitter * jnp.eye(len(gram), dtype=gram.dtype)))
 
   def refined(product, b):
-    x = jax.scipy.linalg.cho_solve(factor, b)
+    x = inverse @ b
     for _ in range(_REFINEMENTS):
-      x = x + jax.scipy.linalg.cho_solve(factor, b - product(x))
+      x = x + inverse @ (b - product(x))
     return x
 
   return jax.lax.custom_linear_solve(

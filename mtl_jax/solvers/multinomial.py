@@ -22,10 +22,10 @@ its average eigenvalue over the N - 1 directions that matter,
 
   h_i = C v_i (1 - |p_i|^2) / (N - 1)   (exact for two classes, for uniform p)
 
-so that the classes decouple and one Cholesky factorisation of size S serves
-all of them, where Newton's method (Rasmussen & Williams 2006, section 3.5)
-takes N + 1. With H = diag h, the step solves Z + (Z K + beta 1^T) H = R and
-Z 1 = 0, hence, with G = (I + K H)^-1,
+so that the classes decouple and one inverse of size S serves all of them, where
+Newton's method (Rasmussen & Williams 2006, section 3.5) takes N + 1. With
+H = diag h, the step solves Z + (Z K + beta 1^T) H = R and Z 1 = 0, hence, with
+G = (I + K H)^-1,
 
   Z = (R - beta h^T) G,   beta = R G 1 / (h^T G 1).
 
@@ -36,7 +36,7 @@ and X' = X - 1 m^T, the same step is
 
   Z = (g - c m^T) (I + X'^T H X')^-1,   beta = c / 1^T h - Z m,
 
-by one factorisation of size D or, where D is large, by a few dozen products
+by one inverse of size D or, where D is large, by a few dozen products
 with X' in linear conjugate gradients.
 
 Without intercepts beta, c and m are zero, and Z = R G.
@@ -61,7 +61,7 @@ the examples are right to about that. (The gradient is no measure: with large
 features tiny changes of A move the logits.) Later in a round H is stale and E
 may be too small. Where no h_i has shrunk below r times what H holds, r <= 1,
 (K^-1 + H)^-1 and with it <R, E> has grown at most by 1 / r: a round that ends
-with |E| <= r * tolerance has converged too, and saves a factorisation.
+with |E| <= r * tolerance has converged too, and saves an inverse.
 """
 
 from collections.abc import Callable
@@ -71,10 +71,12 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.sparse.linalg import cg
 
+from mtl_jax.solvers import positive
+
 _STEPS_PER_ROUND = 10
 _MARGIN = 0.5  # of the tolerance, at which a round with stale H ends
 _SMALLEST_CURVATURE = 1e-12  # relative to C; keeps 1 / h finite
-_FACTORED = 4000  # features; a factorisation of more takes too long
+_INVERTED = 4000  # features; an inverse of more takes too long
 # Of the linear conjugate gradients: a direction only has to be nearly right.
 _INNER = {'tol': 1e-2, 'maxiter': 50}
 
@@ -213,7 +215,7 @@ def _in_weights(features, intercept):
       [wrong @ features - both[:, :-1],
        intercept * wrong.sum(1, keepdims=True)], 1)
 
-  solver = (_factored if features.shape[1] <= _FACTORED else _by_products)
+  solver = (_inverted if features.shape[1] <= _INVERTED else _by_products)
 
   def direction(h):
     mean = intercept * (h @ features / h.sum())
@@ -232,18 +234,18 @@ def _in_weights(features, intercept):
     square=lambda step, logits_step: jnp.sum(step[:, :-1] ** 2))
 
 
-def _factored(features, mean, h):
-  """Returns right [N, D] -> right (I + X'^T H X')^-1, by a Cholesky factor."""
+def _inverted(features, mean, h):
+  """Returns right [N, D] -> right (I + X'^T H X')^-1, by the inverse."""
   rows = jnp.sqrt(h)[:, None] * (features - mean)
   matrix = rows.T @ rows
   jitter = jnp.finfo(h.dtype).eps * jnp.trace(matrix)
-  factor = jax.scipy.linalg.cho_factor(
+  solution = positive.inverse(
     matrix + (1 + jitter) * jnp.eye(len(matrix), dtype=h.dtype))
-  return lambda right: jax.scipy.linalg.cho_solve(factor, right.T).T
+  return lambda right: right @ solution
 
 
 def _by_products(features, mean, h):
-  """Returns nearly the same as `_factored`, by products with X' alone."""
+  """Returns nearly the same as `_inverted`, by products with X' alone."""
   def product(z):
     moved = h * (z @ features.T - (z @ mean)[:, None])
     return z + moved @ features - moved.sum(1, keepdims=True) * mean
@@ -352,9 +354,7 @@ def _preconditioner(h, gram, intercept):
   # rounding of K would outweigh it: the step only has to be nearly right.
   scaled = root[:, None] * gram * root
   jitter = jnp.finfo(gram.dtype).eps * jnp.trace(scaled)
-  factor = jnp.linalg.cholesky((1 + jitter) * eye + scaled)
-  inverse = jax.scipy.linalg.solve_triangular(factor, eye, lower=True)
-  g = (inverse.T @ inverse) * (root / root[:, None])
+  g = positive.inverse((1 + jitter) * eye + scaled) * (root / root[:, None])
   if not intercept:
     return g, jnp.zeros_like(h)
   g_one = g.sum(1)
