@@ -140,7 +140,8 @@ def test_pixels_of_few_tasks_are_held_at_a_time(store, trained, monkeypatch):
   assert (few.at_once, whole.at_once) == (2, 7)
   for one, other in zip(few.answers({}, parts), whole.answers({}, parts),
                         strict=True):
-    np.testing.assert_array_equal(one['x'].logits, other['x'].logits)
+    # Sums are taken in another order.
+    np.testing.assert_allclose(one['x'].logits, other['x'].logits, rtol=1e-5)
   of_few, of_all, of_others = (sum(map(len, batches)) for batches in held)
   assert max(of_few, of_others) <= 2 * 40 < of_all
 

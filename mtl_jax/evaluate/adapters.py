@@ -78,8 +78,9 @@ def new_heads(algorithm, store, protocol, scored):
   """Adapts by new heads on frozen features.
 
   The network sees every image of all tasks once; a task is then a gather of
-  features, and the heads of many tasks are fitted in one call. Raw pixels are
-  more numbers than features: those of a few tasks are held at a time.
+  features, and the heads of many tasks are fitted in one call, divided among
+  the devices of this process. Raw pixels are more numbers than features: those
+  of a few tasks are held at a time, on one device.
 
   Args:
     algorithm, store: as in `make`.
@@ -93,14 +94,7 @@ def new_heads(algorithm, store, protocol, scored):
   network = features.make(algorithm, store, protocol.normalise_features)
   pixels = features.are_pixels(algorithm)
 
-  @functools.partial(jax.jit, static_argnames='ways')
-  def fit(ways, support, labels, seen, query_rows):
-    # A head never learns which classes of the split it sees.
-    def of_task(support, query):
-      return {label: _of_head(heads.find(name), options, ways, support,
-                              labels, query)
-              for label, (name, options) in scored.items()}
-    return jax.vmap(of_task)(support, seen[query_rows])
+  fit, everywhere = _fit_tasks(scored, network.mesh)
 
   @jax.jit
   def of_copies(variables, key, number, images):
@@ -114,23 +108,67 @@ def new_heads(algorithm, store, protocol, scored):
     of_tasks = lambda tasks: features.of_tasks(
         network, variables, store, tasks, protocol.batch_size,
         protocol.progress and not pixels, shared=not pixels)
-    used, seen = (None, None) if pixels else of_tasks(tasks)
+    if not pixels:
+      used, seen = of_tasks(tasks)
+      seen = everywhere(seen)
     for part in processes.mine(tasks):
       if pixels:
         used, seen = of_tasks([part])
-      labels = part.support_y
+      labels, known = part.support_y, seen
+      rows = np.searchsorted(used, part.support)
       if protocol.support_copies:
         labels = jnp.tile(labels, protocol.support_copies)
-        support = jnp.stack([
+        known = everywhere(jnp.concatenate([
             of_copies(variables, part.key, number, store.images[ids])
-            for number, ids in zip(part.numbers, part.support, strict=True)])
-      else:
-        support = seen[np.searchsorted(used, part.support)]
-      yield fit(part.ways, support, labels, seen,
+            for number, ids in zip(part.numbers, part.support, strict=True)]))
+        rows = np.arange(len(known)).reshape(len(rows), -1)
+      yield fit(part.ways, known, rows, labels, seen,
                 np.searchsorted(used, part.query))
 
   return Adapter(answers, min(protocol.tasks_at_once, _tasks_of_pixels(
       store, protocol)) if pixels else protocol.tasks_at_once)
+
+
+def _fit_tasks(scored, mesh):
+  """Returns what fits heads to many tasks, and what copies to its devices.
+
+  Args:
+    scored: label -> (head name, options).
+    mesh: of the devices that the tasks are divided among.
+
+  Returns:
+    fit(ways, known [I, D], support_rows [t, S], labels [S], seen [J, D],
+    query_rows [t, Q]) -> label -> Answers of t tasks, on one device; and
+    everywhere(array) -> a copy of it on each device, as `known` and `seen` are
+    to be.
+  """
+  divided = P(devices.AXIS)
+
+  @functools.partial(jax.jit, static_argnames='ways')
+  def fit_evenly(ways, known, support_rows, labels, seen, query_rows):
+    # A head never learns which classes of the split it sees.
+    def of_task(support, query):
+      return {label: _of_head(heads.find(name), options, ways, support,
+                              labels, query)
+              for label, (name, options) in scored.items()}
+
+    return jax.shard_map(
+        lambda known, support_rows, seen, query_rows: jax.vmap(of_task)(
+            known[support_rows], seen[query_rows]),
+        mesh=mesh, in_specs=(P(), divided, P(), divided), out_specs=divided,
+        check_vma=False)(known, support_rows, seen, query_rows)
+
+  def fit(ways, known, support_rows, labels, seen, query_rows):
+    count = len(support_rows)
+    # As many tasks on each device; the last one is repeated.
+    fill = lambda rows: np.pad(rows, ((0, -count % mesh.size), (0, 0)), 'edge')
+    found = fit_evenly(ways, known, fill(support_rows), labels, seen,
+                       fill(query_rows))
+    # On one device again: other programs would divide the tasks too.
+    return jax.tree.map(
+        lambda x: jax.device_put(x, mesh.devices.flat[0])[:count], found)
+
+  return fit, lambda x: jax.device_put(x, NamedSharding(mesh, P()))
 
 
 def _of_head(head, options, ways, support, labels, query):
