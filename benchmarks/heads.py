@@ -10,7 +10,8 @@ qpth and scikit-learn. Without --peers, our times alone.
 of both. The peer is qpth, 15 iterations of a batched interior point method.
 `logistic` is a meta-test: heads of 25 support examples (5-way 5-shot) with 640
 unit-norm features. The peer is scikit-learn, one task after another. --tasks
-makes both smaller.
+makes both smaller. As in training and in a test, our tasks are divided among
+the devices of the CPU, --devices of them.
 
 Rounds of the two sides alternate, and the times are medians over the rounds.
 On a shared machine only the ratio is reliable.
@@ -26,10 +27,21 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
+from mtl_jax import devices
 from mtl_jax.heads import logistic, svm
 
 TASKS_AT_ONCE = 200  # of logistic, as config.eval.tasks_at_once
+
+
+def divided(function, tasks):
+  """Returns a jitted function of tasks, which all devices share evenly."""
+  mesh = devices.mesh_of_tasks(max(
+    n for n in range(1, jax.local_device_count() + 1) if tasks % n == 0))
+  return jax.jit(jax.shard_map(
+    function, mesh=mesh, in_specs=P(devices.AXIS), out_specs=P(devices.AXIS),
+    check_vma=False))
 
 
 def svm_step(tasks, ways=5, shots=15, queries=6, dim=640):
@@ -44,7 +56,7 @@ def svm_step(tasks, ways=5, shots=15, queries=6, dim=640):
     logits = lambda s, q: svm.logits(svm.fit(s, labels, ways), q)
     return jnp.sum(jax.vmap(logits)(support, query) ** 2)
 
-  step = jax.jit(jax.grad(loss, (0, 1)))
+  step = divided(jax.grad(loss, (0, 1)), tasks)
   gap = jax.jit(jax.vmap(lambda s: svm.diagnostics(
     svm.fit(s, labels, ways), s, labels)['gap']))(support)
   return lambda: step(support, query), tasks, f'gap {jnp.max(gap):.0e}'
@@ -59,7 +71,7 @@ def logistic_step(tasks, ways=5, shots=5, dim=640):
   x /= np.linalg.norm(x, axis=-1, keepdims=True)
   at_once = min(tasks, TASKS_AT_ONCE)
   x = jnp.asarray(x.reshape(-1, at_once, *x.shape[1:]), jnp.float32)
-  fit = jax.jit(jax.vmap(lambda x: logistic.fit(x, labels, ways)))
+  fit = divided(jax.vmap(lambda x: logistic.fit(x, labels, ways)), at_once)
   residuals = jax.jit(jax.vmap(
     lambda p, x: logistic.diagnostics(p, x, labels)))
   worst = max(map(jnp.max, jax.tree.leaves(residuals(fit(x[0]), x[0]))))
@@ -107,6 +119,8 @@ def parse(argv=None):
   parser.add_argument('--peer_python', default='python3')
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--repeats', type=int, default=5, help='per round')
+  parser.add_argument('--devices', type=int, default=2,
+                      help='as which the CPU is counted')
   parser.add_argument('--tasks', type=int, default=None,
                       help='of ours at most; default 8 and 2000')
   return parser.parse_args(argv)
@@ -115,8 +129,9 @@ def parse(argv=None):
 def main(argv=None):
   """Prints the lines."""
   args = parse(argv)
+  devices.split_cpu(args.devices)
   if args.only != 'logistic':
-    compare(args, 'svm', svm_step, 8, 'svm_head.py', ['--shots=15'], 20)
+    compare(args, 'svm', svm_step, 8, 'svm_head.py', ['--shots=15'], 50)
   if args.only != 'svm':
     compare(args, 'logistic', logistic_step, 2000, 'logistic_head.py',
             ['--shots=5', '--tasks=100'], 50)

@@ -1,11 +1,15 @@
 """What every head in HEADS must do beyond the numerics of its own."""
 
 import inspect
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import FAST_COMPILES, ROOT
 from head_tasks import diagnose, draw_task, fit, products
 
 from mtl_jax import config, fields
@@ -18,6 +22,46 @@ heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
 def test_all_names_are_there():
   """Fails if a name in configs and result files is lost."""
   assert set(HEADS) == {'centroid', 'gradient', 'logistic', 'ridge', 'svm'}
+
+
+# Two threads, as on two cores, whatever this machine has.
+@pytest.mark.parametrize('devices', [1, 2])
+def test_heads_of_many_tasks_do_not_wait_for_each_other(devices):
+  """Fails if the threads of one head's program can wait for another's."""
+  program = subprocess.run(
+      [sys.executable, '-c', ALL_AT_ONCE, str(devices)], env={
+          **os.environ, 'PJRT_NPROC': '2', 'PYTHONPATH': str(ROOT),
+          'XLA_FLAGS': FAST_COMPILES}, timeout=240)
+  assert program.returncode == 0
+
+
+ALL_AT_ONCE = """
+import sys
+import jax
+import jax.numpy as jnp
+import numpy as np
+from mtl_jax import devices, fields
+from mtl_jax.heads import HEADS
+from mtl_jax.solvers import positive
+
+devices.split_cpu(int(sys.argv[1]))
+mesh = devices.mesh_of_tasks(None)
+along = jax.sharding.PartitionSpec(devices.AXIS)
+labels = np.repeat(np.arange(5), 5)
+
+def fit(support):
+  return [head.fit(support, labels, 5, **fields.defaults(head.OPTIONS))
+          for head in (*HEADS.values(), *HEADS.values())]
+
+for swept in (256, 0):
+  positive._SWEPT = swept
+  step = jax.jit(jax.shard_map(
+      lambda support, swept=swept: jax.vmap(fit)(support), mesh=mesh,
+      in_specs=along, out_specs=along, check_vma=False))
+  for seed in range(5):
+    jax.block_until_ready(step(jnp.asarray(
+        np.random.default_rng(seed).normal(size=(200, 25, 64)), jnp.float32)))
+"""
 
 
 def test_a_head_of_the_users_own_is_found_by_its_path(tmp_path):

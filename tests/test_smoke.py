@@ -70,6 +70,11 @@ SMALLEST = [
      ['--only=layers', '--rows=1', '--images=2', '--repeats=1'],
      'BatchNorm (2, 28, 28, 64)'),
     ('memory', ['run', sys.executable, '-c', 'pass'], ' -c pass` | '),
+    ('meta_test',
+     ['--checkpoint=runs/glyphs/mtl', '--tasks=2', '--queries=1',
+      '--peer_tasks=1', '--rounds=1', '--peers=peers',
+      f'--peer_python={sys.executable}'],
+     ' s, the whole command; peer 0 s, from 1 tasks; x'),
     ('method_steps',
      ['--methods=protonet', '--choices=loop', '--data=glyphs/tiny',
       '--width=4', '--repeats=1', '--out=steps.json'],
@@ -202,7 +207,8 @@ def prepare_mini_imagenet(module, home, monkeypatch, request):
 def prepare_peers(module, home, monkeypatch, request):
   """Writes peers that need no other libraries."""
   (home / 'peers').mkdir()
-  for name in ('svm_head.py', 'logistic_head.py', 'mtl_step.py'):
+  for name in ('svm_head.py', 'logistic_head.py', 'mtl_step.py',
+               'meta_test.py'):
     (home / 'peers' / name).write_text(
         'print(\'{"seconds": 0.2, "tasks": 2}\')\n')
 
@@ -221,6 +227,12 @@ def prepare_finished_run(module, home, monkeypatch, request):
   path = home / 'runs/glyphs/mtl'
   shutil.copytree(request.getfixturevalue('launched')[1], path)
   (path / 'cost.json').write_text('{"minutes": 1, "memory": 1}')
+
+
+def prepare_meta_test(*given):
+  """Makes a run to test, and the peer."""
+  prepare_finished_run(*given)
+  prepare_peers(*given)
 
 
 def prepare_processes(module, home, monkeypatch, request):
@@ -261,6 +273,7 @@ PREPARED = {'processes': prepare_processes,
             'torch_weights': prepare_peer('torch', 'safetensors'),
             'reproduce': prepare_reproduce, 'search': prepare_search,
             'calibration': prepare_finished_run,
+            'meta_test': prepare_meta_test,
             'serve': prepare_finished_run,
             'svm_optimum': prepare_finished_run,
             'unequal_support': prepare_finished_run}
