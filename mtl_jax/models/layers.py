@@ -154,8 +154,11 @@ def _turned(kernel):
   return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
+# The forward rule is differentiated too, in a gradient of a gradient: were it
+# the plain convolution, its kernel's gradient there would be XLA's.
 _conv_by_products.defvjp(
-    lambda images, kernel: (_conv(images, kernel), (images, kernel)),
+    lambda images, kernel: (_conv_by_products(images, kernel),
+                            (images, kernel)),
     lambda saved, grads: (_conv_by_products(grads, _turned(saved[1])),
                           _kernel_gradient(saved[0], grads)))
 _kernel_gradient.defvjp(
