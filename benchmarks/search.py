@@ -49,9 +49,13 @@ FOURTH = {
     'minibatch_prox': {'method.inner_rate': 1e-2},
     'protonet': {'train.ways': 10, 'train.meta_batch': 2},
 }
-# Where a step has fewer images, or an image more features.
+# Where a step has fewer images, or an image more features, so that the inner
+# loop starts at another rate.
 FOURTH_OF = {
     ('mtl', 'mini_imagenet'): {'train.ways': 8, 'train.meta_batch': 8},
+    ('anil', 'mini_imagenet'): {'method.inner_rate': 3e-3},
+    ('maml', 'mini_imagenet'): {'method.inner_rate': 0.1},
+    ('meta_sgd', 'mini_imagenet'): {'method.inner_rate': 0.01},
     ('protonet', 'mini_imagenet'): {'method.scale': 1 / 16}}
 
 

@@ -26,7 +26,8 @@ RECIPES = {key: recipe._replace(ours=True, overrides={
     maml.MINI, maml.CPU,
     {'small': {5: 275, 1: 880}, 'mini': {5: 465, 1: 1200}},
     dict.fromkeys(('glyphs', 'omniglot'), {
-        'optimizer.learning_rate': 0.01, 'method.inner_rate': 0.1}),
+        'optimizer.learning_rate': 0.01, 'method.inner_rate': 0.1})
+    | {'mini_imagenet': {'method.inner_rate': 0.05}},
 )).items()}
 
 
