@@ -78,10 +78,11 @@ def _all_shots(benchmark, *args, **options):
 
 
 _MINI = _all_shots('mini_imagenet', 16, 15, scale=1e-4, drop=0.1)
-# Of benchmarks/search.py; not searched yet on mini-ImageNet.
+# Of benchmarks/search.py.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01, 'method.regulariser': 5.},
     'omniglot': {'optimizer.learning_rate': 0.01, 'method.regulariser': 5.},
+    'mini_imagenet': {'optimizer.learning_rate': 1e-3},
 }
 RECIPES = base.with_neighbours({
     **_MINI,
