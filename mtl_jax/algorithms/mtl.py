@@ -107,7 +107,7 @@ _MINI_FAST = {
     'optimizer.schedule': 'cosine',
     'train.ways': 64, 'train.shots': 1, 'train.queries': 1,
     'train.meta_batch': 1, 'train.max_epochs': 5,
-    'train.epoch_tasks': 1500,  # five passes over the images
+    'train.epoch_tasks': 6000,  # twenty passes over the images
     'optimizer.learning_rate': 0.1, 'optimizer.decay_epochs': 5,
 }
 RECIPES = {
