@@ -48,6 +48,7 @@ class Operation(NamedTuple):
   flops: float  # of all passes
   traffic: float  # bytes read and written in all passes
   source: str = ''  # what of the traced program it is, by XLA's metadata
+  written: float = 0.  # bytes of its result, in all passes
 
 
 class Collective(NamedTuple):
@@ -88,7 +89,8 @@ def read(text):
         operations.append(Operation(
             line.name, passes * _flops(line, lines, inside),
             passes * _traffic(line, lines, inside),
-            (_SOURCE.search(line.text) or [''] * 2)[1]))
+            (_SOURCE.search(line.text) or [''] * 2)[1],
+            passes * _size(line.shapes[:1])))
       kind = _collective(line.op)
       if kind:
         collectives.setdefault(kind, []).append(passes * _size(line.shapes))

@@ -50,6 +50,10 @@ _GPU = (pathlib.Path(__file__).parent / 'h100.txtpb')
 # A chip of v4 has two cores, which JAX joins to one device.
 _CORES = {'v4': {'chip_config_name': 'megacore'}}
 COUNTS = (4, 8, 16, 32, 64, 128, 256)
+# BatchNorm reads a convolution's result for the statistics, and again to
+# normalise and write it; its gradient reads result and gradient for two sums,
+# and again to write the gradient of the result.
+_NORMALISED = 8
 _GIB = 2**30
 
 
@@ -304,9 +308,9 @@ def lines(config, found, aim):
 def roofline(found, chip, most):
   """Yields the slowest operations of a program, and what all take.
 
-  An operation takes at least as long as its products or its bytes do. Products
-  must be made, and what they read and write must move; their time is the floor
-  of the sum over all operations, which a device runs one after another.
+  An operation takes at least as long as its products or its bytes do. The floor
+  of their sum is the longer of all products and of the bytes that must move:
+  what products read and write, and _NORMALISED times each convolution's result.
 
   Args:
     found: of the program.
@@ -322,12 +326,16 @@ def roofline(found, chip, most):
     yield (f'| {op.name} | {1e3 * seconds:.3f} | {op.flops / 1e9:.1f} '
            f'| {op.traffic / 1e6:.1f} | {op.source.rpartition("jit(")[2]} |')
   total = sum(seconds for seconds, _ in timed)
-  moved = sum(op.traffic for _, op in timed if op.flops) / chip.bandwidth
+  products = [op for _, op in timed if op.flops]
+  normalised = [op for op in products
+                if 'conv' in op.source and 'transpose(' not in op.source]
+  moved = (sum(op.traffic for op in products) + _NORMALISED * sum(
+      op.written for op in normalised)) / chip.bandwidth
   floor = max(found.flops / chip.flops, moved)
   yield (f'{len(timed)} operations, one after another: {1e3 * total:.2f} ms; '
          f'floor {1e3 * floor:.2f} ms, the longer of all products, '
-         f'{1e3 * found.flops / chip.flops:.2f}, and what they read and write, '
-         f'{1e3 * moved:.2f}'
+         f'{1e3 * found.flops / chip.flops:.2f}, and of what they and '
+         f'BatchNorm read and write, {1e3 * moved:.2f}'
          + (f': {total / floor:.2f} times' if floor else ''))
 
 

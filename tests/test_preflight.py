@@ -117,7 +117,10 @@ ENTRY %main (a: u8[38400,168,128], i: s32[128,1]) -> bf16[128,84,84,64] {
   %back = (bf16[64,3,3,64]{3,2,1,0}) custom-call(%x, %y), @BackwardFilter
   %y = bf16[128,84,84,64]{3,2,1,0} get-tuple-element(%conv), index=0
 }
-'''.replace('@', 'dim_labels=b01f_o01i->b01f, custom_call_target=__cudnn$conv')
+'''.replace(
+    '@', 'dim_labels=b01f_o01i->b01f, custom_call_target=__cudnn$conv').replace(
+        'Forward', 'Forward, metadata={op_name="jvp(conv_0)"}').replace(
+            'Filter', 'Filter, metadata={op_name="transpose(jvp(conv_0))"}')
 
 
 def test_lines_of_an_accelerators_program():
@@ -142,7 +145,8 @@ def test_the_slowest_operations_and_the_floor_of_all():
   assert [line.split(' | ')[0] for line in table[2:]] == ['| conv', '| back']
   total = moved + 2 * 128 * 168 * 128 + 128 * 4 + 2 * 4000
   assert f'one after another: {total / 1e6:.2f} ms' in last
-  assert f'floor {moved / 1e6:.2f} ms' in last
+  # BatchNorm of the convolution's result.
+  assert f'floor {(moved + 8 * images) / 1e6:.2f} ms' in last
   assert f'all products, {2 * flops / 1e9:.2f},' in last
 
 
