@@ -4,9 +4,9 @@ Ours, not the paper's. It should end within five minutes on an H100, but has not
 been run on a GPU yet. The schedule is counted in steps: 100 passes over the
 training images in bfloat16, 30,000 steps of 128 images. The operations of a
 step, one after another, take 5.2 ms there by their bytes and products
-(docs/speed.md), so all steps take 2.6 minutes. A task holds all 64 classes, and the rows
-of all classes compete in every step. An image then teaches more than in a task
-of five classes, and the batch is large enough for SGD at a high rate.
+(docs/speed.md), so all steps take 2.6 minutes. A task holds all 64 classes, and
+the rows of all classes compete in every step. An image then teaches more than
+in a task of five classes, and the batch is large enough for SGD at a high rate.
 """
 
 from ml_collections import ConfigDict
