@@ -91,8 +91,8 @@ _FC100 = _published(
         field: (value, 'the source has no epochs: 1000 steps')
         for field, value in {'train.epoch_tasks': 320,
                              'train.max_epochs': 100}.items()})
-# Of benchmarks/search.py. An image of mini-ImageNet has 1600 features, not 32: at
-# a rate of 0.1 the inner loop diverges.
+# Of benchmarks/search.py. An image of mini-ImageNet has 1600 features, not 32:
+# at a rate of 0.1 the inner loop diverges.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
     'mini_imagenet': {
