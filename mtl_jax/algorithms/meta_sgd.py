@@ -18,16 +18,15 @@ OPTIONS = {
     'batch_norm': Field('transductive', 'BatchNorm statistics of a task',
                         network.BATCH_NORM_ALL_LAYERS),
 }
-# MAML's, and those of benchmarks/search.py; not searched yet on mini-ImageNet.
+# MAML's, and those of benchmarks/search.py.
 RECIPES = {key: recipe._replace(ours=True, overrides={
     field: value for field, value in recipe.overrides.items()
     if field == 'method.inner_rate' or not field.startswith('method.')
 }) for key, recipe in (maml.RECIPES | base.cpu_recipes(
     maml.MINI, maml.CPU,
     {'small': {5: 275, 1: 880}, 'mini': {5: 465, 1: 1200}},
-    dict.fromkeys(('glyphs', 'omniglot'), {
-        'optimizer.learning_rate': 0.01, 'method.inner_rate': 0.1})
-    | {'mini_imagenet': {'method.inner_rate': 0.05}},
+    maml.CHOSEN | {'mini_imagenet': {
+        'optimizer.learning_rate': 1e-3, 'method.inner_rate': 0.05}},
 )).items()}
 
 
