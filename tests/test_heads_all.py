@@ -15,6 +15,7 @@ from head_tasks import diagnose, draw_task, fit, products
 from mtl_jax import config, fields
 from mtl_jax.errors import UserError
 from mtl_jax.heads import HEADS, balance, find
+from mtl_jax.solvers import positive
 
 heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
 
@@ -22,6 +23,15 @@ heads = pytest.mark.parametrize('head', HEADS.values(), ids=HEADS.keys())
 def test_all_names_are_there():
   """Fails if a name in configs and result files is lost."""
   assert set(HEADS) == {'centroid', 'gradient', 'logistic', 'ridge', 'svm'}
+
+
+@pytest.mark.parametrize('size', [1, 25, 256, 257])
+def test_inverses_of_many_matrices_are_numpys(size):
+  """Fails if a form of the inverse is wrong, or mixes tasks up."""
+  x = np.random.default_rng(size).normal(size=(3, size, 40))
+  matrices = 10 * x @ x.swapaxes(1, 2) + np.eye(size)
+  got = jax.jit(jax.vmap(positive.inverse))(jnp.asarray(matrices, jnp.float32))
+  np.testing.assert_allclose(got, np.linalg.inv(matrices), atol=2e-3)
 
 
 # Two threads, as on two cores, whatever this machine has.

@@ -198,6 +198,14 @@ def test_degenerate_support_stays_finite_with_its_gradient(ridge):
   assert (aux[1]['sum'] < 1e-5).all()
 
 
+def test_many_examples_of_a_huge_norm_stay_finite_and_are_told():
+  """Fails where rounding makes the matrix indefinite and its inverse NaN."""
+  x, y = raw_task(5, 60, 32, 1e4, 0.5, 0)
+  params = fit(svm, x, y, 5)
+  assert np.isfinite(params['weights']).all()
+  assert diagnose(svm, params, x, y)['not_converged']
+
+
 def test_an_early_end_is_told():
   """Fails if an answer that is not the optimum looks like one."""
   x, y, _ = draw_task(5, 15)

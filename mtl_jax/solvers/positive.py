@@ -13,12 +13,16 @@ _SWEPT = 256  # rows; above, LAPACK inverts faster
 
 
 def inverse(matrix):
-  """Returns the inverse of a positive definite matrix [S, S]."""
+  """Returns the inverse of a positive definite matrix [S, S].
+
+  Rounding may have made it indefinite: the inverse is inaccurate then, and not
+  NaN, as that by a Cholesky factor would be.
+  """
   if len(matrix) <= _SWEPT:
     return _by_sweeps(matrix)
   return jax.lax.platform_dependent(
-    matrix, cpu=jax.custom_batching.sequential_vmap(_by_cholesky),
-    default=_by_cholesky)
+    matrix, cpu=jax.custom_batching.sequential_vmap(jnp.linalg.inv),
+    default=jnp.linalg.inv)
 
 
 def _by_sweeps(matrix):
@@ -36,11 +40,3 @@ def _by_sweeps(matrix):
 
   largest = jnp.max(jnp.diag(matrix))  # pivots of order one, for their digits
   return jax.lax.fori_loop(0, size, one, matrix / largest) / largest
-
-
-def _by_cholesky(matrix):
-  """Inverts by a Cholesky factor."""
-  half = jax.scipy.linalg.solve_triangular(
-    jnp.linalg.cholesky(matrix), jnp.eye(len(matrix), dtype=matrix.dtype),
-    lower=True)
-  return half.T @ half
