@@ -35,12 +35,11 @@ from mtl_jax.heads import logistic, svm
 TASKS_AT_ONCE = 200  # of logistic, as config.eval.tasks_at_once
 
 
-def divided(function, tasks):
+def shared(function, tasks):
   """Returns a jitted function of tasks, which all devices share evenly."""
-  mesh = devices.mesh_of_tasks(max(
-    n for n in range(1, jax.local_device_count() + 1) if tasks % n == 0))
+  divided = P(devices.AXIS)
   return jax.jit(jax.shard_map(
-    function, mesh=mesh, in_specs=P(devices.AXIS), out_specs=P(devices.AXIS),
+    function, mesh=devices.mesh(0, tasks), in_specs=divided, out_specs=divided,
     check_vma=False))
 
 
@@ -56,7 +55,7 @@ def svm_step(tasks, ways=5, shots=15, queries=6, dim=640):
     logits = lambda s, q: svm.logits(svm.fit(s, labels, ways), q)
     return jnp.sum(jax.vmap(logits)(support, query) ** 2)
 
-  step = divided(jax.grad(loss, (0, 1)), tasks)
+  step = shared(jax.grad(loss, (0, 1)), tasks)
   gap = jax.jit(jax.vmap(lambda s: svm.diagnostics(
     svm.fit(s, labels, ways), s, labels)['gap']))(support)
   return lambda: step(support, query), tasks, f'gap {jnp.max(gap):.0e}'
@@ -71,7 +70,7 @@ def logistic_step(tasks, ways=5, shots=5, dim=640):
   x /= np.linalg.norm(x, axis=-1, keepdims=True)
   at_once = min(tasks, TASKS_AT_ONCE)
   x = jnp.asarray(x.reshape(-1, at_once, *x.shape[1:]), jnp.float32)
-  fit = divided(jax.vmap(lambda x: logistic.fit(x, labels, ways)), at_once)
+  fit = shared(jax.vmap(lambda x: logistic.fit(x, labels, ways)), at_once)
   residuals = jax.jit(jax.vmap(
     lambda p, x: logistic.diagnostics(p, x, labels)))
   worst = max(map(jnp.max, jax.tree.leaves(residuals(fit(x[0]), x[0]))))

@@ -221,6 +221,11 @@ def mesh_of_tasks(at_most):
   return Mesh(np.array(jax.local_devices()[:at_most]), (AXIS,))
 
 
+def everywhere(tree, mesh):
+  """Returns a tree of which each device of a local mesh holds a copy."""
+  return jax.device_put(tree, NamedSharding(mesh, P()))
+
+
 def compile(step, mesh, how='jit'):  # named for what it does, as re.compile
   """Compiles a step over the mesh; returns Compiled.
 

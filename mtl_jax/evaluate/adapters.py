@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtl_jax import devices, heads, processes
@@ -93,8 +92,7 @@ def new_heads(algorithm, store, protocol, scored):
   """
   network = features.make(algorithm, store, protocol.normalise_features)
   pixels = features.are_pixels(algorithm)
-
-  fit, everywhere = _fit_tasks(scored, network.mesh)
+  fit = _fit_tasks(scored, network.mesh)
 
   @jax.jit
   def of_copies(variables, key, number, images):
@@ -110,7 +108,7 @@ def new_heads(algorithm, store, protocol, scored):
         protocol.progress and not pixels, shared=not pixels)
     if not pixels:
       used, seen = of_tasks(tasks)
-      seen = everywhere(seen)
+      seen = devices.everywhere(seen, network.mesh)
     for part in processes.mine(tasks):
       if pixels:
         used, seen = of_tasks([part])
@@ -118,9 +116,10 @@ def new_heads(algorithm, store, protocol, scored):
       rows = np.searchsorted(used, part.support)
       if protocol.support_copies:
         labels = jnp.tile(labels, protocol.support_copies)
-        known = everywhere(jnp.concatenate([
+        known = devices.everywhere(jnp.concatenate([
             of_copies(variables, part.key, number, store.images[ids])
-            for number, ids in zip(part.numbers, part.support, strict=True)]))
+            for number, ids in zip(part.numbers, part.support, strict=True)]),
+                                   network.mesh)
         rows = np.arange(len(known)).reshape(len(rows), -1)
       yield fit(part.ways, known, rows, labels, seen,
                 np.searchsorted(used, part.query))
@@ -130,7 +129,7 @@ def new_heads(algorithm, store, protocol, scored):
 
 
 def _fit_tasks(scored, mesh):
-  """Returns what fits heads to many tasks, and what copies to its devices.
+  """Returns what fits heads to many tasks, on several devices.
 
   Args:
     scored: label -> (head name, options).
@@ -138,9 +137,8 @@ def _fit_tasks(scored, mesh):
 
   Returns:
     fit(ways, known [I, D], support_rows [t, S], labels [S], seen [J, D],
-    query_rows [t, Q]) -> label -> Answers of t tasks, on one device; and
-    everywhere(array) -> a copy of it on each device, as `known` and `seen` are
-    to be.
+    query_rows [t, Q]) -> label -> Answers of t tasks, on one device. Each
+    device holds a copy of `known` and `seen` (devices.everywhere).
   """
   divided = P(devices.AXIS)
 
@@ -168,7 +166,7 @@ def _fit_tasks(scored, mesh):
     return jax.tree.map(
         lambda x: jax.device_put(x, mesh.devices.flat[0])[:count], found)
 
-  return fit, lambda x: jax.device_put(x, NamedSharding(mesh, P()))
+  return fit
 
 
 def _of_head(head, options, ways, support, labels, query):
@@ -220,7 +218,7 @@ def own(algorithm, store, label, at_most):
             variables, key, numbers, labels, support, query)
 
   def answers(variables, tasks):
-    everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
+    everywhere = devices.everywhere(variables, mesh)
     for part in processes.mine(tasks):
       # Waits for the result: the host holds the pixels of one call only.
       yield {label: jax.device_get(adapt(

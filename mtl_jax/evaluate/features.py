@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mtl_jax import devices, processes, progress
@@ -75,7 +74,7 @@ def in_batches(network, variables, store, ids, batch_size, show=False,
   parts = list(protocol.chunks(len(filled), parallel * batch_size))
   own = processes.mine(parts) if shared else parts
   if parallel > 1:
-    variables = jax.device_put(variables, NamedSharding(network.mesh, P()))
+    variables = devices.everywhere(variables, network.mesh)
   with progress.bar(sum(count for _, count in own), 'features',
                     show=show) as bar:
     for rows, count in own:

@@ -34,8 +34,8 @@ def fit(
   3) is target=1, bias=True, average=True. The labels' height changes no
   prediction, only the confidence.
 
-  Solved by an inverse of size S (dual) or D (primal), the smaller, or
-  by conjugate gradients where both are large.
+  Solved by an inverse of size S (dual) or D (primal), the smaller, or by
+  conjugate gradients where both are large.
   Differentiable in features, regulariser and target, through the solution.
 
   Args:
@@ -124,10 +124,10 @@ def _problem(
 def _solve(gram, penalty, right):
   """Returns (gram + penalty I)^-1 right.
 
-  Where the rounding of a large gram outweighs the penalty, the matrix is
-  not positive definite. So a matrix with a larger diagonal is inverted, by as
-  much as rounding may take, and refinement corrects the solution. The
-  gradient is another such solve.
+  Where the rounding of a large gram outweighs the penalty, the matrix is not
+  positive definite. So one with a larger diagonal is inverted, by as much as
+  rounding may take, and refinement corrects the solution. The gradient is
+  another such solve.
   """
   eps = jnp.finfo(gram.dtype).eps
   matrix = gram + penalty * jnp.eye(len(gram), dtype=gram.dtype)
