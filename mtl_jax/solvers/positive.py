@@ -2,8 +2,8 @@
 
 Batched calls of LAPACK are avoided. jaxlib 0.10 divides them among the threads
 of XLA's pool and lets the calling thread wait, which is one of the pool. Where
-as many of them wait as there are threads, the process waits for ever: two
-heads in one program are enough on two cores, and so are two devices.
+as many of them wait as there are threads, the process waits for ever
+(docs/heads.md).
 """
 
 import jax
