@@ -18,15 +18,13 @@ On a shared machine only the ratio is reliable.
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import train_step
 from jax.sharding import PartitionSpec as P
 
 from mtl_jax import devices
@@ -86,10 +84,7 @@ def seconds_of(thunk):
 
 def peer_seconds(args, program, *flags):
   """Runs a peer and returns its median seconds for one task."""
-  out = subprocess.run(
-    [args.peer_python, os.path.join(args.peers, program), *flags],
-    check=True, capture_output=True, text=True).stdout
-  said = json.loads(out.splitlines()[-1])
+  said = train_step.peer_says(args.peer_python, args.peers, program, *flags)
   return said['seconds'] / said['tasks']
 
 

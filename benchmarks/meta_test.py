@@ -11,13 +11,13 @@ tasks and scaled, without its imports. Rounds of the two sides alternate.
 """
 
 import argparse
-import json
-import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+import train_step
 
 
 def ours(args, folder):
@@ -36,12 +36,10 @@ def ours(args, folder):
 
 def theirs(args):
   """Returns the peer's seconds for as many tasks."""
-  out = subprocess.run(
-      [args.peer_python, pathlib.Path(args.peers) / 'meta_test.py',
-       f'--tasks={args.peer_tasks}', f'--queries={args.queries}',
-       '--repeats=1'], check=True, capture_output=True, text=True).stdout
-  return json.loads(out.splitlines()[-1])['seconds'] * (
-      args.tasks / args.peer_tasks)
+  said = train_step.peer_says(
+      args.peer_python, args.peers, 'meta_test.py',
+      f'--tasks={args.peer_tasks}', f'--queries={args.queries}', '--repeats=1')
+  return said['seconds'] * args.tasks / args.peer_tasks
 
 
 def parse(argv=None):

@@ -170,14 +170,12 @@ def peak(precision):
   return 2 * n ** 3 / min(times[1:])
 
 
-def peer_seconds(case, args):
-  """Returns the median seconds of the peer's step."""
-  program, *given = case.peer
+def peer_says(python, folder, program, *flags):
+  """Runs a peer; returns the record that it prints last."""
   out = subprocess.run(
-      [args.peer_python, pathlib.Path(args.against) / program, *given,
-       f'--repeats={args.repeats}'],
-      check=True, capture_output=True, text=True).stdout
-  return json.loads(out.splitlines()[-1])['seconds']
+      [python, pathlib.Path(folder) / program, *flags], check=True,
+      capture_output=True, text=True).stdout
+  return json.loads(out.splitlines()[-1])
 
 
 def measure(case, args, peaks):
@@ -188,7 +186,8 @@ def measure(case, args, peaks):
     step.once()  # what the peer has left in the caches is gone
     ours += [step.once() for _ in range(args.repeats)]
     if args.against and case.peer:
-      theirs.append(peer_seconds(case, args))
+      theirs.append(peer_says(args.peer_python, args.against, *case.peer,
+                              f'--repeats={args.repeats}')['seconds'])
   seconds = statistics.median(ours)
   flops = step.devices * sum(
       op.flops for op in hlo.read(step.compiled.as_text()).operations)
