@@ -1,6 +1,6 @@
 """mini-ImageNet, CNN-4, 5-shot: half an hour on two CPU cores.
 
-Ours; chosen by benchmarks/search.py, but for those of Meta-MinibatchProx.
+Ours; chosen by benchmarks/search.py.
 The schedule is counted in steps, so that every method trains for about 23
 minutes; MTL sees each image 13 times. A task of MTL holds half of the 64
 classes with one image each, so that many rows compete in every step. Images are

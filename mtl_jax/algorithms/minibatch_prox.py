@@ -81,10 +81,11 @@ def _published(shots, test_batch, meta_batch=5, l2=0.1):
 
 
 _MINI = _published(5, test_batch=15)
-# Of benchmarks/search.py; not searched yet on mini-ImageNet.
+# Of benchmarks/search.py.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 1., 'method.inner_rate': 0.01},
     'omniglot': {'optimizer.learning_rate': 1., 'method.inner_rate': 0.01},
+    'mini_imagenet': {'optimizer.learning_rate': 1.},
 }
 RECIPES = base.with_neighbours({
     ('mini_imagenet', 5, 'published'): _MINI,
