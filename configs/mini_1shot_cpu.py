@@ -12,7 +12,7 @@ def get_config(method='mtl'):
   """Returns the config of one method, `configs/mini_1shot_cpu.py:method`."""
   c = base_config()
   c.data.name = 'mini_imagenet'
-  c.augment.operations = ('crop', 'flip')
+  c.augment.operations = ('flip',)
   set_method(c, method, benchmark='mini_imagenet', shots=1, scale='cpu')
   c.validation.tasks = 200
   c.validation.shots = 1
