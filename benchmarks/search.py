@@ -76,6 +76,8 @@ def config_of(method, benchmark, changes, share=None):
   c = load_config(f'{ROOT}/configs/{name}.py:{method}')
   before = c.train.meta_batch
   c.model.width = width
+  if benchmark == 'mini_imagenet':  # as in the trials that are kept
+    c.augment.operations = 'crop', 'flip'
   c.update_from_flattened_dict(changes)
   tasks = (share or usual) * c.train.epoch_tasks * c.train.max_epochs
   # As many steps, whatever tasks they have.
