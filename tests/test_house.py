@@ -1,5 +1,7 @@
 """The structure that CONTRIBUTING.md describes is the one that there is."""
 
+import re
+
 import house
 import pytest
 
@@ -32,3 +34,13 @@ def test_the_page_of_recipes_is_made_of_the_recipes(capsys):
   config_page.main(['recipes'])
   assert capsys.readouterr().out == (
       house.ROOT / 'docs/recipes.md').read_text(encoding='utf-8')
+
+
+def test_links_of_documents_lead_to_files():
+  """Fails if a page or a picture that a document links to is not there."""
+  pages = [*house.ROOT.glob('*.md'), *house.ROOT.glob('docs/**/*.md')]
+  links = [(page, link) for page in pages for link in re.findall(
+      r'\]\(([^)#:\s]+)(?:#[^)]*)?\)', page.read_text('utf-8'))]
+  assert len(links) > 100
+  assert not [(page.name, link) for page, link in links
+              if not (page.parent / link).exists()]
