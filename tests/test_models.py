@@ -11,7 +11,7 @@ from jax import lax
 
 from mtl_jax import models
 from mtl_jax.errors import UserError
-from mtl_jax.models import layers
+from mtl_jax.models import layers, winograd
 
 # Per model: small options, features D and parameters at images (h, w, c).
 SMALL = {'conv4': {'width': 8},
@@ -273,10 +273,10 @@ def second_order(conv):
 
 # Fewer values in a patch than features, and more: two forms of the kernel's
 # gradient. Then blocks of two images, the last of which is filled up, and of
-# half an image.
+# half an image. Then Winograd's algorithm.
 @pytest.mark.parametrize('shape, features', [
     ((2, 5, 4, 1), 3), ((2, 5, 4, 1), 12), ((2, 5, 4, 6), 3),
-    ((5, 14, 15, 2), 3), ((2, 66, 30, 64), 2)])
+    ((5, 14, 15, 2), 3), ((2, 66, 30, 64), 2), ((2, 11, 12, 80), 125)])
 @pytest.mark.parametrize('order', [first_order, second_order])
 def test_convolution_and_its_gradients_in_float64(order, shape, features):
   """Fails if a gradient has a wrong shift, flip or transposition."""
@@ -292,6 +292,49 @@ def test_convolution_and_its_gradients_in_float64(order, shape, features):
 def compare(ours, theirs, tolerance=1e-9):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=tolerance, atol=tolerance * np.abs(b).max()), ours, theirs)
+
+
+@pytest.mark.parametrize('shape', [
+    (2, 4, 6, 3), (2, 5, 4, 3), (1, 6, 7, 3), (1, 1, 1, 3), (2, 2, 1, 3)])
+def test_winograds_algorithm_where_tiles_are_cut_off(shape):
+  """Fails if a tile reads or leaves values beyond the border."""
+  rng = np.random.default_rng(5)
+  with jax.enable_x64(True):
+    x = jnp.asarray(rng.normal(size=shape))
+    k = jnp.asarray(rng.normal(size=(3, 3, 3, 4)))
+    value, gradient = jax.vjp(reference, x, k)
+    compare(winograd.conv(x, k), value)
+    compare((winograd.conv(value, k, turned=True),
+             winograd.kernel_gradient(x, value)), gradient(value))
+
+
+@pytest.mark.parametrize('order', [lambda conv: conv, first_order,
+                                   second_order])
+def test_wide_convolutions_are_exact_to_round_off(order):
+  """Fails if Winograd's transforms lose digits that lax's product keeps."""
+  rng = np.random.default_rng(6)
+  x = rng.normal(size=(3, 10, 10, 320)).astype(np.float32)
+  k = (rng.normal(size=(3, 3, 320, 320)) / 54).astype(np.float32)
+  ours, lax_s = (jax.jit(order(conv))(x, k)
+                 for conv in (layers.conv3x3, reference))
+  with jax.enable_x64(True):
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(
+        jax.jit(order(reference))(np.float64(x), np.float64(k)))]
+
+  def error(found):
+    return [np.abs(np.asarray(a) - b).max() / np.abs(b).max()
+            for a, b in zip(jax.tree.leaves(found), leaves, strict=True)]
+
+  for mine, theirs in zip(error(ours), error(lax_s), strict=True):
+    assert mine < 2 * theirs, (mine, theirs)
+
+
+def test_wide_convolutions_in_bfloat16_are_not_transformed():
+  """Fails if sums of pixels are rounded to eight bits before the product."""
+  x = jnp.ones((4, 8, 8, 128), jnp.bfloat16)
+  k = jnp.ones((3, 3, 128, 128), jnp.bfloat16)
+  assert 'stablehlo.convolution' in jax.jit(layers.conv3x3).lower(
+      x, k).as_text()
 
 
 @pytest.mark.parametrize('kernel_axis', [0, None])
@@ -310,17 +353,19 @@ def test_convolution_mapped_over_tasks(kernel_axis):
 
 def test_accelerators_get_the_plain_gradient_of_all_tasks_at_once():
   """Fails if they run the products for CPUs, or a convolution per task."""
-  x, k = jnp.zeros((2, 3, 8, 8, 6)), jnp.zeros((3, 3, 6, 5))
-
   def loss(k, x):
     return jnp.sum(jax.vmap(layers.conv3x3, (0, None))(x, k) ** 2)
 
-  traced = jax.jit(jax.grad(loss)).trace(k, x)
-  for platform, counts in (('cpu', (1, 1)), ('cuda', (2, 0)),
-                           ('tpu', (2, 0))):
-    text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert counts == (text.count('stablehlo.convolution'),
-                      text.count('stablehlo.dot_general')), platform
+  # Winograd's 16 products, forward and backward.
+  for (channels, features), on_cpu in (((6, 5), (1, 1)), ((99, 110), (0, 32))):
+    x, k = (jnp.zeros((2, 4, 8, 8, channels)),
+            jnp.zeros((3, 3, channels, features)))
+    traced = jax.jit(jax.grad(loss)).trace(k, x)
+    for platform, counts in (('cpu', on_cpu), ('cuda', (2, 0)),
+                             ('tpu', (2, 0))):
+      text = traced.lower(lowering_platforms=(platform,)).as_text()
+      assert counts == (text.count('stablehlo.convolution'),
+                        text.count('stablehlo.dot_general')), platform
 
 
 @pytest.mark.parametrize('shape', [(2, 6, 4, 3), (1, 7, 5, 2), (1, 2, 3, 1)])

@@ -13,6 +13,7 @@ differently because XLA's own gradients of both are slow on a CPU;
 `benchmarks/layers.py` measures the difference.
 """
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -22,12 +23,16 @@ from flax import linen as nn
 from jax import lax
 
 from mtl_jax.errors import UserError
+from mtl_jax.models import winograd
 
 EPSILON = 1e-5  # added to BatchNorm's variance
 DTYPES = ('float32', 'bfloat16')
 # Patches that stay in a core's cache, in numbers; pixels that a block should
 # have.
 _BLOCK, _PIXELS = 2 ** 20, 512
+# From so many channels times features and pixels of a batch on, Winograd's
+# algorithm is faster: fewer pixels do not pay for transforming the kernel.
+_WIDE, _MANY = 10 ** 4, 256
 
 
 def kernel_init(key, shape, dtype=jnp.float32):
@@ -77,10 +82,18 @@ def _conv(images, kernel):
                                                          'NHWC'))
 
 
-@jax.custom_vjp
-def _conv_by_products(images, kernel):
-  """As _conv, with the kernel's gradient as matrix products."""
-  return _conv(images, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _conv_by_products(images, kernel, turned=False):
+  """As _conv, or the gradient of its images if turned; see winograd.conv."""
+  if _by_winograd(images, math.prod(kernel.shape[2:])):
+    return winograd.conv(images, kernel, turned)
+  return _conv(images, _turned(kernel) if turned else kernel)
+
+
+def _by_winograd(images, width):
+  """Returns whether Winograd's algorithm is exact, and faster."""
+  return (images.dtype != jnp.bfloat16 and width >= _WIDE
+          and math.prod(images.shape[:3]) >= _MANY)
 
 
 @jax.custom_vjp
@@ -96,6 +109,8 @@ def _kernel_gradient(images, grads):
   """
   batch, height, width, channels = images.shape
   features = grads.shape[-1]
+  if _by_winograd(images, channels * features):
+    return winograd.kernel_gradient(images, grads)
   count, rows = _blocks(batch, height, width, channels)
   parts = -(-batch // count)
   # Images of zeros, which add nothing, fill the last block.
@@ -148,22 +163,23 @@ def _blocks(batch, height, width, channels):
                 if height % rows == 0 and rows <= max(most, 1))
 
 
-# The value is bilinear, so these two functions are all derivatives. The
-# gradient of the images is the convolution with the turned kernel.
 def _turned(kernel):
   return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
 
 
-# The forward rule is differentiated too, in a gradient of a gradient: were it
-# the plain convolution, its kernel's gradient there would be XLA's.
+# The value is bilinear, so these two functions are all derivatives. The forward
+# rule is differentiated too, in a gradient of a gradient: were it the plain
+# convolution, its kernel's gradient there would be XLA's.
 _conv_by_products.defvjp(
-    lambda images, kernel: (_conv_by_products(images, kernel),
-                            (images, kernel)),
-    lambda saved, grads: (_conv_by_products(grads, _turned(saved[1])),
-                          _kernel_gradient(saved[0], grads)))
+    lambda images, kernel, turned: (
+        _conv_by_products(images, kernel, turned), (images, kernel)),
+    lambda turned, saved, grads: (
+        _conv_by_products(grads, saved[1], not turned),
+        _kernel_gradient(grads, saved[0]) if turned
+        else _kernel_gradient(saved[0], grads)))
 _kernel_gradient.defvjp(
     lambda images, grads: (_kernel_gradient(images, grads), (images, grads)),
-    lambda saved, kernel: (_conv_by_products(saved[1], _turned(kernel)),
+    lambda saved, kernel: (_conv_by_products(saved[1], kernel, True),
                            _conv_by_products(saved[0], kernel)))
 
 
