@@ -222,5 +222,16 @@ def _flops(line, lines, inside):
     output = shape(0)
   elif 'convBackwardFilter' in line.text:  # of (images, gradient)
     output, kernel = shape(1), result
-  return 2 * math.prod(output) * math.prod(kernel) // kernel[
+  products = math.prod(output) * math.prod(kernel) // kernel[
       labels[2].index('o')]
+  if line.op == 'convolution':
+    for axis in filter(str.isdigit, labels[1]):
+      # Each two of a value, a weight and a pixel fix the third: a kernel as
+      # wide as the images, over one pixel, meets padding everywhere else.
+      value, weight, pixel = (
+          dims[names.index(axis)] for dims, names in zip(
+              (result, kernel, shape(0)), (labels[3], labels[2], labels[1]),
+              strict=True))
+      products = products // (value * weight) * min(
+          value * weight, value * pixel, weight * pixel)
+  return 2 * products

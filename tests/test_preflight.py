@@ -123,6 +123,26 @@ ENTRY %main (a: u8[38400,168,128], i: s32[128,1]) -> bf16[128,84,84,64] {
             'Filter', 'Filter, metadata={op_name="transpose(jvp(conv_0))"}')
 
 
+def test_a_convolution_over_padding_has_no_products_there():
+  """Fails if a gradient that a TPU states with a wide kernel counts it all."""
+  # The gradient of a 1x1 convolution's images: its kernel is the one pixel.
+  program = hlo.read('''ENTRY %main (k: f32[1,1,64,160]) -> f32[] {
+  %k = f32[1,1,64,160]{3,2,1,0} parameter(0)
+  %g = f32[8,42,42,160]{3,2,1,0} parameter(1)
+  ROOT %conv = f32[42,42,64,8]{3,2,1,0} convolution(%k, %g), WINDOW
+}
+'''.replace('WINDOW', 'window={size=42x42 pad=41_41x41_41 rhs_reversal=1x1}, '
+           'dim_labels=01bf_o01i->01bf'))
+  assert [op.flops for op in program.operations] == [
+      2 * 8 * 42 * 42 * 64 * 160]
+  same = jax.jit(lambda x, k: jax.lax.conv_general_dilated(
+      x, k, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')))
+  program = hlo.read(same.lower(jnp.zeros((2, 8, 8, 4)), jnp.zeros(
+      (3, 3, 4, 5))).compile().as_text())
+  assert sum(op.flops for op in program.operations) == (
+      2 * 2 * 8 * 8 * 9 * 4 * 5)
+
+
 def test_lines_of_an_accelerators_program():
   program = hlo.read(GPU)
   found = {op.name: op for op in program.operations}
