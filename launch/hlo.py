@@ -2,7 +2,8 @@
 
 Each operation of the program is counted once per pass of the loops around it.
 A fusion reads what its computation uses of each operand and writes its result;
-what is within it moves nothing. Products are those of convolutions and of
+what is within it moves nothing. Neither does what a TPU keeps on its core, but
+for its way from and to memory. Products are those of convolutions and of
 matrices; the rest is small beside them.
 """
 
@@ -10,7 +11,8 @@ import math
 import re
 from typing import NamedTuple
 
-_ARRAY = re.compile(r'\b(pred|bf16|[sufc]\d+)(?:e\d+m\d+\w*)?\[([\d,]*)\]')
+_ARRAY = re.compile(r'\b(pred|bf16|[sufc]\d+)(?:e\d+m\d+\w*)?\[([\d,]*)\]'
+                    r'(\{[^}]*\})?')
 _COMPUTATION = re.compile(r'(?P<entry>ENTRY )?%(?P<name>\S+) \(.*\) -> .*{$')
 _INSTRUCTION = re.compile(r'\s+(?P<root>ROOT )?%(?P<name>\S+) = (?P<rest>.+)$')
 _CALL = re.compile(r'(?P<op>[a-z][a-z0-9-]*)\((?P<operands>.*)')
@@ -24,6 +26,7 @@ _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast',
          'after-all', 'partition-id', 'replica-id', 'copy-start', 'slice-start',
          'opt-barrier', 'while', 'conditional', 'call', 'async-start',
          'all-reduce-start', 'all-gather-start', 'collective-permute-start'}
+_NO_WORK = re.compile('custom_call_target="(?:ConcatBitcast|AllocateBuffer)"')
 _SLICES = ('gather', 'dynamic-slice', 'slice')
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all',
                'collective-permute')
@@ -34,7 +37,7 @@ class Instruction(NamedTuple):
 
   name: str
   op: str
-  shapes: tuple  # (kind, dims) of each array of the result
+  shapes: tuple  # (kind, dims, layout) of each array of the result
   operands: tuple[str, ...]
   text: str
   root: bool
@@ -84,7 +87,7 @@ def read(text):
                     for n in called]
       elif line.op in ('conditional', 'call', 'async-start'):
         waiting += [(n, passes) for n in called]
-      elif line.op not in _FREE:
+      elif line.op not in _FREE and not _NO_WORK.search(line.text):
         inside = computations[called[0]] if line.op == 'fusion' else None
         operations.append(Operation(
             line.name, passes * _flops(line, lines, inside),
@@ -180,20 +183,26 @@ def _traffic(line, lines, inside):
   """Returns the bytes that an instruction reads and writes."""
   read = 0
   for i, name in enumerate(line.operands):
-    size = _size(lines[name].shapes) if name in lines else 0
+    size = _size(_in_memory(lines[name].shapes)) if name in lines else 0
     users = _users(inside, i) if inside else (
         [line] if i == 0 and line.op in _SLICES else [])
     if users and all(user.op in _SLICES for user in users):
       size = min(size, sum(_size(user.shapes) for user in users))
     read += size
-  written = _size(line.shapes)
+  written = _size(_in_memory(line.shapes))
   if line.op.endswith('-done'):  # its operand names what goes in and out
-    return 2 * written
+    source = lines[lines[line.operands[0]].operands[0]]
+    return written + bool(_in_memory(source.shapes)) * _size(line.shapes)
   root = next((x for x in (inside or {}).values() if x.root), line)
   if root.op == 'dynamic-update-slice':  # in place
     update = (inside or lines).get(root.operands[1])
     return 2 * _size(update.shapes) if update else written
   return read + written
+
+
+def _in_memory(shapes):
+  """Leaves out what a TPU keeps on its core, in another space than 0."""
+  return [shape for shape in shapes if 'S(' not in shape[2]]
 
 
 def _users(inside, number):
