@@ -191,7 +191,7 @@ def _traffic(line, lines, inside):
     read += size
   written = _size(_in_memory(line.shapes))
   if line.op.endswith('-done'):  # its operand names what goes in and out
-    source = lines[lines[line.operands[0]].operands[0]]
+    source = lines.get(lines[line.operands[0]].operands[0], line)
     return written + bool(_in_memory(source.shapes)) * _size(line.shapes)
   root = next((x for x in (inside or {}).values() if x.root), line)
   if root.op == 'dynamic-update-slice':  # in place

@@ -123,6 +123,23 @@ ENTRY %main (a: u8[38400,168,128], i: s32[128,1]) -> bf16[128,84,84,64] {
             'Filter', 'Filter, metadata={op_name="transpose(jvp(conv_0))"}')
 
 
+def test_what_a_tpu_keeps_on_its_core_moves_only_there_and_back():
+  """Fails if a fusion that reads it counts as reading memory."""
+  program = hlo.read('''ENTRY %main (x: f32[1000]) -> f32[1000] {
+  %x = f32[1000]{0:T(1024)} parameter(0)
+  %go = (f32[1000]{0:T(1024)S(1)}, f32[1000]{0:T(1024)}, u32[]{:S(2)}) \
+copy-start(%x)
+  %there = f32[1000]{0:T(1024)S(1)} copy-done(%go)
+  %y = f32[1000]{0:T(1024)S(1)} add(%there, %there)
+  %same = f32[1000]{0:T(1024)S(1)} custom-call(%y), \
+custom_call_target="ConcatBitcast"
+  ROOT %z = f32[1000]{0:T(1024)} multiply(%same, %x)
+}
+''')
+  assert {op.name: op.traffic for op in program.operations} == {
+      'there': 4000, 'y': 0, 'z': 8000}
+
+
 def test_a_convolution_over_padding_has_no_products_there():
   """Fails if a gradient that a TPU states with a wide kernel counts it all."""
   # The gradient of a 1x1 convolution's images: its kernel is the one pixel.
