@@ -98,15 +98,7 @@ def _by_winograd(images, width):
 
 @jax.custom_vjp
 def _kernel_gradient(images, grads):
-  """Returns sum over images and pixels p of images[p + shift] grads[p]^T.
-
-  Args:
-    images: [B, h, w, c].
-    grads: [B, h, w, d], the gradient of the convolution's value.
-
-  Returns:
-    [3, 3, c, d], the gradient of the kernel.
-  """
+  """As winograd.kernel_gradient, by patches where these are faster."""
   batch, height, width, channels = images.shape
   features = grads.shape[-1]
   if _by_winograd(images, channels * features):

@@ -58,12 +58,11 @@ def kernel_gradient(images, grads):
   """
   # As conv pads them for the gradient of the images, so that both read one
   # array.
-  places = _places(grads)
-  corners = [row[1:3] for row in places[1:3]]
-  places = [[pixels.T @ grad for pixels, grad in zip(*rows, strict=True)]
-            for rows in zip(_in_tiles(images), _both(_of_values, corners),
-                            strict=True)]
-  return jnp.stack([jnp.stack(row) for row in _both(_to_kernel, places)])
+  corners = [row[1:3] for row in _places(grads)[1:3]]
+  products = [[pixels.T @ grad for pixels, grad in zip(*rows, strict=True)]
+              for rows in zip(_in_tiles(images), _both(_of_values, corners),
+                              strict=True)]
+  return jnp.stack([jnp.stack(row) for row in _both(_to_kernel, products)])
 
 
 def _both(transform, tile):
