@@ -97,6 +97,20 @@ def test_the_difference_from_a_published_value(tmp_path):
   assert row(table, 'maml', *columns) == ['65.00', '-5.00', '3.00*', '-']
 
 
+def test_images_stand_beside_those_of_the_published_schedule(tmp_path):
+  """60,000 steps of 4 tasks of 5 x 20 images; iMAML published Omniglot's."""
+  found = read(tmp_path, *(cell_records.record(
+      name, benchmark='mini_imagenet', published={'accuracy': 0.5})
+      for name in ('maml', 'r2d2', 'imaml', 'mtl')))
+  images = {line[0]: line[-2:]
+            for line in accuracy.published(found, 'cpu').rows}
+  assert images == {
+      'maml': ('500,000', '24,000,000'),
+      'r2d2': ('500,000', 'until 200 epochs without gain'),
+      'imaml': ('500,000', '32,000,000 (nearest)'),
+      'mtl': ('500,000', 'until 15 epochs without gain')}
+
+
 def test_a_paired_difference(tmp_path):
   """The differences are 20 and 0 points: 10 +- 1.96 x 14.142 / sqrt(2)."""
   _, methods = column(read(
@@ -149,8 +163,8 @@ def test_the_published_schedule(tmp_path):
   assert table.rows[1] == (
       'metaoptnet', '7', '840,000 (published)', '60 (published)',
       '50,400,000', '98', '85.6', '23.14')
-  assert table.rows[0][2:6] == ('80,000 (published)', 'until 15 without gain',
-                                '-', '-')
+  assert table.rows[0][2:6] == ('80,000 (published)',
+                                'until 15 epochs without gain', '-', '-')
 
 
 def test_what_one_record_does_not_know_is_a_dash(tmp_path):
@@ -177,6 +191,15 @@ def test_what_no_record_knows_is_left_out(tmp_path):
 
 
 # --- Which cells are there. ---
+
+
+def test_columns_that_nothing_is_in_come_last(tmp_path):
+  """mini-ImageNet is the first of the order, and here it is missing."""
+  found = read(tmp_path, cell_records.record(benchmark='glyphs'))
+  there = found.cells[0]
+  missing = records.Missing('cpu', 'mini_imagenet', 'mtl', there.shots, 0, '?')
+  table = accuracy.layout(found._replace(missing=[missing]), 'cpu')
+  assert [head[0] for head in table.header[1:]] == ['glyphs', 'mini_imagenet']
 
 
 def test_missing_cells_say_why(tmp_path):

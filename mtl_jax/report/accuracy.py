@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtl_jax.evaluate import interval
-from mtl_jax.report import page, records
+from mtl_jax.report import cost, page, records
 
 MISSING = 'missing'
 _LAYOUT = (
@@ -24,7 +24,11 @@ _PUBLISHED = (
     'intervals are roots of the sum of squares of ours and of the published '
     'one: "tasks" takes our interval over tasks, "seeds" the one over seeds. '
     '"*": the record has no published interval, so it is ours alone. The '
-    'published networks, schedules and test tasks may differ from ours.')
+    'published networks, schedules and test tasks may differ from ours. '
+    'Images are those of the whole training, with repetitions: ours, and those '
+    'of the source of the recipe, which may be another than that of the value. '
+    '"(nearest)": nobody published a schedule for this benchmark and these '
+    'shots, so that it is the one of the nearest recipe.')
 _PAIRS = (
     'Points by which the method of the row is above that of the column, '
     'paired over the same test tasks, with the half-width of the 95% interval '
@@ -103,6 +107,8 @@ def layout(found, scale):
     if cell.scale == scale:
       missing[Column(*cell[:2], cell.shots), cell.method].append(cell)
   columns = order({*there, *(column for column, _ in missing)})
+  # What there is comes first: a phone shows three columns.
+  columns.sort(key=lambda column: column not in there)
   methods = records.order_of_methods(
       [*(name for g in there.values() for name in g),
        *(name for _, name in missing)])
@@ -122,15 +128,20 @@ def published(found, scale):
         continue
       ours, theirs = score(cells), given.get('ci95')
       mark = '' if theirs is not None else '*'
+      schedule = cost.schedule(
+          records.base(name), column.benchmark, column.shots)
       gap = ours.accuracy - given['accuracy']
       rows.append((
           name, str(column), given.get('source') or '-',
           given.get('network') or '-', percent(ours.accuracy),
           percent(given['accuracy'], theirs), percent(gap, sign='+'),
           *(f'{percent(_root(own, theirs))}{mark}' if own is not None else '-'
-            for own in (ours.over_tasks, ours.over_seeds))))
+            for own in (ours.over_tasks, ours.over_seeds)),
+          cost.count(cost.of_group(cells).images),
+          schedule.of_all() if schedule else '-'))
   header = ('method', 'column', 'source', 'published network', 'ours',
-            'published', 'difference', '± tasks', '± seeds')
+            'published', 'difference', '± tasks', '± seeds',
+            ('images', 'ours'), ('images', 'published'))
   return page.Table(header, rows, 4, _PUBLISHED) if rows else None
 
 

@@ -43,8 +43,41 @@ _PUBLISHED = (
     'was trained here; images per epoch and epochs are published. "(ours)": '
     'the source states only the product of the two, and the epoch is ours. '
     '"until": the source trains until validation has not risen for so many '
-    'epochs, so that the number of epochs is not published. Hours in the paper '
-    'are GPU hours on its machine with ResNet-12.')
+    'epochs, so that the number of epochs is not published. "(nearest)": '
+    'nobody published a schedule for this benchmark and these shots, so that '
+    'it is the one of the nearest recipe. Hours in the paper are GPU hours on '
+    'its machine with ResNet-12.')
+
+
+class Schedule(NamedTuple):
+  """What the source of a method's recipe trains.
+
+  stated: whether the epoch is the source's, and not only its product with the
+    number of epochs.
+  epochs: None where validation decides.
+  patience: after how many epochs without gain it does, or 0.
+  nearest: whether the source has another benchmark or other shots.
+  """
+
+  images_per_epoch: int
+  stated: bool
+  epochs: int | None
+  patience: int
+  nearest: bool
+
+  @property
+  def images(self):
+    """Images of the whole training, None where validation decides."""
+    return product(self.images_per_epoch, self.epochs)
+
+  def of_all(self):
+    """Returns the images as a text, or what decides about them."""
+    text = count(self.images) if self.epochs else self.until()
+    return text + ' (nearest)' * self.nearest
+
+  def until(self):
+    """Returns what decides about the number of epochs."""
+    return f'until {self.patience} epochs without gain'
 
 
 class Cost(NamedTuple):
@@ -149,15 +182,14 @@ def at_published(column, methods):
     found = schedule(records.base(name), column.benchmark, column.shots)
     if not found:
       continue
-    images, of_source, epochs, until = found
     c = of_group(cells)
-    hours = ratio(product(c.per_image, images, epochs), 3600)
+    mark = '(published)' if found.stated else '(ours)'
     row = (
         name, number(product(c.per_image, 1000)),
-        f'{images:,} ({"published" if of_source else "ours"})',
-        f'{epochs:,} ({"published" if of_source else "ours"})'
-        if epochs else f'until {until} without gain',
-        count(product(images, epochs)), number(hours))
+        f'{found.images_per_epoch:,} {mark}',
+        f'{found.epochs:,} {mark}' if found.epochs else found.until(),
+        found.of_all() if found.epochs else '-',
+        number(ratio(product(c.per_image, found.images), 3600)))
     given = paper.get(records.base(name))
     rows.append((*row, number(given), _times(given, paper.get(REFERENCE)))
                 if paper else row)
@@ -169,12 +201,7 @@ def at_published(column, methods):
 
 
 def schedule(method, benchmark, shots):
-  """Returns what the source of a method's recipe trains, or None.
-
-  Returns:
-    (images per epoch, whether the epoch is the source's, epochs or None, the
-    patience in epochs or 0); None where nobody published one.
-  """
+  """Returns the Schedule of the source of a method's recipe, or None."""
   if method not in algorithms.METHODS:  # a file of a user's is not run
     return None
   try:
@@ -190,8 +217,10 @@ def schedule(method, benchmark, shots):
   until, epochs = get('stop_patience') or 0, get('max_epochs')
   if not until and not isinstance(epochs, int):
     return None
-  return (tasks * numbers[1] * (numbers[2] + numbers[3]),
-          'train.epoch_tasks' in stated, None if until else epochs, until)
+  return Schedule(
+      tasks * numbers[1] * (numbers[2] + numbers[3]),
+      'train.epoch_tasks' in stated, None if until else epochs, until,
+      recipe.ours)
 
 
 def head(cells):
