@@ -7,7 +7,6 @@ processes included.
 """
 
 import contextlib
-import ctypes
 import functools
 import os
 import pathlib
@@ -21,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from mtl_jax import compile_cache, processes
+from mtl_jax import compile_cache, heap, processes
 from mtl_jax.errors import UserError, check_choice, first_line
 
 AXIS = 'tasks'  # the name of the axis of devices
@@ -61,30 +60,6 @@ class Compiled(NamedTuple):
   share: Callable
 
 
-# Parameters of glibc's mallopt, from its malloc.h, and values. One heap for all
-# threads: the others map whatever is longer than their 64 MB.
-_MALLOPT = {'M_ARENA_MAX': (-8, 1), 'M_MMAP_MAX': (-4, 0),
-            'M_TRIM_THRESHOLD': (-1, -1)}
-
-
-def _keep_memory():
-  """Lets the C library keep the memory that a step has freed, for the next.
-
-  Otherwise every step gets its buffers as new pages of the system, which come
-  one by one and zeroed: a sixth of a CPU's step (docs/speed.md). Memory that
-  was needed once stays with the process. Libraries other than glibc are left
-  alone, and so is glibc where the environment sets it (MALLOC_...).
-  """
-  if any(name.startswith('MALLOC_') for name in os.environ):
-    return
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, TypeError, OSError):  # macOS, Windows, musl
-    return
-  for parameter, value in _MALLOPT.values():
-    mallopt(parameter, value)
-
-
 def split_cpu(count):
   """Counts the CPU as `count` devices; 0 leaves JAX's default.
 
@@ -92,7 +67,7 @@ def split_cpu(count):
   their memory and their compiled programs. It changes no number where XLA_FLAGS
   sets it, and warns in a process that already uses its devices.
   """
-  _keep_memory()
+  heap.keep()
   compile_cache.keep()
   flags = os.environ.get('XLA_FLAGS', '')
   if count and 'device_count' not in flags:

@@ -15,7 +15,8 @@ COMMANDS = ('main', 'adapt', 'report', 'data.__main__', 'config.__main__',
 # From the top floor down. The longest name that fits is a module's room.
 FLOORS = (('', *COMMANDS), ('run',), ('config',), ('evaluate',), ('train',),
           ('algorithms',), ('heads',), ('models', 'solvers', 'ntk'), ('data',),
-          ('devices', 'compile_cache', 'processes', 'stopping', 'writers'),
+          ('devices', 'compile_cache', 'heap', 'processes', 'stopping',
+           'writers'),
           ('files', 'unpickle', 'weight_files'),
           ('fields', 'fonts', 'registry', 'progress'),
           ('early', 'errors', 'program'))

@@ -97,36 +97,6 @@ def test_a_cpu_is_counted_before_a_method_uses_it():
   assert result.returncode == 0, result.stderr
 
 
-FAULTS = """
-import resource, sys
-from mtl_jax import devices
-devices.split_cpu(2)
-import jax, jax.numpy as jnp
-x = jnp.ones((25, 2 ** 20))  # 100 MB
-step = jax.jit(lambda x: jnp.sort(x + 1, axis=0)[0])
-count = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-counts = []
-for _ in range(12):
-  before = count()
-  step(x).block_until_ready()
-  counts.append(count() - before)
-print(min(counts))  # memory of a step may be freed after the next has begun
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, 'confstr') or 'glibc' not in (
-    os.confstr('CS_GNU_LIBC_VERSION') or ''), reason='mallopt is of glibc')
-@pytest.mark.parametrize('environment', [{}, {'MALLOC_ARENA_MAX': '8'}])
-def test_a_step_keeps_its_memory_for_the_next(environment):
-  """Fails if each step takes its buffers anew from the system, page by page.
-
-  Fails, too, if a user's own setting of the C library is overruled.
-  """
-  result = command.run([], program=('-c', FAULTS), env=environment)
-  pages = 100 * 2 ** 20 // os.sysconf('SC_PAGE_SIZE')
-  assert (int(result.stdout) > pages / 2) == bool(environment), result
-
-
 def test_devices_that_are_in_use_are_kept_with_a_warning(monkeypatch):
   jax.devices()
   monkeypatch.delenv('XLA_FLAGS')
