@@ -229,7 +229,7 @@ SOURCES = {
     ('whole_class', 'mini_imagenet', None): rfs(BIG, 600),
     ('whole_class', 'tiered_imagenet', None): rfs(BIG, 7010),
     ('whole_class', 'cifar_fs', None): rfs(SMALL, 600),
-    ('whole_class', 'fc100', None): rfs(SMALL, 600),
+    ('whole_class', 'fc100', None): rfs(SMALL, 562),
 }
 PUBLISHED = {
     (name, benchmark, shots): recipe

@@ -38,11 +38,12 @@ def _published(images=38_400, *, small_images=False, classes=_BATCH):
   """
   changes = {}
   if classes < _BATCH:
-    changes['train.ways'] = (
-        classes, 'a step holds an image each of all classes there are')
+    reason = 'a step holds an image each of all classes there are'
+    changes = {'train.ways': (classes, reason),
+               'train.epoch_tasks': (images // classes, reason)}
   return base.published({
       'train.ways': _BATCH, 'train.shots': 1, 'train.queries': 0,
-      'train.meta_batch': 1, 'train.epoch_tasks': images // classes,
+      'train.meta_batch': 1, 'train.epoch_tasks': images // _BATCH,
       'train.max_epochs': 100, 'train.stop_patience': 0,
       'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.05,
       'optimizer.momentum': 0.9, 'optimizer.nesterov': False,

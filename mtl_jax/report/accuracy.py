@@ -27,8 +27,10 @@ _PUBLISHED = (
     'published networks, schedules and test tasks may differ from ours. '
     'Images are those of the whole training, with repetitions: ours, and those '
     'of the source of the recipe, which may be another than that of the value. '
-    '"(nearest)": nobody published a schedule for this benchmark and these '
-    'shots, so that it is the one of the nearest recipe.')
+    '"until": it trains until validation has not risen for so many epochs. '
+    '"(nearest)": nobody published a schedule of this method for this '
+    'benchmark and these shots, so that it is the one of the nearest recipe. '
+    '"-": not known.')
 _PAIRS = (
     'Points by which the method of the row is above that of the column, '
     'paired over the same test tasks, with the half-width of the 95% interval '
@@ -107,7 +109,7 @@ def layout(found, scale):
     if cell.scale == scale:
       missing[Column(*cell[:2], cell.shots), cell.method].append(cell)
   columns = order({*there, *(column for column, _ in missing)})
-  # What there is comes first: a phone shows three columns.
+  # A phone shows three columns: those with cells come first.
   columns.sort(key=lambda column: column not in there)
   methods = records.order_of_methods(
       [*(name for g in there.values() for name in g),
@@ -138,7 +140,7 @@ def published(found, scale):
           *(f'{percent(_root(own, theirs))}{mark}' if own is not None else '-'
             for own in (ours.over_tasks, ours.over_seeds)),
           cost.count(cost.of_group(cells).images),
-          schedule.of_all() if schedule else '-'))
+          schedule.images_text() if schedule else '-'))
   header = ('method', 'column', 'source', 'published network', 'ours',
             'published', 'difference', '± tasks', '± seeds',
             ('images', 'ours'), ('images', 'published'))

@@ -44,23 +44,24 @@ _PUBLISHED = (
     'the source states only the product of the two, and the epoch is ours. '
     '"until": the source trains until validation has not risen for so many '
     'epochs, so that the number of epochs is not published. "(nearest)": '
-    'nobody published a schedule for this benchmark and these shots, so that '
-    'it is the one of the nearest recipe. Hours in the paper are GPU hours on '
+    'nobody published a schedule of this method for this benchmark and these '
+    'shots, so that it is the one of the nearest recipe: of another benchmark, '
+    'other shots or another method. Hours in the paper are GPU hours on '
     'its machine with ResNet-12.')
 
 
 class Schedule(NamedTuple):
   """What the source of a method's recipe trains.
 
-  stated: whether the epoch is the source's, and not only its product with the
-    number of epochs.
+  epoch_is_published: whether the source has this epoch, and not only its
+    product with the number of epochs.
   epochs: None where validation decides.
-  patience: after how many epochs without gain it does, or 0.
-  nearest: whether the source has another benchmark or other shots.
+  patience: epochs without gain after which a training ends, or 0.
+  nearest: whether the source has another benchmark, shots or method.
   """
 
   images_per_epoch: int
-  stated: bool
+  epoch_is_published: bool
   epochs: int | None
   patience: int
   nearest: bool
@@ -70,14 +71,23 @@ class Schedule(NamedTuple):
     """Images of the whole training, None where validation decides."""
     return product(self.images_per_epoch, self.epochs)
 
-  def of_all(self):
-    """Returns the images as a text, or what decides about them."""
-    text = count(self.images) if self.epochs else self.until()
-    return text + ' (nearest)' * self.nearest
+  def images_text(self):
+    """Returns the images of the whole training, or what decides about them."""
+    if self.epochs is None:
+      return self.epochs_text()
+    return count(self.images) + ' (nearest)' * self.nearest
 
-  def until(self):
-    """Returns what decides about the number of epochs."""
-    return f'until {self.patience} epochs without gain'
+  def epochs_text(self):
+    """Returns the number of epochs, or what decides about it."""
+    if self.epochs is None:
+      return (f'until {self.patience} epochs without gain'
+              + ' (nearest)' * self.nearest)
+    return f'{self.epochs:,} {self.mark()}'
+
+  def mark(self):
+    """Returns whose the factors are."""
+    return ('(nearest)' if self.nearest else
+            '(published)' if self.epoch_is_published else '(ours)')
 
 
 class Cost(NamedTuple):
@@ -183,12 +193,10 @@ def at_published(column, methods):
     if not found:
       continue
     c = of_group(cells)
-    mark = '(published)' if found.stated else '(ours)'
     row = (
         name, number(product(c.per_image, 1000)),
-        f'{found.images_per_epoch:,} {mark}',
-        f'{found.epochs:,} {mark}' if found.epochs else found.until(),
-        found.of_all() if found.epochs else '-',
+        f'{found.images_per_epoch:,} {found.mark()}', found.epochs_text(),
+        found.images_text() if found.epochs else '-',
         number(ratio(product(c.per_image, found.images), 3600)))
     given = paper.get(records.base(name))
     rows.append((*row, number(given), _times(given, paper.get(REFERENCE)))
