@@ -85,7 +85,7 @@ def _close_gaps():
 
   A compilation leaves tens of thousands. Every request of a step looks through
   those of its size, while the other threads wait for the heap: steps of a
-  process that had compiled took 1.03 to 1.3 times as long (docs/speed.md). What
+  process that had compiled took 1.1 to 1.4 times as long (docs/speed.md). What
   is taken costs addresses; its pages, but one for each block, go back to the
   system. It needs what `keep` sets.
 
