@@ -1,4 +1,4 @@
-"""Progress of what takes long: a bar with the time left, on a terminal only."""
+"""Progress of what takes long: a bar with the time left, or lines in a log."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ import tqdm
 
 # A bar would only flash where all is done by then.
 DELAY = 1.  # seconds
+EVERY = 60.  # seconds between lines where there is no terminal
 
 
 def columns():
@@ -21,13 +22,13 @@ def bar(total, what, *, unit='image', show=True):
   """Returns a context manager: a bar on stderr, whose update(n) moves it.
 
   The bar tells the time left, and disappears at the end. Where stderr is no
-  terminal, such as in a pipe, nothing is printed.
+  terminal, such as in the log of a job, a line is printed once a minute.
 
   Args:
     total: number of items.
     what: is done to them, shown before the bar.
     unit: what one item is.
-    show: whether there may be a bar.
+    show: whether anything is printed.
   """
   return tqdm.tqdm(total=total, **_options(what, unit, show))
 
@@ -38,5 +39,22 @@ def each(items, what, *, total=None, unit='image', show=True):
 
 
 def _options(what, unit, show):
-  return {'desc': what, 'unit': f' {unit}', 'leave': False, 'delay': DELAY,
-          'dynamic_ncols': True, 'disable': not (show and columns())}
+  options = {'desc': what, 'unit': f' {unit}', 'leave': False,
+             'disable': not show}
+  if columns():
+    return options | {'delay': DELAY, 'dynamic_ncols': True}
+  return options | {
+      'delay': EVERY, 'mininterval': EVERY, 'maxinterval': EVERY,
+      'file': _Lines(),
+      'bar_format': '{desc}: {n_fmt} of {total_fmt}, {remaining} left'}
+
+
+class _Lines:
+  """A file for tqdm that keeps lines where tqdm would draw over them."""
+
+  def write(self, text):
+    if text.strip():
+      print(text.strip(), file=sys.stderr)
+
+  def flush(self):
+    sys.stderr.flush()

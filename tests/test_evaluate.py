@@ -7,8 +7,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
-from mtl_jax import devices, fields, models
-from mtl_jax.algorithms import mtl
+from mtl_jax import algorithms, devices, fields, models
+from mtl_jax.algorithms import METHODS, mtl
 from mtl_jax.data import augment, episodes, sources
 from mtl_jax.data import store as stores
 from mtl_jax.data.__main__ import main as data_main
@@ -156,7 +156,7 @@ def test_a_method_adapts_to_each_task_once_with_the_tasks_own_key(
   guess = lambda key: jax.random.normal(key, (30, 5))
   guessing = algorithm._replace(adapt=lambda variables, key, *task: key,
                                 predict=lambda key, query: guess(key),
-                                convergence=None)
+                                convergence=None, from_features=None)
   rules = protocol(num_tasks=count)
   ours = measure.meta_test(guessing, variables, store, rules,
                            {'own': ('own', {})})['own']
@@ -178,6 +178,62 @@ def test_adapters_give_the_logits_of_each_of_their_tasks(store, trained):
   alone, = both.answers(variables, tasks[1:])
   np.testing.assert_allclose(alone['b'].logits, by_task[1]['b'].logits,
                              atol=1e-6)
+
+
+def created(name, **options):
+  """Returns a method with a small network, and its first variables."""
+  algorithm = algorithms.create(
+      name, models.create('conv4', width=8, pool='flat'), 12, 5, **options)
+  return algorithm, jax.jit(algorithm.init)(
+      jax.random.key(3), jnp.zeros((2, 28, 28, 1)))
+
+
+def test_a_head_is_shared_among_tasks_where_features_are_the_same_in_each():
+  """Fails if BatchNorm of a task, or a network that adapts, is left out."""
+  found = set()
+  for name, method in METHODS.items():
+    allowed = method.OPTIONS['batch_norm'].allowed
+    for how in allowed:
+      if created(name, batch_norm=how)[0].from_features:
+        found.add((name, how))
+  assert found == {
+      ('mtl', 'running'), ('whole_class', 'running'), ('r2d2', 'running'),
+      *((name, how) for name in ('anil', 'metaoptnet', 'protonet')
+        for how in ('running', 'running_apart'))}
+
+
+@pytest.mark.parametrize('limit', [2**30, 1])
+@pytest.mark.parametrize('name, options', [
+    ('mtl', {}), ('whole_class', {}), ('r2d2', {'scale': 3., 'shift': 0.1}),
+    ('metaoptnet', {'scale': 3.}), ('protonet', {'scale': 0.5}),
+    ('anil', {'batch_norm': 'running', 'learned_rate': True}),
+    ('metaoptnet', {'head': 'ridge', 'batch_norm': 'running'})])
+def test_a_shared_head_answers_as_the_method_does_task_by_task(
+    store, name, options, limit, monkeypatch):
+  algorithm, variables = created(name, **options)
+  variables['batch_stats'] = jax.tree.map(lambda x: x + 0.3,
+                                          variables['batch_stats'])
+  monkeypatch.setattr(adapters, '_FEATURES', limit)
+  held, of_tasks = [], features.of_tasks
+  monkeypatch.setattr(features, 'of_tasks', lambda *given, **more: held.append(
+      len(given[3])) or of_tasks(*given, **more))
+  rules = protocol(tasks_at_once=4)
+  tasks = drawing.tasks(rules, drawing.draw(rules, store.offsets)[:11])
+  parts = [drawing.some(tasks, np.array(rows))
+           for rows in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 10])]
+  shared, = adapters.make(algorithm, store, rules, {'own': ('own', {})}, 11)
+  found = list(shared.answers(variables, parts))
+  assert held == ([3] if limit > 1 else [1, 1, 1])
+  assert shared.at_once == 4
+  alone = adapters.own(algorithm, store, 'own', 4)
+  for one, other in zip(found, alone.answers(variables, parts), strict=True):
+    logits, convergence = one['own']
+    expected, solved = other['own']
+    np.testing.assert_allclose(
+        logits, expected, atol=2e-4 * np.abs(expected).max())
+    assert convergence.keys() == solved.keys()
+    for key in solved:
+      np.testing.assert_allclose(convergence[key], solved[key], atol=1e-5)
 
 
 def test_summary_is_the_normal_interval():

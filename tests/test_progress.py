@@ -1,8 +1,9 @@
-"""What takes long shows on a terminal how far it is, and nowhere else."""
+"""What takes long says how far it is: a bar on a terminal, lines in a log."""
 
 import fcntl
 import os
 import pty
+import re
 import struct
 import termios
 
@@ -35,9 +36,19 @@ def test_a_terminal_gets_the_time_left_and_keeps_no_line():
   assert 'hidden' not in shown
 
 
-def test_a_pipe_gets_nothing():
+def test_a_log_gets_nothing_of_what_is_soon_done():
   result = command.run([], ('-c', LOOP))
   assert (result.returncode, result.stdout, result.stderr) == (0, '', '')
+
+
+def test_a_log_gets_a_line_now_and_then():
+  """Fails if a test of many minutes leaves its log silent."""
+  result = command.run([], ('-c', LOOP.replace('DELAY = 0', 'EVERY = 0.1')))
+  assert (result.returncode, result.stdout) == (0, '')
+  lines = result.stderr.splitlines()
+  assert re.fullmatch(r'working: [1-3] of 4, 00:0\d left', lines[0])
+  assert len(lines) <= 4 and 'hidden' not in result.stderr
+  assert all(line == line.strip() and line for line in lines)
 
 
 @pytest.fixture

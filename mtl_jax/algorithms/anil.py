@@ -143,4 +143,5 @@ def build(backbone, num_classes, ways, *, inner_steps, test_steps, inner_rate,
   train, test = (last_layer.make(body, fit(steps), logits, score)
                  for steps in (inner_steps, test_steps))
   return base.Algorithm(init, train.loss, network.features_function(backbone),
-                        test.adapt, test.predict)
+                        test.adapt, test.predict,
+                        from_features=test.from_features)

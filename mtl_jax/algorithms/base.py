@@ -34,6 +34,11 @@ class Algorithm(NamedTuple):
   remedy: which fields to change where training or `adapt` has not converged;
     the second half of a sentence. The metrics of `loss` say that by
     `not_converged`, beside `residual` or `stationarity`.
+  from_features(variables, support [S, D], support_y, num_ways, query [Q, D])
+    -> (logits [Q, N], of heads.convergence or {}): what `adapt`, `predict` and
+    `convergence` do, from `features` of the images. A test then passes each
+    image through the network once, and not once for each of its tasks. None
+    where the network adapts, or where an image's features depend on the task.
   """
 
   init: Callable
@@ -43,6 +48,7 @@ class Algorithm(NamedTuple):
   predict: Callable
   convergence: Callable | None = None
   remedy: str = ''
+  from_features: Callable | None = None
 
 
 def need_queries(options, train):

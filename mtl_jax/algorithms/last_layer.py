@@ -21,6 +21,7 @@ class LastLayer(NamedTuple):
   adapt: Any
   predict: Any
   convergence: Any = None
+  from_features: Any = None
 
 
 @struct.dataclass
@@ -66,8 +67,15 @@ def make(body, fit, logits, score=network.score, diagnostics=None):
     return jnp.mean(scored.losses), network.aux(
         statistics, scored, **converged(head, support, episode.support_y))
 
+  def from_features(variables, support, support_y, num_ways, query):
+    params = variables['params']
+    head = fit(params, support, support_y, num_ways)
+    return logits(params, head, query), converged(head, support, support_y)
+
   adapt, predict, convergence = _test(body, fit, logits, converged)
-  return LastLayer(loss, adapt, predict, diagnostics and convergence)
+  return LastLayer(
+      loss, adapt, predict, diagnostics and convergence,
+      from_features if body.batch_norm in network.RUNNING else None)
 
 
 def _test(body, fit, logits, converged):
@@ -132,21 +140,32 @@ def _converged(diagnostics, head, features, labels, **weights):
 def new_head(features, C):
   """Returns the end of an Algorithm: logistic regression, unit features.
 
-  They are adapt, predict, convergence and remedy.
+  They are adapt, predict, convergence, remedy and from_features.
   """
+  def fit(support, support_y, num_ways, example_weights=None):
+    support = layers.unit_norm(support)
+    keywords = {'C': C, 'example_weights': example_weights}
+    head = logistic.fit(support, support_y, num_ways, **keywords)
+    return head, heads.convergence(
+        logistic.diagnostics(head, support, support_y, **keywords))
+
+  def logits(head, query):
+    return logistic.logits(head, layers.unit_norm(query))
+
   def adapt(variables, key, support_x, support_y, num_ways,
             example_weights=None):
     del key  # convex: nothing random
-    support = layers.unit_norm(features(variables, support_x))
-    keywords = {'C': C, 'example_weights': example_weights}
-    head = logistic.fit(support, support_y, num_ways, **keywords)
-    return variables, head, heads.convergence(
-        logistic.diagnostics(head, support, support_y, **keywords))
+    return variables, *fit(features(variables, support_x), support_y, num_ways,
+                           example_weights)
 
   def predict(adapted, query_x):
     variables, head, _ = adapted
-    return logistic.logits(
-        head, layers.unit_norm(features(variables, query_x)))
+    return logits(head, features(variables, query_x))
+
+  def from_features(variables, support, support_y, num_ways, query):
+    del variables  # the head has no trained parameters
+    head, convergence = fit(support, support_y, num_ways)
+    return logits(head, query), convergence
 
   return (adapt, predict, lambda adapted, query_x: adapted[2],
-          'lower config.method.test_C')
+          'lower config.method.test_C', from_features)

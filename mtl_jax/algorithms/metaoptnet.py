@@ -110,4 +110,5 @@ def build(backbone, num_classes, ways, *, head, C, svm_ridge, regulariser,
       functools.partial(network.score, smoothing=label_smoothing),
       functools.partial(learner.diagnostics, **keywords))
   return base.Algorithm(init, parts.loss, network.features_function(backbone),
-                        parts.adapt, parts.predict, parts.convergence, remedy)
+                        parts.adapt, parts.predict, parts.convergence, remedy,
+                        parts.from_features)

@@ -124,4 +124,5 @@ def build(backbone, num_classes, ways, *, distance, scale, learned_scale,
       network.Body(backbone, batch_norm), fit,
       lambda params, head, features: centroid.logits(head, features))
   return base.Algorithm(init, parts.loss, network.features_function(backbone),
-                        parts.adapt, parts.predict)
+                        parts.adapt, parts.predict,
+                        from_features=parts.from_features)

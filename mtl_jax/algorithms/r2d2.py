@@ -129,7 +129,8 @@ def build(backbone, num_classes, ways, *, regulariser, scale, shift,
       init, _drawn_shots_loss(backbone, regulariser, max_shots)
       if max_shots else parts.loss,
       network.features_function(backbone), parts.adapt, parts.predict,
-      parts.convergence, 'raise config.method.regulariser')
+      parts.convergence, 'raise config.method.regulariser',
+      parts.from_features)
 
 
 def _logits(params, head, features):

@@ -1,8 +1,12 @@
 """Ways to adapt to unseen tasks, all behind one signature.
 
   new_heads    new heads on frozen features
-  own          the method's own adaptation ('own' in config.eval.heads)
+  own_head     the method's own head on frozen features
+  own          the method's own adaptation
   all_layers   every layer, from class centroids ('tune_all')
+
+'own' in config.eval.heads is `own_head` of a method that adapts nothing below
+its head, and otherwise `own`.
 """
 
 import functools
@@ -21,6 +25,7 @@ from mtl_jax.evaluate import features, tune_all
 
 OWN = 'own'  # the method's own adaptation in place of a head
 _PIXELS = 2**27  # bytes of the raw pixels of the tasks in one call
+_FEATURES = 2**30  # bytes; beyond them the features of one call are held
 
 
 class Answers(NamedTuple):
@@ -66,7 +71,9 @@ def make(algorithm, store, protocol, scored, fewest):
   new = {label: how for label, how in scored.items() if is_head(how[0])}
   adapters = [new_heads(algorithm, store, protocol, new)] if new else []
   for label, (name, options) in scored.items():
-    if name == OWN:
+    if name == OWN and algorithm.from_features:
+      adapters.append(own_head(algorithm, store, protocol, label))
+    elif name == OWN:
       adapters.append(own(algorithm, store, label, fewest))
     elif name == tune_all.NAME:
       adapters.append(all_layers(algorithm, store, label, **options))
@@ -75,11 +82,6 @@ def make(algorithm, store, protocol, scored, fewest):
 
 def new_heads(algorithm, store, protocol, scored):
   """Adapts by new heads on frozen features.
-
-  The network sees every image of all tasks once; a task is then a gather of
-  features, and the heads of many tasks are fitted in one call, divided among
-  the devices of this process. Raw pixels are more numbers than features: those
-  of a few tasks are held at a time, on one device.
 
   Args:
     algorithm, store: as in `make`.
@@ -90,9 +92,50 @@ def new_heads(algorithm, store, protocol, scored):
   Returns:
     Adapter.
   """
+  return _on_features(algorithm, store, protocol, {
+      label: functools.partial(_of_head, heads.find(name), options)
+      for label, (name, options) in scored.items()})
+
+
+def own_head(algorithm, store, protocol, label):
+  """Adapts by a method's `from_features`.
+
+  Args:
+    algorithm, store: as in `make`.
+    protocol: read for `batch_size` and `tasks_at_once`.
+    label: of the answers.
+
+  Returns:
+    Adapter.
+  """
+  def learn(variables, ways, support, labels, query):
+    return Answers(*algorithm.from_features(variables, support, labels, ways,
+                                            query))
+
+  return _on_features(algorithm, store, protocol._replace(
+      normalise_features=False, support_copies=0), {label: learn})
+
+
+def _on_features(algorithm, store, protocol, learners):
+  """Adapts on frozen features.
+
+  The network sees every image of all tasks once; a task is then a gather of
+  features, and the heads of many tasks are fitted in one call, divided among
+  the devices of this process. Where all features are more than _FEATURES, it
+  sees every image of one call once. Raw pixels are more numbers than features:
+  those of a few tasks are held at a time, on one device.
+
+  Args:
+    algorithm, store, protocol: as in `new_heads`.
+    learners: label -> (variables, ways, support [S, D], labels [S],
+      query [Q, D]) -> Answers of a task.
+
+  Returns:
+    Adapter.
+  """
   network = features.make(algorithm, store, protocol.normalise_features)
   pixels = features.are_pixels(algorithm)
-  fit = _fit_tasks(scored, network.mesh)
+  fit = _fit_tasks(learners, network.mesh)
 
   @jax.jit
   def of_copies(variables, key, number, images):
@@ -103,65 +146,78 @@ def new_heads(algorithm, store, protocol, scored):
         key, images, **protocol.augmentation))
 
   def answers(variables, tasks):
+    apart = pixels or _are_many(network, variables, store, tasks)
     of_tasks = lambda tasks: features.of_tasks(
         network, variables, store, tasks, protocol.batch_size,
-        protocol.progress and not pixels, shared=not pixels)
-    if not pixels:
+        protocol.progress and not apart, shared=not apart)
+    everywhere = functools.partial(devices.everywhere, mesh=network.mesh)
+    if not apart:
       used, seen = of_tasks(tasks)
-      seen = devices.everywhere(seen, network.mesh)
+      seen = everywhere(seen)
+    copies = everywhere(variables)
     for part in processes.mine(tasks):
-      if pixels:
+      if apart:
         used, seen = of_tasks([part])
+        seen = everywhere(seen)
       labels, known = part.support_y, seen
       rows = np.searchsorted(used, part.support)
       if protocol.support_copies:
         labels = jnp.tile(labels, protocol.support_copies)
-        known = devices.everywhere(jnp.concatenate([
+        known = everywhere(jnp.concatenate([
             of_copies(variables, part.key, number, store.images[ids])
-            for number, ids in zip(part.numbers, part.support, strict=True)]),
-                                   network.mesh)
+            for number, ids in zip(part.numbers, part.support, strict=True)]))
         rows = np.arange(len(known)).reshape(len(rows), -1)
-      yield fit(part.ways, known, rows, labels, seen,
+      yield fit(part.ways, copies, known, rows, labels, seen,
                 np.searchsorted(used, part.query))
 
   return Adapter(answers, min(protocol.tasks_at_once, _tasks_of_pixels(
       store, protocol)) if pixels else protocol.tasks_at_once)
 
 
-def _fit_tasks(scored, mesh):
+def _are_many(network, variables, store, tasks):
+  """Returns whether the features of the tasks may exceed _FEATURES."""
+  images = min(len(store.images), sum(part.support.size + part.query.size
+                                      for part in tasks))
+  of_one = jax.eval_shape(network.of_batch, variables, store.images[:1])
+  return images * of_one.size * of_one.dtype.itemsize > _FEATURES
+
+
+def _fit_tasks(learners, mesh):
   """Returns what fits heads to many tasks, on several devices.
 
   Args:
-    scored: label -> (head name, options).
+    learners: as in `_on_features`.
     mesh: of the devices that the tasks are divided among.
 
   Returns:
-    fit(ways, known [I, D], support_rows [t, S], labels [S], seen [J, D],
-    query_rows [t, Q]) -> label -> Answers of t tasks, on one device. Each
-    device holds a copy of `known` and `seen` (devices.everywhere).
+    fit(ways, variables, known [I, D], support_rows [t, S], labels [S],
+    seen [J, D], query_rows [t, Q]) -> label -> Answers of t tasks, on one
+    device. Each device holds a copy of `variables`, `known` and `seen`
+    (devices.everywhere).
   """
   divided = P(devices.AXIS)
 
   @functools.partial(jax.jit, static_argnames='ways')
-  def fit_evenly(ways, known, support_rows, labels, seen, query_rows):
+  def fit_evenly(ways, variables, known, support_rows, labels, seen,
+                 query_rows):
     # A head never learns which classes of the split it sees.
-    def of_task(support, query):
-      return {label: _of_head(heads.find(name), options, ways, support,
-                              labels, query)
-              for label, (name, options) in scored.items()}
+    def of_tasks(variables, known, support_rows, seen, query_rows):
+      of_task = lambda support, query: {
+          label: learn(variables, ways, support, labels, query)
+          for label, learn in learners.items()}
+      return jax.vmap(of_task)(known[support_rows], seen[query_rows])
 
     return jax.shard_map(
-        lambda known, support_rows, seen, query_rows: jax.vmap(of_task)(
-            known[support_rows], seen[query_rows]),
-        mesh=mesh, in_specs=(P(), divided, P(), divided), out_specs=divided,
-        check_vma=False)(known, support_rows, seen, query_rows)
+        of_tasks, mesh=mesh, in_specs=(P(), P(), divided, P(), divided),
+        out_specs=divided, check_vma=False)(
+            variables, known, support_rows, seen, query_rows)
 
-  def fit(ways, known, support_rows, labels, seen, query_rows):
+  def fit(ways, variables, known, support_rows, labels, seen, query_rows):
     count = len(support_rows)
     # As many tasks on each device; the last one is repeated.
     fill = lambda rows: np.pad(rows, ((0, -count % mesh.size), (0, 0)), 'edge')
-    found = fit_evenly(ways, known, fill(support_rows), labels, seen,
-                       fill(query_rows))
+    found = fit_evenly(ways, variables, known, fill(support_rows), labels,
+                       seen, fill(query_rows))
     # On one device again: other programs would divide the tasks too.
     return jax.tree.map(
         lambda x: jax.device_put(x, mesh.devices.flat[0])[:count], found)
@@ -169,8 +225,9 @@ def _fit_tasks(scored, mesh):
   return fit
 
 
-def _of_head(head, options, ways, support, labels, query):
-  """Returns the Answers of a head on one task's features."""
+def _of_head(head, options, variables, ways, support, labels, query):
+  """Returns the Answers of a new head on one task's features."""
+  del variables  # nothing of a new head is trained
   params = head.fit(support, labels, ways, **options)
   return Answers(head.logits(params, query), heads.convergence(
       head.diagnostics(params, support, labels, **options)))
