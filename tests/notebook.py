@@ -35,6 +35,7 @@ def run(cells, **parameters):
   """
   matplotlib.use('agg')
   from matplotlib import pyplot
+  pyplot.close('all')  # what another test of this process left open
   names, outputs = {'__name__': '__main__'}, []
   shown, show = [], pyplot.show
   pyplot.show = lambda: shown.extend(_figures(pyplot))
