@@ -45,7 +45,7 @@ def _options(what, unit, show):
     return options | {'delay': DELAY, 'dynamic_ncols': True}
   return options | {
       'delay': EVERY, 'mininterval': EVERY, 'maxinterval': EVERY,
-      'file': _Lines(),
+      'file': _Lines(), 'position': 0,  # without it, tqdm moves the cursor
       'bar_format': '{desc}: {n_fmt} of {total_fmt}, {remaining} left'}
 
 

@@ -109,4 +109,4 @@ if __name__ == '__main__':
   # It has joined the others already.
   sys.exit(main.main(command.arguments(
       folder / 'run', config__train__max_epochs=2, config__train__meta_batch=4,
-      config__parallel__devices=1)))
+      config__parallel__devices=1, config__eval__heads='logistic,own')))

@@ -51,6 +51,21 @@ def test_a_log_gets_a_line_now_and_then():
   assert all(line == line.strip() and line for line in lines)
 
 
+def test_bars_within_bars_leave_lines_alone_in_a_log():
+  """Fails if what moves a terminal's cursor is printed."""
+  result = command.run([], ('-c', """
+import time
+from mtl_jax import progress
+progress.EVERY = 0.1
+for _ in progress.each(range(2), 'outer'):
+  for _ in progress.each(range(4), 'inner'):
+    time.sleep(0.12)
+"""))
+  lines = result.stderr.splitlines()
+  assert {line.split(':')[0] for line in lines} == {'outer', 'inner'}
+  assert result.stderr.isprintable() or '\x1b' not in result.stderr
+
+
 @pytest.fixture
 def data(tmp_path, monkeypatch):
   monkeypatch.setenv('MTL_JAX_DATA', str(tmp_path / 'data'))

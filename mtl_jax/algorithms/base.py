@@ -39,6 +39,7 @@ class Algorithm(NamedTuple):
     `convergence` do, from `features` of the images. A test then passes each
     image through the network once, and not once for each of its tasks. None
     where the network adapts, or where an image's features depend on the task.
+    Who replaces `features`, `adapt` or `predict` replaces it, too.
   """
 
   init: Callable

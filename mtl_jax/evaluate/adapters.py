@@ -25,7 +25,7 @@ from mtl_jax.evaluate import features, tune_all
 
 OWN = 'own'  # the method's own adaptation in place of a head
 _PIXELS = 2**27  # bytes of the raw pixels of the tasks in one call
-_FEATURES = 2**30  # bytes; beyond them the features of one call are held
+_FEATURES = 2**31  # bytes; beyond them the features of one call are held
 
 
 class Answers(NamedTuple):
@@ -109,8 +109,9 @@ def own_head(algorithm, store, protocol, label):
     Adapter.
   """
   def learn(variables, ways, support, labels, query):
-    return Answers(*algorithm.from_features(variables, support, labels, ways,
-                                            query))
+    logits, convergence = algorithm.from_features(
+        variables, support, labels, ways, query)
+    return Answers(logits, convergence if algorithm.convergence else {})
 
   return _on_features(algorithm, store, protocol._replace(
       normalise_features=False, support_copies=0), {label: learn})
@@ -147,18 +148,16 @@ def _on_features(algorithm, store, protocol, learners):
 
   def answers(variables, tasks):
     apart = pixels or _are_many(network, variables, store, tasks)
-    of_tasks = lambda tasks: features.of_tasks(
-        network, variables, store, tasks, protocol.batch_size,
-        protocol.progress and not apart, shared=not apart)
     everywhere = functools.partial(devices.everywhere, mesh=network.mesh)
-    if not apart:
-      used, seen = of_tasks(tasks)
-      seen = everywhere(seen)
     copies = everywhere(variables)
-    for part in processes.mine(tasks):
-      if apart:
-        used, seen = of_tasks([part])
-        seen = everywhere(seen)
+
+    def of_tasks(tasks):
+      used, seen = features.of_tasks(
+          network, variables, store, tasks, protocol.batch_size,
+          protocol.progress and not apart, shared=not apart)
+      return used, everywhere(seen)
+
+    def learned(part, used, seen):
       labels, known = part.support_y, seen
       rows = np.searchsorted(used, part.support)
       if protocol.support_copies:
@@ -167,18 +166,22 @@ def _on_features(algorithm, store, protocol, learners):
             of_copies(variables, part.key, number, store.images[ids])
             for number, ids in zip(part.numbers, part.support, strict=True)]))
         rows = np.arange(len(known)).reshape(len(rows), -1)
-      yield fit(part.ways, copies, known, rows, labels, seen,
-                np.searchsorted(used, part.query))
+      return fit(part.ways, copies, known, rows, labels, seen,
+                 np.searchsorted(used, part.query))
+
+    # At once: the time of the first answer is not that of all features.
+    shared = None if apart else of_tasks(tasks)
+    return (learned(part, *(shared or of_tasks([part])))
+            for part in processes.mine(tasks))
 
   return Adapter(answers, min(protocol.tasks_at_once, _tasks_of_pixels(
       store, protocol)) if pixels else protocol.tasks_at_once)
 
 
 def _are_many(network, variables, store, tasks):
-  """Returns whether the features of the tasks may exceed _FEATURES."""
-  images = min(len(store.images), sum(part.support.size + part.query.size
-                                      for part in tasks))
+  """Returns whether the features of the tasks exceed _FEATURES."""
   of_one = jax.eval_shape(network.of_batch, variables, store.images[:1])
+  images = len(features.used_by(tasks))
   return images * of_one.size * of_one.dtype.itemsize > _FEATURES
 
 

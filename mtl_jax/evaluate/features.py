@@ -85,6 +85,12 @@ def in_batches(network, variables, store, ids, batch_size, show=False,
   return processes.joined(batches, len(parts)) if shared else batches
 
 
+def used_by(tasks):
+  """Returns the images that a list of protocol.Tasks uses, int [I], sorted."""
+  return np.unique(np.concatenate(
+      [ids.ravel() for part in tasks for ids in (part.support, part.query)]))
+
+
 def of_tasks(network, variables, store, tasks, batch_size, show=False,
              shared=False):
   """Returns the images that tasks use, int [I], sorted, and their features.
@@ -96,8 +102,7 @@ def of_tasks(network, variables, store, tasks, batch_size, show=False,
     tasks: list of protocol.Tasks.
     batch_size, show, shared: as in `in_batches`.
   """
-  used = np.unique(np.concatenate(
-      [ids.ravel() for part in tasks for ids in (part.support, part.query)]))
+  used = used_by(tasks)
   return used, jnp.concatenate(
       in_batches(network, variables, store, used, batch_size, show, shared))
 

@@ -1,6 +1,5 @@
 """The protocols of a run: from sections of its config."""
 
-from mtl_jax import processes
 from mtl_jax.data import episodes
 from mtl_jax.evaluate import adapters, tune_all
 from mtl_jax.evaluate.protocol import Protocol
@@ -45,8 +44,7 @@ def _protocol(config, section, shots, key):
       key=key, num_tasks=section.tasks, ways=section.ways, shots=shots,
       queries=section.queries, normalise_features=section.normalise_features,
       batch_size=config.eval.batch_size,
-      tasks_at_once=config.eval.tasks_at_once,
-      progress=config.log.progress and processes.leads())
+      tasks_at_once=config.eval.tasks_at_once, progress=config.log.progress)
 
 
 def _copies(config):

@@ -124,7 +124,8 @@ def _anil(backbone, o):
                               'rate': variables['rate']}}
   return method._replace(
       loss=lambda variables, *rest: method.loss(rated(variables), *rest),
-      adapt=lambda variables, *rest: method.adapt(rated(variables), *rest))
+      adapt=lambda variables, *rest: method.adapt(rated(variables), *rest),
+      from_features=None)
 
 
 def _make_training(o, data, algorithm):
