@@ -122,6 +122,10 @@ _CNN4 = {
     ('mini_imagenet', 'protonet', 1): (53.47, None, 'CNN-4', _LEE),
     ('mini_imagenet', 'metaoptnet', 5): (68.76, 0.48, 'CNN-4', _LEE),
     ('mini_imagenet', 'metaoptnet', 1): (52.87, 0.57, 'CNN-4', _LEE),
+    ('mini_imagenet', 'whole_class', 5): (71.56, 0.52, 'CNN-4', 'Tian et al. '
+                                          '(2020)'),
+    ('mini_imagenet', 'whole_class', 1): (55.25, 0.58, 'CNN-4', 'Tian et al. '
+                                          '(2020)'),
 }
 _WANG = 'Wang et al. (2021)'
 _RESNET = {
