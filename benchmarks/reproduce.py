@@ -69,8 +69,8 @@ class Benchmark(NamedTuple):
 
 _SMALL = ('--config.model.width=32', '--config.eval.tasks=1000',
           '--config.validation.tasks=200', '--config.parallel.cpu_devices=2')
-# A network that adapts all layers takes ten minutes for 2,000 tasks, and the
-# untrained one, a baseline, as long again.
+# A network that adapts all layers takes more than ten minutes for 2,000 tasks,
+# and the untrained one, a baseline, as long again.
 _MINI = ('--config.eval.tasks=2000', '--config.validation.tasks=200',
          '--config.eval.baselines=False')
 _MINI_CONFIGS = {5: 'mini_5shot_cpu', 1: 'mini_1shot_cpu'}
