@@ -104,16 +104,16 @@ _CNN4 = {
                                    '(2017)'),
     ('mini_imagenet', 'maml', 1): (48.70, 1.84, 'CNN-4, 32', 'Finn et al. '
                                    '(2017)'),
-    ('mini_imagenet', 'anil', 5): (61.00, None, 'CNN-4, 64', 'Deleu et al. '
+    ('mini_imagenet', 'anil', 5): (61.00, 0.60, 'CNN-4, 64', 'Deleu et al. '
                                    '(2022)'),
-    ('mini_imagenet', 'anil', 1): (46.30, None, 'CNN-4, 64', 'Deleu et al. '
+    ('mini_imagenet', 'anil', 1): (46.30, 0.40, 'CNN-4, 64', 'Deleu et al. '
                                    '(2022)'),
     ('mini_imagenet', 'imaml', 1): (49.30, 1.88, 'CNN-4', 'Rajeswaran et al. '
                                     '(2019)'),
     ('mini_imagenet', 'minibatch_prox', 5): (
-        64.15, None, 'CNN-4, 32', 'Zhou et al. (2019)'),
+        64.15, 0.92, 'CNN-4, 32', 'Zhou et al. (2019)'),
     ('mini_imagenet', 'minibatch_prox', 1): (
-        48.51, None, 'CNN-4, 32', 'Zhou et al. (2019)'),
+        48.51, 0.92, 'CNN-4, 32', 'Zhou et al. (2019)'),
     ('mini_imagenet', 'r2d2', 5): (68.8, 0.1, '96 to 512 channels',
                                    'Bertinetto et al. (2019)'),
     ('mini_imagenet', 'r2d2', 1): (51.2, 0.6, '96 to 512 channels',
@@ -129,17 +129,20 @@ _CNN4 = {
 }
 _WANG = 'Wang et al. (2021)'
 _RESNET = {
-    (name, method, shots): (value, None, 'ResNet-12', source)
+    (name, method, shots): (value, half_width, 'ResNet-12', source)
     for method, source, rows in (
-        ('mtl', _WANG, {'mini_imagenet': (77.72, 59.84),
-                        'tiered_imagenet': (83.69, 67.11),
-                        'cifar_fs': (84.1, 69.5), 'fc100': (57.7, 42.4)}),
-        ('metaoptnet', _LEE, {'mini_imagenet': (78.63, 62.64),
-                              'tiered_imagenet': (81.56, 65.99),
-                              'cifar_fs': (84.2, 72.0),
-                              'fc100': (55.5, 41.1)}))
+        ('mtl', _WANG, {
+            'mini_imagenet': ((77.72, 0.09), (59.84, 0.22)),
+            'tiered_imagenet': ((83.69, 0.02), (67.11, 0.12)),
+            'cifar_fs': ((84.1, 0.1), (69.5, 0.3)),
+            'fc100': ((57.7, 0.3), (42.4, 0.2))}),
+        ('metaoptnet', _LEE, {
+            'mini_imagenet': ((78.63, 0.46), (62.64, 0.61)),
+            'tiered_imagenet': ((81.56, 0.53), (65.99, 0.72)),
+            'cifar_fs': ((84.2, 0.5), (72.0, 0.7)),
+            'fc100': ((55.5, 0.6), (41.1, 0.6))}))
     for name, values in rows.items()
-    for shots, value in zip(SHOTS, values, strict=True)}
+    for shots, (value, half_width) in zip(SHOTS, values, strict=True)}
 PUBLISHED = {'cpu': _CNN4, 'gpu': _RESNET}
 
 
