@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_run
+from etils import epath
 
 from mtl_jax.config import base_config
+from mtl_jax.run import loop, metrics
 from mtl_jax.train import optimizer
 
 
@@ -95,14 +98,24 @@ def test_adam_decay_is_decoupled():
      {0: 1., 50: .5, 100: 0., 150: 0.}),
     ({'schedule': 'cosine', 'decay_epochs': 12, 'warmup_epochs': 2},
      {0: 0., 10: .5, 20: 1., 70: .5, 120: 0.}),
-    ({'schedule': 'plateau'}, {0: 1., 999: 1.}),
+    ({'schedule': 'linear', 'decay_epochs': 10}, {0: 1., 50: .5, 100: 0.}),
 ])
 def test_schedules_count_in_epochs(changes, expected):
   rate = optimizer.schedule(settings(learning_rate=2., **changes),
                             steps_per_epoch=10)
+  # However validation went: what counts its epochs is of `plateau` alone.
+  fallen = optimizer.init_plateau().replace(scale=jnp.float32(.01))
   for step, scale in expected.items():
-    np.testing.assert_allclose(float(rate(jnp.int32(step))), 2. * scale,
+    np.testing.assert_allclose(float(rate(jnp.int32(step), fallen)), 2. * scale,
                                atol=1e-6, err_msg=f'step {step}')
+
+
+def test_plateau_schedule_has_the_rate_that_validation_left():
+  rate = optimizer.schedule(settings(learning_rate=2., schedule='plateau'), 10)
+  state = optimizer.init_plateau()
+  assert float(rate(jnp.int32(999), state)) == 2.
+  fallen = state.replace(scale=jnp.float32(.125))
+  assert float(rate(jnp.int32(0), fallen)) == .25
 
 
 def test_plateau_falls_after_patience_and_only_real_gains_count():
@@ -126,3 +139,17 @@ def test_plateau_counts_a_negative_score_as_a_gain_only_upwards():
   assert float(state.scale) == 1.
   assert float(optimizer.update_plateau(state, -.9, c).scale) == 1.
   assert float(optimizer.update_plateau(state, -1., c).scale) == .5
+
+
+@pytest.mark.parametrize('schedule, rates', [
+    ('constant', [1e-3, 1e-3, 1e-3]), ('plateau', [1e-3, 1e-3, 1e-4])])
+def test_only_the_plateau_lowers_the_rate_of_a_run(schedule, rates, tmp_path):
+  """Fails if a run that never gains falls though its schedule is constant."""
+  loop.train_and_evaluate(tiny_run.config_of(
+      optimizer__schedule=schedule, optimizer__learning_rate=1e-3,
+      optimizer__plateau_patience=0, optimizer__plateau_threshold=100.,
+      train__epoch_tasks=2, train__max_epochs=3), tmp_path / 'run')
+  records = metrics.read(epath.Path(tmp_path / 'run'))
+  np.testing.assert_allclose(
+      [r['learning_rate'] for r in records if 'learning_rate' in r], rates,
+      rtol=1e-6)

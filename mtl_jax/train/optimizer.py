@@ -1,8 +1,8 @@
 """Optimizers and learning-rate schedules.
 
-The direction comes from optax without a rate; the rate of a step is the
-schedule's value times the plateau's scale. The step knows both, so that the
-metrics can report one rate.
+The direction comes from optax without a rate. The schedule gives the rate of a
+step; of all schedules only `plateau` reads how validation went. The step knows
+the rate, so that the metrics can report it.
 """
 
 import chex
@@ -15,7 +15,7 @@ SCHEDULES = ('constant', 'step', 'cosine', 'linear', 'plateau')
 
 @chex.dataclass(frozen=True)
 class Plateau:
-  """State of the host-driven schedule."""
+  """State of the host-driven schedule; every run counts, one schedule reads."""
 
   scale: chex.Array  # [] float32, multiplies the rate
   best: chex.Array  # [] float32, the score to beat
@@ -62,6 +62,14 @@ def build(c):
 
 
 def schedule(c, steps_per_epoch):
+  """Returns (step, Plateau) -> rate of config.optimizer."""
+  if c.schedule == 'plateau':
+    return lambda step, plateau: c.learning_rate * plateau.scale
+  by_step = _by_step(c, steps_per_epoch)
+  return lambda step, plateau: by_step(step)
+
+
+def _by_step(c, steps_per_epoch):
   """Returns step -> rate; boundaries and lengths are in epochs."""
   if c.schedule == 'step':
     boundaries = {}

@@ -103,7 +103,7 @@ def make_step(algorithm, optimizer, rate, draw, meta_batch, *,
   Args:
     algorithm: the method, see algorithms/base.py.
     optimizer: optax transformation without a rate (train/optimizer.py).
-    rate: step [] -> learning rate [].
+    rate: (step [], Plateau) -> learning rate [], of train/optimizer.py.
     draw: (arrays, pixels, task_key) -> Episode, see `draw_episode`.
     meta_batch: T, tasks of all devices; the axis' length must divide it.
     tasks_at_once, unroll_passes: as in `accumulate`.
@@ -136,7 +136,7 @@ def make_step(algorithm, optimizer, rate, draw, meta_batch, *,
         (keys, pixels), tasks_at_once, unroll_passes)
     grads, batch_stats = jax.lax.pmean((grads, aux.batch_stats), AXIS)
     metrics = jax.lax.psum(aux.metrics, AXIS)
-    learning_rate = rate(state.step) * state.plateau.scale
+    learning_rate = jnp.float32(rate(state.step, state.plateau))
     variables, opt_state = update(state, optimizer, grads, learning_rate)
     variables['batch_stats'] = merge_statistics(
         state.variables['batch_stats'], batch_stats, meta_batch)
