@@ -39,10 +39,11 @@ from typing import NamedTuple
 import jax
 
 from launch import chips, preflight
-from mtl_jax import algorithms, devices, files
+from mtl_jax import algorithms, devices, early, files
 from mtl_jax.config import flags, load_config
 from mtl_jax.data import sources
 from mtl_jax.data import store as stores
+from mtl_jax.errors import UserError
 from mtl_jax.report import cell as cells
 from mtl_jax.run import parts, workdir
 
@@ -234,7 +235,8 @@ def write_cells(all_trainings, out, runs):
 def train(training, path, deadline):
   """Trains and tests; returns whether it has ended.
 
-  At the deadline the training is told to save its state.
+  At the deadline the training is told to save its state. Its exit code alone
+  says that it has ended: a test may be that of an earlier start.
 
   Raises:
     SystemExit: it failed.
@@ -253,10 +255,9 @@ def train(training, path, deadline):
       process.send_signal(signal.SIGINT)
       process.wait()
       raise
-  finished = (path / 'test.json').exists()  # and told to end after that
-  if code not in (0, 75) and not finished:
+  if code not in (0, early.PREEMPTED):
     sys.exit(f'{training.name} ended with exit code {code}: see {log.name}')
-  return code == 0 or finished
+  return code == 0
 
 
 def cost(config):
@@ -350,9 +351,12 @@ def main(argv=None):
   """Runs the command line; returns the exit code."""
   try:
     return make(parse(argv))
+  except UserError as error:
+    print(f'reproduce.py: {error}', file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print('stopped; the same command goes on', file=sys.stderr)
-    return 130
+    return early.STOPPED
 
 
 def make(args):
@@ -390,4 +394,6 @@ def make(args):
 
 
 if __name__ == '__main__':
+  # A training must not go on alone.
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
   sys.exit(main())

@@ -1,9 +1,12 @@
 """Progress of what takes long: a bar with the time left, or lines in a log."""
 
+import contextlib
 import os
 import sys
 
 import tqdm
+
+from mtl_jax.errors import reason
 
 # A bar would only flash where all is done by then.
 DELAY = 1.  # seconds
@@ -16,6 +19,29 @@ def columns():
     return os.get_terminal_size(sys.stderr.fileno()).columns
   except (OSError, ValueError):
     return 0
+
+
+def say(text):
+  """Prints a line on stdout, above a bar.
+
+  Where stdout cannot be written, as on a full disk or when its reader has
+  ended, a line on stderr says so, and the program goes on without it.
+  """
+  try:
+    tqdm.tqdm.write(text)
+    sys.stdout.flush()
+  except OSError as error:
+    _silence(sys.stdout)
+    with contextlib.suppress(OSError):
+      print(f'warning: stdout: {reason(error)}: going on without it',
+            file=sys.stderr)
+
+
+def _silence(stream):
+  """Lets nothing that is written to a stream arrive any more, or fail."""
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, stream.fileno())
+  os.close(nowhere)
 
 
 def bar(total, what, *, unit='image', show=True):
@@ -53,8 +79,11 @@ class _Lines:
   """A file for tqdm that keeps lines where tqdm would draw over them."""
 
   def write(self, text):
-    if text.strip():
-      print(text.strip(), file=sys.stderr)
+    try:
+      if text.strip():
+        print(text.strip(), file=sys.stderr, flush=True)
+    except OSError:
+      _silence(sys.stderr)
 
   def flush(self):
-    sys.stderr.flush()
+    pass

@@ -237,7 +237,16 @@ CHANGES = {
     'best truncated': (lambda path: [
         os.truncate(file, 20) for file in path.glob('best/*/default/**/d/*')],
                        {}),
-    'best missing': (lambda path: shutil.rmtree(path / 'best'), {})}
+    'best missing': (lambda path: shutil.rmtree(path / 'best'), {}),
+    'best of the damaged step': (lambda path: [
+        damage(path / 'checkpoints/16', 'truncated'),
+        shutil.copytree(path / 'checkpoints/16', path / 'best/16')], {}),
+    'a smaller limit': (lambda path: None, {'config__train__max_epochs': 3}),
+    'no checkpoints': (
+        lambda path: [shutil.rmtree(path / 'best'),
+                      (path / 'checkpoints').rename(path / 'best')], {}),
+    'nothing to resume from': (lambda path: [
+        shutil.rmtree(path / name) for name in ('checkpoints', 'best')], {})}
 
 
 @pytest.fixture(scope='module')
@@ -272,6 +281,29 @@ def test_a_damaged_checkpoint_is_passed_over(how, finished, changed):
     np.testing.assert_array_equal(one, other)
   score = lambda path: json.loads((path / 'test.json').read_text())['accuracy']
   assert score(path) == score(finished[0])
+
+
+@pytest.mark.parametrize('case, line', [
+    ('a smaller limit', 'holds a run of 4 epochs: set at least 4'),
+    ('no checkpoints', 'would resume at step 0: restore'),
+    ('nothing to resume from', 'remove test.json')])
+def test_a_run_is_not_made_another_one(case, line, changed):
+  """Fails if a test is lost, or says of a run what it was not."""
+  path, before, result = changed[case]
+  assert_one_line(result, line, str(path))
+  assert command.snapshot(path) == before
+
+
+def test_a_damaged_best_state_that_is_made_again(finished, changed):
+  """Fails if it stays, though training reaches its step once more."""
+  path, _, result = changed['best of the damaged step']
+  assert result.returncode == 0, result.stderr
+  lines = result.stderr.splitlines()
+  assert [line.split(': ')[1] for line in lines] == [
+      f'{path}/{name}/16' for name in ('checkpoints', 'best')]
+  scores = [json.loads((run / 'test.json').read_text())['scores']['logistic']
+            for run in (path, finished[0])]
+  assert scores[0] == scores[1]
 
 
 def test_two_damaged_checkpoints_are_left_as_they_are(changed):
@@ -340,6 +372,31 @@ def test_a_full_disk(finished, tmp_path):
   result = command.run(command.arguments(path, config__train__max_epochs=6))
   assert result.returncode == 0, result.stderr
   assert 'Resuming at step 16' in result.stdout
+
+
+def test_a_log_that_is_full_ends_no_run(tmp_path):
+  """Fails if what was trained is lost with a traceback of a print."""
+  with open('/dev/full', 'w') as full:
+    result = command.run(command.arguments(
+        tmp_path / 'run', config__train__max_epochs=1), stdout=full)
+  assert result.returncode == 0, result.stderr
+  line, = result.stderr.splitlines()
+  assert line == ('warning: stdout: No space left on device: going on without '
+                  'it')
+  assert (tmp_path / 'run/test.json').exists()
+
+
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+  """Fails if the loss alone is looked at, which is that before the step."""
+  flags = command.arguments(
+      tmp_path / 'run', config__optimizer__name='adam',
+      config__optimizer__learning_rate=3e38,
+      config__optimizer__weight_decay=10.,
+      config__optimizer__schedule='constant',
+      config__train__classes='train+validation', config__train__epoch_tasks=1)
+  assert_one_line(command.run(flags), 'not finite after step 0',
+                  'lower config.optimizer.learning_rate', 'another --workdir')
+  assert not list((tmp_path / 'run').glob('*/[0-9]*'))
 
 
 def test_a_loss_that_is_not_finite(finished, tmp_path):

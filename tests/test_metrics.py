@@ -8,6 +8,8 @@ import pytest
 from etils import epath
 
 from mtl_jax import files
+from mtl_jax.config import base_config
+from mtl_jax.report import cell
 from mtl_jax.run import metrics
 
 QUIET = ml_collections.ConfigDict(
@@ -126,3 +128,16 @@ def test_numbers_that_are_not_finite_are_strict_json(path):
     raise AssertionError(name)
   json.loads(file.read_text(), parse_constant=refuse)
   assert math.isnan(metrics.read(path)[0]['validation_ci95'])
+
+
+def test_the_seconds_of_seeds_side_by_side_are_shared():
+  """Fails if four seeds at once cost four times what one of them costs."""
+  config = base_config()
+  config.update_from_flattened_dict({
+      'train.ways': 5, 'train.shots': 1, 'train.queries': 1,
+      'train.epoch_tasks': 100, 'train.meta_batch': 2})
+  records = [{**record(step), 'tasks_per_second': 4.} for step in (1, 2, 3)]
+  together = [{**r, 'seeds': 4} for r in records]
+  seconds = [cell._training(config, found, {'meta_batch': 2}, {})['seconds']
+             for found in (records, together)]
+  assert seconds == [3 * 2 / 4, 3 * 2 / 4 / 4]

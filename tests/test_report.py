@@ -96,6 +96,26 @@ def test_what_differs_in_more_than_the_seed_is_another_row(seeds, tmp_path):
   assert rows[1].over_seeds is None
 
 
+def test_what_chose_other_epochs_is_another_row(seeds, tmp_path):
+  """Fails if seeds that were validated in two ways are one group."""
+  write(tmp_path / 'chosen', 5, **{'validation.head': 'centroid'})
+  # C of a head that validates nothing changes nothing.
+  write(tmp_path / 'same', 6, **{'heads.svm.C': 5.})
+  rows = table.rows([seeds, tmp_path / 'chosen', tmp_path / 'same'])
+  assert [row.seeds for row in rows] == [(0, 1, 10, 6), (5,)]
+
+
+def test_the_test_of_a_run_that_goes_on_is_refused(tmp_path):
+  """Fails if the accuracy of 3 epochs is shown as that of 4,000."""
+  path = write(tmp_path / 'run')
+  config = json.loads((path / 'config.json').read_text())
+  before, config['train']['max_epochs'] = config['train']['max_epochs'], 4000
+  (path / 'config.json').write_text(json.dumps(config))
+  with pytest.raises(UserError, match='run is a run of 4000 epochs that has '
+                     f'not ended, and its test is that of {before}'):
+    table.rows([path])
+
+
 @pytest.mark.parametrize('fields', [
     {'parallel.devices': 2}, {'log.every_steps': 3}, {'eval.tasks': 7}])
 def test_what_does_not_change_a_training_makes_no_other_row(

@@ -20,8 +20,7 @@ from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.report import compare
-from mtl_jax.run import parts, report, trained
-from mtl_jax.train import step
+from mtl_jax.run import report, trained
 
 CONFIG = f'--config={ROOT}/configs/glyphs_5shot.py'
 
@@ -46,6 +45,16 @@ def test_an_empty_workdir_is_the_default():
   """Fails if `--workdir=$UNSET` takes the folder of the command."""
   assert parse('--workdir=').workdir == os.path.join('runs',
                                                      'glyphs_5shot_mtl')
+
+
+@pytest.mark.parametrize('flags', [
+    '--init_from=', '--weights=', '--mode=evaluate --checkpoint=',
+    '--mode=features --checkpoint=runs/a --images='])
+def test_an_empty_path_is_not_this_folder_and_not_nothing(flags):
+  """Fails if `--init_from=$UNSET` trains from random weights, and says none."""
+  name = flags.rpartition('--')[2].rstrip('=')
+  with pytest.raises(UserError, match=f'--{name} is empty: write --{name}='):
+    parse(*flags.split())
 
 
 OWN = """
@@ -245,20 +254,6 @@ def build(backbone, num_classes, ways):
 def test_a_method_needs_no_batch_norm_and_no_accuracy(birds):
   """Fails if a run ends in a traceback after all training."""
   assert 'BatchNorm: not stated' in (birds / 'printed').read_text()
-
-
-def test_a_run_beyond_its_limit_has_no_steps_to_come():
-  """Fails if a smaller max_epochs announces '-40 steps'."""
-  config = parse('--config.train.max_epochs=1',
-                 '--config.train.stop_patience=5').config
-  mesh = devices.mesh(1, 1)
-  few = stores.Store(np.zeros((2, 4, 4, 1), np.uint8), np.arange(3), ('a', 'b'),
-                     np.zeros(1), np.ones(1), 'few', 'train')
-  run = parts.Run(None, None, 4, 10, mesh, {'train': few, 'test': few})
-  state = jax.tree.map(jnp.asarray, step.TrainState(
-      step=50, variables={'params': {}}, opt_state={}, plateau={},
-      best_score=0., epochs_without_gain=0))
-  assert 'at most 0 steps, 0 images' in report.describe(config, run, state)
 
 
 def test_the_score_of_a_head_names_its_whole_path():

@@ -85,6 +85,11 @@ def test_side_by_side_the_first_20_steps_are_the_same(
   last = (12, 20)[number]
   assert [r['step'] for r in first][-1] == last, 'no early stop'
   assert len([r for r in first if 'loss' in r]) == last
+  # They share the seconds, but for what each did alone after the kill, and
+  # after the end of the other.
+  alone = ({7}, {6, 7, *range(12, 20)})[number]
+  shared = [r.pop('seeds', 1) for r in second if 'loss' in r]
+  assert shared == [1 if i in alone else 2 for i in range(last)]
   assert [list(r) for r in first] == [list(r) for r in second]
   for a, b in zip(first, second, strict=True):
     assert a == pytest.approx(b, abs=1e-5)
@@ -184,6 +189,8 @@ def test_the_command_ends_with_a_table_of_the_seeds(in_turn, tmp_path):
 
 @pytest.mark.parametrize('prepare, line', [
     (lambda p: (p / 'seed_0').mkdir(), None),
+    # Such as the page that a report has written there.
+    (lambda p: (p / 'seed_0').mkdir() or (p / 'page').mkdir(), None),
     (lambda p: (p / 'config.json').write_text('{}'), 'run of one seed'),
     (lambda p: (p / 'thesis.tex').write_text('x'), 'holds thesis.tex'),
     (lambda p: (p / 'seed_3').mkdir() or (p / 'seed_3/a').write_text('x'),

@@ -19,6 +19,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 import types
 
 import command
@@ -290,6 +291,26 @@ def test_the_commands_of_all_cells_are_valid(scale, home):
       (1, 5)))
   for training in trainings:
     check_main(training.flags(home / 'run'), home)
+
+
+def test_a_training_that_was_refused_is_no_cell(home):
+  """Fails if the test of an earlier run in its folder is taken for its own."""
+  module = importlib.import_module('reproduce')
+  path = home / 'run'
+  path.mkdir(parents=True)
+  (path / 'test.json').write_text('{}')
+  training = module.Training('cpu', 'glyphs', 'mtl', 0, (5,), ('--nothing=1',))
+  with pytest.raises(SystemExit, match='glyphs/mtl_5shot_seed0 ended with exit '
+                     'code 2: see'):
+    module.train(training, path, time.monotonic() + 100)
+
+
+def test_bad_folders_of_cells_get_one_line(home, capsys):
+  module = importlib.import_module('reproduce')
+  (home / 'file').write_text('x')
+  assert module.main(['--list', f'--out={home}/file/results']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert line.startswith('reproduce.py: ') and f'{home}/file' in line
 
 
 def test_the_record_of_a_cell_is_what_the_run_says(launched, home):

@@ -17,6 +17,8 @@ MODES = ('train', 'evaluate', 'features', 'export')
 FLAGS = ('config', 'workdir', 'mode', 'checkpoint', 'init_from', 'weights',
          'images', 'invert', 'help', *processes.FLAGS)
 _WITHOUT_VALUE = ('invert', 'help')
+# Where the value of a variable that is not set would mean something else.
+_NOT_EMPTY = ('checkpoint', 'config', 'images', 'init_from', 'weights')
 _ALONE = ('features', 'export')  # modes of one process
 _NETWORK, _METHOD = 'config.model.name', 'config.method.name'
 _WORDS = {'true': True, 't': True, '1': True,
@@ -171,6 +173,9 @@ def _split(argv):
       raise UserError(f'--{name} is unknown: ' + _nearest(name, FLAGS, '--'))
     elif text is not None and name == 'invert':
       raise UserError(f'--{name} is {text!r}: it takes no value')
+    elif text == '' and name in _NOT_EMPTY:
+      raise UserError(f'--{name} is empty: write --{name}=value, or leave it '
+                      'out')
     elif text is None and name not in _WITHOUT_VALUE:
       raise UserError(f'--{name} has no value: write --{name}=value')
     else:

@@ -96,7 +96,8 @@ def _training(config, records, environment, cost):
   images = tasks * config.train.ways * (
       config.train.shots + config.train.queries)
   steps = [r for r in records if 'tasks_per_second' in r]
-  paces = [tasks / r['tasks_per_second'] for r in steps]
+  # Seeds that were trained side by side share the time.
+  paces = [tasks / r['tasks_per_second'] / r.get('seeds', 1) for r in steps]
   pace = float(np.median(paces[1:] or paces)) if paces else 0.
   last = steps[-1]['step'] if steps else 0
   validations = [r for r in records if 'validation_accuracy' in r]

@@ -10,7 +10,7 @@ import numpy as np
 from mtl_jax import files
 from mtl_jax.errors import UserError, first_line
 from mtl_jax.evaluate import interval
-from mtl_jax.run import score
+from mtl_jax.run import score, workdir
 
 # What two tests must share for the tasks drawn to be the same.
 _SETTINGS = ('data', 'split', 'num_tasks', 'ways', 'shots', 'queries', 'seed')
@@ -69,7 +69,8 @@ def read(path):
   """Returns the Test in a folder.
 
   Raises:
-    UserError: it has none, or its files are damaged.
+    UserError: it has none, its files are damaged, or it is a run whose training
+      has gone on since.
   """
   folder = files.at(path)
   try:
@@ -87,7 +88,20 @@ def read(path):
     raise UserError(f'{path} holds no finished test ({first_line(error)}): '
                     'name the workdir of a run or of --mode=evaluate'
                     ) from error
+  _check_ended(folder, result)
   return Test(path, result, accuracies)
+
+
+def _check_ended(folder, result):
+  """Raises UserError for the test of a run that was started again to go on."""
+  before = result.get('training', {}).get('max_epochs')
+  if before is None or not (folder / workdir.CONFIG).exists():
+    return  # an older version tested; or it is that of --mode=evaluate
+  now = workdir.saved_config(folder).train.max_epochs
+  if now != before:
+    raise UserError(
+        f'{folder} is a run of {now} epochs that has not ended, and its test '
+        f'is that of {before}: let it end, by the same command')
 
 
 def _pairs(a, b):

@@ -115,8 +115,8 @@ def _rows(paths):
         raise UserError(f'{path} holds a damaged test: test.json has '
                         f'{tasks.num_tasks} tasks and tasks.npz '
                         f'{len(accuracies)}; test again')
-      key = (run['settings_sha256'], test.result.get('method'), head, tasks,
-             _measure(test, head))
+      key = ((run['settings_sha256'], run.get('validation_sha256')),
+             test.result.get('method'), head, tasks, _measure(test, head))
       group = groups.setdefault(key, {})
       if run['seed'] in group:
         raise UserError(

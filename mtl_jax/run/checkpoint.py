@@ -168,6 +168,28 @@ def restore_latest(workdir, initial):
           metadata.get(_UNVALIDATED, False))
 
 
+def drop_damaged(manager, state):
+  """Deletes states after `state` that cannot be read: the run makes them again.
+
+  Args:
+    manager: of 'best', where a state that is there is not written again.
+    state: TrainState that the run resumes from.
+  """
+  for step in manager.all_steps():
+    if step > int(state.step):
+      try:
+        restore(manager, state, step)
+      except Damaged as error:
+        _delete(manager, step, error, int(state.step))
+
+
+def _delete(manager, step, error, kept):
+  """Deletes a damaged state, and says so."""
+  print(f'warning: {error.problem}: going back to step {kept}',
+        file=sys.stderr, flush=True)
+  manager.delete(step)
+
+
 def _newest_whole(manager, like):
   """Returns the newest state that can be read, or None; deletes those after.
 
@@ -182,9 +204,7 @@ def _newest_whole(manager, like):
       damaged.append((step, error))
       continue
     for number, error in damaged:
-      print(f'warning: {error.problem}: going back to step {step}',
-            file=sys.stderr, flush=True)
-      manager.delete(number)
+      _delete(manager, number, error, step)
     return state
   if damaged:
     raise damaged[0][1]

@@ -30,7 +30,9 @@ def evaluate_run(config, checkpoint, path):
   """
   config = agreement.check(config, trains=False)
   path = workdir.for_results(path)
-  return _tested(config, path, *processes.together(
+  training = workdir.of_training(
+      config if checkpoint is None else workdir.saved_config(checkpoint))
+  return _tested(config, path, training, *processes.together(
       lambda: _loaded(config, checkpoint)))
 
 
@@ -51,11 +53,12 @@ def _loaded(config, checkpoint):
   return model, splits, untrained
 
 
-def _tested(config, path, model, splits, untrained):
+def _tested(config, path, training, model, splits, untrained):
   """Tests, and writes the files; returns the contents of test.json."""
   agreement.check_data(splits)
   processes.by_leader(lambda: files.make(path))
-  result = score.test(config, path, model.algorithm, model, splits, untrained)
+  result = score.test(config, path, model.algorithm, model, splits, training,
+                      untrained)
   if config.log.progress:
     print(report.scores(result))
     print(f'Everything is in {path}')

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mtl_jax import devices, files, processes, stopping, writers
+from mtl_jax import devices, files, processes, progress, stopping, writers
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import interval, measure
 from mtl_jax.run import (
@@ -119,6 +119,7 @@ def claimed(config, path, run, initial, data, stack):
   stack.enter_context(workdir.alone(path))
   workdir.check(path, config)  # another start may have ended since
   workdir.check_meta_batch(path, run.meta_batch)
+  workdir.check_epochs(path, config.train.max_epochs, run.epoch_steps)
   state, *kept = checkpoint.restore_latest(path, start.state)
   workdir.claim(path, config, data, run.meta_batch)
   write = stack.enter_context(writers.opened(
@@ -133,6 +134,7 @@ def tested(run, training):
       lambda: checkpoint.restore_best(path, initial)) or initial)
   result = score.test(
       config, path, run.algorithm, best, run.splits,
+      workdir.of_training(config),
       initial.variables if config.eval.baselines else None)
   if not processes.leads():
     return result
@@ -148,7 +150,7 @@ def tested(run, training):
 def say(config, text):
   """Prints lines of a run, unless it is to be quiet."""
   if config.log.progress and processes.leads():
-    print(text, flush=True)
+    progress.say(text)
 
 
 def train(run, trainings):
@@ -193,6 +195,7 @@ def opened(run, training, logs, count):
                              save=checkpoint.every(0, None))
   latest = checkpoint.manager(path, 'latest')
   best = checkpoint.manager(path, 'best')
+  checkpoint.drop_damaged(best, state)
   log = metrics.Log(
       path, config.log, int(state.step),
       config.train.max_epochs * run.epoch_steps, {
@@ -270,11 +273,13 @@ def train_epoch(compiled, group, batches, numbers, run,
       if end or len(kept) >= t.log.every_steps:
         t.log.record({
             'step': step + 1, 'epoch': (step + 1) / run.epoch_steps,
-            **metrics.means(kept), 'tasks_per_second': speed})
+            **metrics.means(kept), 'tasks_per_second': speed,
+            **({'seeds': len(group)} if len(group) > 1 else {})})
         kept.clear()
     if due:
       for t, kept, state in zip(group, pending, off_mesh(laid_out),
                                 strict=True):
+        metrics.check_parameters(state.variables['params'], step)
         t.save.now(step + 1, state, kept, unvalidated=end)
     if stop:
       raise stopping.ended(stop)
@@ -288,6 +293,8 @@ def end_epoch(run, training, validation):
   `validation` is variables -> measure.Measured. Where it is None, the state is
   saved as the best one: the last step is tested.
   """
+  metrics.check_parameters(training.state.variables['params'],
+                           int(training.state.step) - 1)
   if validation is None:
     if processes.leads():
       for manager in (training.best, training.latest):

@@ -2,11 +2,11 @@
 
 import json
 import math
-import sys
 import time
 import types
 
 import jax
+import numpy as np
 import tqdm
 
 from mtl_jax import files, progress
@@ -15,6 +15,9 @@ from mtl_jax.errors import UserError
 FILE = 'metrics.jsonl'
 _PARTS = 'metrics.*.jsonl'  # on object stores, after FILE
 _OF_PART = 200  # records
+# A run keeps its rate, so that it can be resumed.
+_REMEDY = ('start again with a lower config.optimizer.learning_rate and '
+           'another --workdir; the last good checkpoint stays')
 
 
 def means(metrics):
@@ -43,9 +46,19 @@ def fetch(pending, first_step):
                         'needs other config.train.shots or queries')
       if not math.isfinite(total):
         raise UserError(
-            f'{name} is {total / count} at step {step}: lower '
-            f'config.optimizer.learning_rate; the last good checkpoint stays')
+            f'{name} is {total / count} at step {step}: {_REMEDY}')
   return metrics
+
+
+def check_parameters(params, step):
+  """Raises UserError where a parameter is not finite after a step.
+
+  The loss of a step is that of the parameters before it.
+  """
+  for path, x in jax.tree_util.tree_leaves_with_path(params):
+    if not np.isfinite(x).all():
+      raise UserError(f'the parameter {jax.tree_util.keystr(path)} is not '
+                      f'finite after step {step}: {_REMEDY}')
 
 
 def unsolved(values, prefix, remedy):
@@ -193,8 +206,7 @@ class Log:
 
   def say(self, text):
     """Prints a line above the bar."""
-    tqdm.tqdm.write(f'{self._name}: {text}' if self._name else text)
-    sys.stdout.flush()
+    progress.say(f'{self._name}: {text}' if self._name else text)
 
   def _converged(self, values):
     """Returns a line for each kind of task that first has not converged."""

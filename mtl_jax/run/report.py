@@ -23,7 +23,7 @@ def describe(config, run, state, weights=''):
       f'{names.get(use, use)} {s.num_classes} classes, {len(s.images)} images'
       for use, s in run.splits.items())
   device = run.mesh.devices.flat[0].device_kind
-  to_come = max(c.max_epochs * run.epoch_steps - int(state.step), 0)
+  to_come = c.max_epochs * run.epoch_steps - int(state.step)
   images = run.meta_batch * c.ways * (c.shots + c.queries)
   return '\n'.join((
       f'{config.method.name} with {config.model.name} on '

@@ -16,12 +16,12 @@ from mtl_jax.data import episode_files
 from mtl_jax.data import store as stores
 from mtl_jax.evaluate import adapters, features, interval, measure
 from mtl_jax.evaluate import protocol as drawing
-from mtl_jax.run import protocols, tested_split, workdir
+from mtl_jax.run import protocols, tested_split
 
 EPISODES = 'test_episodes.json'
 
 
-def test(config, path, algorithm, state, splits, untrained=None):
+def test(config, path, algorithm, state, splits, training, untrained=None):
   """Tests a state; writes the files of this module.
 
   Args:
@@ -32,6 +32,7 @@ def test(config, path, algorithm, state, splits, untrained=None):
       Trained of a file of weights, where the last two are None.
     splits: 'test' -> Store, of tested_split.load, and 'validation' where C is
       chosen.
+    training: of workdir.of_training.
     untrained: variables before training, for the baselines; None: no
       baselines.
 
@@ -55,7 +56,7 @@ def test(config, path, algorithm, state, splits, untrained=None):
       'num_tasks': rules[0].num_tasks, 'ways': c.ways, 'shots': c.shots,
       'queries': c.queries, 'split': c.split, 'data': store.name,
       'trained_on': config.data.name, 'method': config.method.name,
-      'training': workdir.of_training(config),
+      'training': training,
       'batch_norm': config.method.get('batch_norm', 'not stated'),
       'seed': c.seed,
       'heads': options, 'normalise_features': c.normalise_features,
@@ -79,6 +80,8 @@ def _write(path, result, scores, tasks):
     files.write(path / EPISODES, tasks)
   else:  # those of an earlier test would look like this one's
     (path / EPISODES).unlink(missing_ok=True)
+  # A process that ends here leaves no accuracies beside another test's tasks.
+  (path / 'test.json').unlink(missing_ok=True)
   packed = io.BytesIO()
   np.savez(packed, **scores)
   files.write(path / 'tasks.npz', packed.getvalue())

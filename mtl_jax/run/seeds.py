@@ -81,9 +81,9 @@ def check(path):
   if (path / workdir.CONFIG).exists():
     raise UserError(f'{path} is the workdir of a run of one seed: choose '
                     'another --workdir for config.seeds')
-  others = sorted(p.name for p in path.iterdir() if not (
-      p.name in (*TABLE, files.LOCK) or _OF_SEED.fullmatch(p.name)
-      or p.name.endswith('.tmp')))
-  if others:
+  names = sorted(p.name for p in path.iterdir())
+  others = [name for name in names if not (
+      name in (*TABLE, files.LOCK) or name.endswith('.tmp'))]
+  if others and not any(map(_OF_SEED.fullmatch, names)):
     raise UserError(f'{path} holds {others[0]} and no runs of several seeds: '
                     'choose an empty or a new --workdir')

@@ -113,6 +113,10 @@ def check(path, config, testing=False):
     return
   saved = saved_config(path)
   if not testing and not checkpoint.has_state(path):
+    if (path / 'test.json').exists():
+      raise UserError(f'{path} holds a finished test, and no state of its '
+                      'training any more, which would have to start anew: '
+                      'remove test.json, or choose another --workdir')
     return
   old = _identity(saved, testing)
   new = _identity(config, testing)
@@ -163,6 +167,29 @@ def check_meta_batch(path, meta_batch):
         f'{path} holds a run whose steps have {before} tasks, and here they '
         f'would have {meta_batch}: choose config.parallel.tasks_per_device and '
         f'a number of devices whose product is {before}, or another --workdir')
+
+
+def check_epochs(path, max_epochs, epoch_steps):
+  """Raises UserError where the run in `path` is further than it may be.
+
+  Args:
+    path: the workdir.
+    max_epochs: of this start.
+    epoch_steps: steps of an epoch.
+  """
+  latest, best = (checkpoint.last_step(path, which) or 0
+                  for which in ('latest', 'best'))
+  epochs = -(-max(latest, best) // epoch_steps)
+  if epochs > max_epochs:
+    raise UserError(
+        f'config.train.max_epochs is {max_epochs}, but {path} holds a run of '
+        f'{epochs} epochs: set at least {epochs}, or choose another --workdir')
+  # The best state is saved before the latest one, so it may be an epoch ahead.
+  if best > latest + epoch_steps:
+    raise UserError(
+        f'{path / checkpoint.FOLDERS["best"]} holds step {best}, but training '
+        f'would resume at step {latest}: restore '
+        f'{path / checkpoint.FOLDERS["latest"]}, or choose another --workdir')
 
 
 def claim(path, config, data, meta_batch=None):
@@ -237,8 +264,12 @@ def _processor():
 def of_training(config):
   """Returns what a test says of the run: its seed, and what it shares.
 
-  Runs that differ in nothing but the seed have the same `settings_sha256`.
-  What a finished run may change to be tested is no part of it.
+  Runs that differ in nothing but the seed have the same `settings_sha256`, and
+  chose their epochs alike if they have the same `validation_sha256`. What a
+  finished run may change to be tested is no part of either.
+
+  Args:
+    config: of the run, as it was trained.
   """
   trained = {name: value for name, value in _values(config).items()
              if name.startswith('augment.') or name in (
@@ -249,8 +280,23 @@ def of_training(config):
   del values['seed']
   return {'seed': config.seed, 'network': config.model.name,
           'classes': config.train.classes,
-          'settings_sha256': hashlib.sha256(files.json_text(
-              values, sort_keys=True).encode()).hexdigest()}
+          'max_epochs': config.train.max_epochs,
+          'settings_sha256': _sha256(values),
+          'validation_sha256': _sha256(_of_validation(config))}
+
+
+def _of_validation(config):
+  """Returns field -> value of what an epoch is chosen by; {} for nothing."""
+  if config.train.classes != 'train':  # nothing is validated
+    return {}
+  section = f'heads.{config.validation.head}.'
+  return {name: value for name, value in _values(config).items()
+          if name.startswith(('validation.', section))}
+
+
+def _sha256(values):
+  return hashlib.sha256(
+      files.json_text(values, sort_keys=True).encode()).hexdigest()
 
 
 def _identity(config, testing):
