@@ -1,6 +1,7 @@
 """A run that starts from the weights of another one."""
 
 import json
+import re
 
 import command
 import jax
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 
 from mtl_jax.config import flags
+from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
-from mtl_jax.run import build, init_from, loop, parts, trained
+from mtl_jax.run import build, init_from, loop, parts, trained, weights
 
 
 def config_of(path, method='mtl', **changes):
@@ -113,9 +115,49 @@ def test_a_run_records_where_it_started_and_resumes_without_it(
   loop.train_and_evaluate(config, path)
   saved = json.loads((path / 'config.json').read_text())
   assert saved['init_from'] == str(source)
+  before = trained.load(path).data['before']
+  assert before == [{name: trained.load(first).data[name]
+                     for name in ('name', 'classes')}]
   source.unlink()
   config.train.max_epochs = 2
   assert loop.train_and_evaluate(config, path)['checkpoint_step'] in (4, 8)
+  assert trained.load(path).data['before'] == before
+
+
+@pytest.mark.parametrize('split', ['validation', 'test'])
+@pytest.mark.parametrize('depth', [1, 2])
+def test_classes_that_the_first_weights_know_are_not_unseen(
+    split, depth, first, tmp_path):
+  """Fails if a test counts classes as unseen that an earlier run was shown.
+
+  Of that run, or of the run that it had started from.
+  """
+  data = trained.load(first).data
+  known = stores.load('glyphs/tiny', split).class_names[2]
+  if depth == 1:
+    data = {**data, 'classes': [*data['classes'], known]}
+  else:
+    data = {**data, 'before': [{'name': 'glyphs', 'classes': [known]}]}
+  (tmp_path / 'data.json').write_text(json.dumps(data))
+  config = config_of(tmp_path / 'new')
+  config.init_from = str(tmp_path)
+  with pytest.raises(UserError, match=re.escape(known)) as raised:
+    parts.make_run(config)
+  assert f'1 of the {split} classes of glyphs/tiny, in glyphs' in str(
+      raised.value)
+  config.eval.allow_seen_classes = True
+  run = parts.make_run(config)
+  assert run.splits['test'].tested['seen'] == (
+      (known,) if split == 'test' else ())
+
+
+def test_a_file_of_weights_says_what_it_was_trained_on(first, tmp_path):
+  config = trained.load(first).config
+  file = weights.export(config, first, tmp_path)
+  config = config_of(tmp_path / 'new')
+  config.weights = str(file)
+  assert parts.make_run(config).before == [
+      {name: trained.load(first).data[name] for name in ('name', 'classes')}]
 
 
 @pytest.mark.parametrize('flag', ['--init_from', '--config.init_from'])

@@ -16,15 +16,17 @@ _MOST_PARAMETERS = 2**31 - 1
 DATA_KEYS = ('name', 'classes', 'image_shape', 'mean', 'std')
 
 
-def describe_data(store):
+def describe_data(store, before=()):
   """Returns what a test must know of the training split: data.json.
 
   Args:
     store: the training split.
+    before: what the first weights were trained on, of init_from.trained_before.
   """
-  return {'name': store.name, 'classes': list(store.class_names),
+  data = {'name': store.name, 'classes': list(store.class_names),
           'image_shape': list(store.images.shape[1:]),
           'mean': store.mean.tolist(), 'std': store.std.tolist()}
+  return {**data, 'before': list(before)} if before else data
 
 
 def algorithm_of(config, num_classes):

@@ -25,6 +25,25 @@ class Start(NamedTuple):
   line: str = ''
 
 
+def trained_before(config):
+  """Returns what the first weights of a run were trained on: [{name, classes}].
+
+  It is empty for random weights, and where nothing says it: a file without
+  such words, or a run that is gone, without which a run may resume.
+  """
+  try:
+    if config.weights:
+      data = weights.said_of(weight_files.read(config.weights))
+    elif config.init_from:
+      data = trained.read_data(files.at(config.init_from))
+    else:
+      data = None
+  except UserError:
+    return []
+  return [{'name': data['name'], 'classes': data['classes']},
+          *data.get('before', [])] if data else []
+
+
 def load(config, path, initial, data):
   """Returns the Start of a run.
 

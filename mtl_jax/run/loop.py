@@ -101,7 +101,7 @@ def begun(config, path, run):
   It is the first one, or that of the last saved state, which process 0 reads
   and gives to the others.
   """
-  data = build.describe_data(run.splits['train'])
+  data = build.describe_data(run.splits['train'], run.before)
   initial = build.initial_state(config, run.algorithm, data['image_shape'])
   with contextlib.ExitStack() as stack:
     training = processes.by_leader(lambda: claimed(
@@ -120,6 +120,8 @@ def claimed(config, path, run, initial, data, stack):
   workdir.check(path, config)  # another start may have ended since
   workdir.check_meta_batch(path, run.meta_batch)
   workdir.check_epochs(path, config.train.max_epochs, run.epoch_steps)
+  if checkpoint.has_state(path):  # the other run may be gone
+    data = {**data, **workdir.kept_before(path)}
   state, *kept = checkpoint.restore_latest(path, start.state)
   workdir.claim(path, config, data, run.meta_batch)
   write = stack.enter_context(writers.opened(

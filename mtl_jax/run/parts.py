@@ -11,7 +11,7 @@ from mtl_jax.data import augment, episodes, feed
 from mtl_jax.data import store as stores
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import measure
-from mtl_jax.run import agreement, build, protocols, tested_split
+from mtl_jax.run import agreement, build, init_from, protocols, tested_split
 from mtl_jax.train import optimizer, together
 from mtl_jax.train import step as steps
 
@@ -25,6 +25,7 @@ class Run(NamedTuple):
   epoch_steps: int  # steps of an epoch
   mesh: Any
   splits: dict[str, stores.Store]  # train, test, and validation if there is
+  before: tuple = ()  # what its first weights were trained on
   compiled: Any = None  # number of seeds side by side -> devices.Compiled
 
 
@@ -57,15 +58,18 @@ def _make_run(config):
                 splits['train'].images.shape[-1])
   if config.train.turn_classes:
     augment.check_turns(splits['train'])
-  splits['test'] = tested_split.load(
-      config, build.describe_data(splits['train']), splits)
+  before = init_from.trained_before(config)
+  data = build.describe_data(splits['train'], before)
+  if 'validation' in splits:
+    tested_split.check_unseen(config, splits['validation'], data)
+  splits['test'] = tested_split.load(config, data, splits)
   tested_split.check_test(config, splits)
   meta_batch, mesh = make_mesh(config)
   build.check_network(config, splits['train'].images.shape[1:])
   return Run(build.algorithm_of(config, splits['train'].num_classes),
              optimizer.build(config.optimizer), meta_batch,
              steps.steps_per_epoch(config.train.epoch_tasks, meta_batch), mesh,
-             splits)
+             splits, before)
 
 
 def make_mesh(config):

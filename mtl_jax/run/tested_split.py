@@ -54,6 +54,9 @@ def load(config, data, splits=None):
         f'were trained on in {data["name"]} ({seen[0]}, ..; compared by '
         f'{compared}), so these scores would mean little: test another data '
         'set, or set config.eval.allow_seen_classes')
+  check_unseen(config, built, data)
+  before = {name for _, names in _before(built, data) for name in names}
+  seen = tuple(name for name in built.class_names if name in {*seen, *before})
   store = as_trained(built, data, config.data.dir, c.invert)
   images = {'shape': list(built.images.shape[1:]),
             'trained_shape': list(data['image_shape']), 'inverted': c.invert,
@@ -61,6 +64,33 @@ def load(config, data, splits=None):
             'white_background': name != data['name'] and _are_white(
                 store, data)}
   return store._replace(tested={'images': images, 'seen': seen})
+
+
+def check_unseen(config, store, data):
+  """Raises UserError for classes that the first weights were trained on.
+
+  Args:
+    config: read for `eval`.
+    store: a split that is to be unseen.
+    data: what was trained on, of build.describe_data.
+  """
+  if config.eval.allow_seen_classes or store.split not in (
+      'validation', 'test'):
+    return
+  for name, seen in _before(store, data):
+    if seen:
+      raise UserError(
+          f'the first weights were trained on {len(seen)} of the '
+          f'{store.split} classes of {store.name}, in {name} ({seen[0]}, ..), '
+          'so their scores would mean little: start from other weights, or set '
+          'config.eval.allow_seen_classes')
+
+
+def _before(store, data):
+  """Returns [(data set, classes of a store that first weights trained on)]."""
+  return [(earlier['name'], overlap.by_name(
+      (store.name, store.class_names), (earlier['name'], earlier['classes'])))
+          for earlier in data.get('before', ())]
 
 
 def _seen(config, store, data, splits):

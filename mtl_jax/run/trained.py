@@ -104,8 +104,11 @@ def describes_data(data):
   """Returns whether a value is of the form of `build.describe_data`."""
   if not isinstance(data, dict) or not data.keys() >= set(build.DATA_KEYS):
     return False
-  shape = data['image_shape']
-  return (_is_list(data['classes'], str) and _is_list(shape, int)
+  shape, before = data['image_shape'], data.get('before', [])
+  return (isinstance(before, list) and all(
+      isinstance(earlier, dict) and isinstance(earlier.get('name'), str)
+      and _is_list(earlier.get('classes'), str) for earlier in before)
+          and _is_list(data['classes'], str) and _is_list(shape, int)
           and len(shape) == 3 and min(shape) > 0
           and all(_is_list(data[name], int, float)
                   and len(data[name]) == shape[2]

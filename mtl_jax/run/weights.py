@@ -239,14 +239,22 @@ def _check_size(model, found, where, image_shape):
                     f'{field} is {here}: set --config.model.{field}={text}')
 
 
+def said_of(weights):
+  """Returns what a file says that it was trained on, as data.json; or None.
+
+  Args:
+    weights: weight_files.Weights.
+  """
+  data = (weight_files.json_of(weights, _KEY) or {}).get('data')
+  return data if trained.describes_data(data) else None
+
+
 def _data(config, weights):
   """Returns what the weights were trained on, as build.describe_data."""
   c = config.data
   chosen = stores.constants(c.normalise, c.mean, c.std)
-  said = (weight_files.json_of(weights, _KEY) or {}).get('data')
-  if trained.describes_data(said):
-    data = said
-  else:
+  data = said_of(weights)
+  if data is None:
     source, variant = sources.find(c.name)
     known = source.image_shape and (chosen or source.mean and source.std)
     if not known:  # measured from the images

@@ -147,6 +147,13 @@ def check_data(path, data):
           f'their {name} differ; restore them, or choose another --workdir')
 
 
+def kept_before(path):
+  """Returns {'before': what data.json has}; {} where it has none."""
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    return {'before': json.loads((path / DATA).read_text())['before']}
+  return {}
+
+
 def check_meta_batch(path, meta_batch):
   """Raises UserError where the run in `path` has steps of other tasks.
 
