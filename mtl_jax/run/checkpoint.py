@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 
 from mtl_jax import processes
 from mtl_jax.errors import UserError, first_line
+from mtl_jax.run import metrics
 
 FOLDERS = {'latest': 'checkpoints', 'best': 'best'}
 # In the metadata of a step.
@@ -131,6 +132,7 @@ def every(minutes, manager):
 
   def now(step, state, pending, unvalidated=False):
     nonlocal last
+    metrics.check_parameters(state.variables['params'], step - 1)
     if manager is None:
       return
     save(manager, step, state, pending, unvalidated)

@@ -258,8 +258,7 @@ def train_epoch(compiled, group, batches, numbers, run,
     # However rarely losses are fetched, the host runs only so far ahead.
     if len(running) > devices.STEPS_AHEAD:
       jax.block_until_ready(running[-1 - devices.STEPS_AHEAD])
-    end = step == numbers[-1]
-    stop = asked()
+    end, stop = step == numbers[-1], asked()
     due = stop or not end and any(t.save.due() for t in group)
     full = any(len(kept) + len(running) >= t.log.every_steps
                for t, kept in zip(group, pending, strict=True))
@@ -281,7 +280,6 @@ def train_epoch(compiled, group, batches, numbers, run,
     if due:
       for t, kept, state in zip(group, pending, off_mesh(laid_out),
                                 strict=True):
-        metrics.check_parameters(state.variables['params'], step)
         t.save.now(step + 1, state, kept, unvalidated=end)
     if stop:
       raise stopping.ended(stop)
