@@ -121,6 +121,7 @@ def test_the_command_draws_sheets_and_says_what_it_did_not_check(capsys):
 def test_other_constants_are_wrong(capsys, monkeypatch):
   """Fails if swapped colours or other images pass."""
   monkeypatch.setattr(checking, '_OFF', 0.001)  # tiny has other letters
-  assert data_main.main(['check', 'glyphs/tiny']) == 0
-  assert 'from the published [0.1269]: WRONG: other images' in (
-      capsys.readouterr().out)
+  assert data_main.main(['check', 'glyphs/tiny']) == 2
+  out, error = capsys.readouterr()
+  assert 'from the published [0.1269]: WRONG: other images' in out
+  assert error.endswith('glyphs/tiny: 2 of these lines say what is WRONG\n')

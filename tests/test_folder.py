@@ -195,6 +195,16 @@ def test_what_is_found_and_left_out_is_said(data, capsys):
   assert sum(len(store.images) for store in stored) == 107
 
 
+@pytest.mark.parametrize('place', ['a/self', 'self'])
+def test_a_link_to_a_folder_above_shows_no_image_again(place, tmp_path):
+  """Fails if support and query share pictures that a link leads to."""
+  folder = write_classes(tmp_path / 'birds')
+  before, _ = listing.classes_below(folder)
+  link = folder / place.replace('a/', f'{ROWS[0][1]}/')
+  link.symlink_to(link.parent)
+  assert listing.classes_below(folder)[0] == before
+
+
 def test_options_make_data_of_their_own(data):
   """Fails if another seed reads the classes of the first."""
   folder = write_classes(data / 'birds')

@@ -1,5 +1,6 @@
 """Data sources: the contract of every registered one, and a user's own."""
 
+import io
 import json
 import os
 import pathlib
@@ -506,12 +507,22 @@ def test_mean_and_std_need_little_memory():
   assert peak < images.nbytes
 
 
+def encoded(mode):
+  """Returns the bytes of a picture of a mode."""
+  file = io.BytesIO()
+  Image.new(mode, (24, 20)).save(file, 'TIFF' if mode == 'F' else 'PNG')
+  return file.getvalue()
+
+
 @pytest.mark.parametrize('wrong, said', [
     ('pictures.png(np.full((20, 25, 3), value, np.uint8))',
      'is (20, 25, 3), height, width and channels, not (20, 24, 3)'),
     ('pictures.png(np.full((20, 24, 1), value, np.uint8))',
      'is (20, 24, 1), height, width and channels, not (20, 24, 3)'),
-    ("b'<html>'", 'it is no image; build() yields the bytes')])
+    ("b'<html>'", 'it is no image; build() yields the bytes'),
+    # Numbers of a palette would be read as brightness, and bits as 0 and 1.
+    *((repr(encoded(mode)), f'it has the mode {mode}, not grey or colour')
+      for mode in ('1', 'P', 'I;16', 'F'))], ids=range(7))
 def test_an_image_of_another_size_is_named(wrong, said, data, capsys):
   """Fails if it is found when the split is decoded, as damaged data."""
   path = own.write_file(data / 'mine.py')

@@ -125,7 +125,7 @@ def test_kept_files_that_are_deleted_or_damaged_are_made_again(
 @pytest.mark.parametrize('content', [
     '', '{}', '[]', 'null', '{"mean": [0.1]}', '{"mean": [0.1], "std": null}',
     '{"mean": [NaN], "std": [1]}', '{"mean": [1, 2], "std": [1, 2]}',
-    '[' * 10**5], ids=range(9))
+    '{"mean": [0.1], "std": [0]}', '[' * 10**5], ids=range(10))
 def test_constants_that_are_damaged_are_measured_again(content, data):
   directory, folder = data
   built = stores.builder(DATA, directory)
@@ -133,6 +133,29 @@ def test_constants_that_are_damaged_are_measured_again(content, data):
   wanted = stores._normalisation(source, built)
   (folder / stores.MEASURED).write_text(content)
   np.testing.assert_array_equal(stores._normalisation(source, built), wanted)
+
+
+def test_a_constant_channel_is_not_scaled(data, monkeypatch, capsys):
+  """Fails if a colour that no image has makes every number NaN."""
+  directory, folder = data
+  built = stores.builder(DATA, directory)
+  source = sources.find(DATA).source._replace(mean=None, std=None)
+  monkeypatch.setattr(stores.pixels, 'mean_and_std',
+                      lambda images: (np.array([.5]), np.array([0.])))
+  (folder / stores.MEASURED).unlink(missing_ok=True)
+  assert stores._normalisation(source, built) == (np.array([.5]), [1.])
+  assert capsys.readouterr().err == (
+      'note: channel 0 of the training images of glyphs is constant: it is '
+      'not scaled\n')
+
+
+@pytest.mark.parametrize('std', [(0.,), (-1.,), (float('nan'),), (1., 1.)])
+def test_a_std_that_divides_nothing_is_refused(std, data):
+  directory, _ = data
+  source = sources.find(DATA).source._replace(mean=(.5,), std=std)
+  with pytest.raises(UserError, match='std of the data source glyphs .* must '
+                     'be 1 numbers, one per channel, above 0'):
+    stores._normalisation(source, stores.builder(DATA, directory))
 
 
 @pytest.mark.parametrize('wanted, limit, place', [

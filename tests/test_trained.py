@@ -24,9 +24,9 @@ def test_the_data_of_a_run_are_read(tmp_path):
         {'image_shape': '881'}, {'image_shape': [8, 8]},
         {'image_shape': [8, 8, 0]}, {'image_shape': [8, 8, 1.]},
         {'mean': None}, {'mean': ['a']}, {'mean': [.5, .5]},
-        {'std': {}}, {'std': [float('nan')]}, {'before': 3},
+        {'std': {}}, {'std': [float('nan')]}, {'std': [0]}, {'before': 3},
         {'before': ['a']}, {'before': [{'name': 'a', 'classes': [3]}]}))],
-                         ids=range(23))
+                         ids=range(24))
 def test_a_file_that_does_not_describe_data_gets_one_line(content, tmp_path):
   """Fails if it ends in a traceback, or in a network of other shapes."""
   (tmp_path / 'data.json').write_bytes(content.encode('latin1'))

@@ -243,6 +243,25 @@ def test_uneven_widths_and_other_channels_are_named(exported, tmp_path):
     weights.load(config_of(write(tmp_path / 'b', arrays)))
 
 
+def test_weights_within_params_are_those_of_pytorch(exported, tmp_path):
+  """Fails if {'params': state_dict} is taken for a file of ours."""
+  arrays = weight_files.read(exported).arrays
+  config = config_of(write(tmp_path / 'a', {
+      f'params.{name}': array for name, array in arrays.items()}))
+  config.log.progress = False
+  found, wanted = (weights.load(c).variables['params']['backbone']
+                   for c in (config, config_of(exported)))
+  for one, other in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+    np.testing.assert_array_equal(one, other)
+
+
+def test_variances_below_zero_are_refused():
+  like = {'params': {}, 'batch_stats': {'norm_0': {'var': np.ones(2, 'f4')}}}
+  with pytest.raises(UserError, match='norm_0.var has variances below 0'):
+    plain_weights.from_arrays(
+        {'batch_stats.norm_0.var': np.array([1, -1], 'f4')}, like, 'a file')
+
+
 def test_weights_of_a_network_of_ones_own(tmp_path, monkeypatch):
   """Fails if they are taken in part, or need the names of PyTorch."""
   (tmp_path / 'net.py').write_text(OWN)

@@ -218,7 +218,8 @@ def test_an_archive_is_fetched_once_and_built(archive, data):
     assert data_main.main(['build', name, '--download']) == 0
     np.testing.assert_array_equal(stores.load(name, 'test').images[:3],
                                   fake.images()[2])  # baby
-  assert data_main.main(['check', 'fc100', '--download=yes']) == 0  # is built
+  # It is built. The fakes have other colours than the published images.
+  assert data_main.main(['check', 'fc100', '--download=yes']) == 2
   assert archive[1] == [f'/{ARCHIVE}']
   assert {p.name for p in (data / 'data/downloads').rglob('*')
           if p.is_file()} == {'.lock', ARCHIVE}
@@ -292,3 +293,12 @@ def test_a_download_that_cannot_be_meant_gets_one_line(data, capsys):
       capsys, 'build', 'fc100', '--download', f'--manual_dir={data}')
   assert '--download is \'maybe\': allowed are yes, no' in refused(
       capsys, 'build', 'fc100', '--download=maybe')
+
+
+@pytest.mark.parametrize('argv, line', [
+    (['build', 'glyphs/tiny', '--name=x'], "glyphs/tiny --name is unknown"),
+    (['build', 'glyphs/tiny', '--directory=x'], '--directory is unknown'),
+    (['where', 'glyphs', '--name=x'], '--name: where takes --manual_dir')])
+def test_an_option_is_none_of_our_own_names(argv, line, capsys):
+  """Fails with a traceback, or builds where nothing loads from."""
+  assert line in refused(capsys, *argv)

@@ -16,7 +16,7 @@ import sys
 
 from absl import logging
 
-from mtl_jax import program
+from mtl_jax import program, progress
 from mtl_jax.data import checking, fetching, pictures, sources, store, where
 from mtl_jax.errors import UserError, check_choice
 
@@ -46,7 +46,7 @@ def main(argv=None):
     if not low <= len(names) <= high or (
         options and not names) or not all('=' in o for o in options):
       raise usage
-    run(*names, **dict(option[2:].split('=', 1) for option in options))
+    run(*names, options=dict(option[2:].split('=', 1) for option in options))
   except UserError as error:
     # One line, whatever the names of files in it are.
     print(f'{tag}: {pictures.text(str(error))}', file=sys.stderr)
@@ -57,35 +57,45 @@ def main(argv=None):
   return 0
 
 
-def _list():
+def _list(options):
   for name in sources.names():
     built = store.builder(name).data_path.exists()
     print(f'{name:<24}', 'built' if built else 'not built')
 
 
-def _build(name, **options):
-  built = _prepare(name, **options)
+def _build(name, options):
+  built = _prepare(name, options)
   print(f'{pictures.text(name)} is in {built.data_dir}')
 
 
-def _check(name, **options):
-  built = _prepare(name, **options)
+def _check(name, options):
+  built = _prepare(name, options)
+  wrong = 0
   for line in checking.lines(name, built):
-    print(line, flush=True)
+    progress.say(line)
+    wrong += 'WRONG' in line
+  if wrong:
+    raise UserError(f'{pictures.text(name)}: {wrong} of these lines say what '
+                    'is WRONG')
 
 
-def _prepare(name, download='no', **options):
+def _prepare(name, options):
+  options = dict(options)
+  download = options.pop('download', 'no')
   check_choice(_DOWNLOAD, download, ('yes', 'no'))
   if download == 'yes':
     if 'manual_dir' in options:
       raise UserError(f'{_DOWNLOAD} and --manual_dir: leave one of them out')
     options['manual_dir'] = fetching.fetch(name)
-  return store.prepare(name, **options)
+  return store.prepare(name, manual_dir=options.pop('manual_dir', None),
+                       options=options)
 
 
-def _where(name=None, manual_dir=None, **unknown):
-  if unknown:
-    raise UserError(f'--{next(iter(unknown))}: where takes --manual_dir alone')
+def _where(name=None, options=()):
+  options = dict(options)
+  manual_dir = options.pop('manual_dir', None)
+  if options:
+    raise UserError(f'--{next(iter(options))}: where takes --manual_dir alone')
   if name is None:
     print(store.builder(sources.names()[0]).data_dir_root)
   else:

@@ -47,7 +47,7 @@ def builder(name, directory=None):
   return _builder(sources.find(name), directory)
 
 
-def prepare(name, directory=None, manual_dir=None, **options):
+def prepare(name, directory=None, manual_dir=None, options=()):
   """Builds the data set unless it is built; returns its TFDS builder.
 
   TFDS builds beside the final folder and renames, so that a build that was
@@ -56,7 +56,7 @@ def prepare(name, directory=None, manual_dir=None, **options):
   Args:
     name, directory: as in `builder`.
     manual_dir: folder of the published files, of a source that needs some.
-    **options: of the source.
+    options: of the source, by name.
 
   Raises:
     UserError: unknown data set or option, files that are missing or damaged,
@@ -64,7 +64,7 @@ def prepare(name, directory=None, manual_dir=None, **options):
   """
   chosen = sources.find(name)
   fields.check(chosen.source.options, options := {
-      **fields.defaults(chosen.source.options), **options}, f'{name} --')
+      **fields.defaults(chosen.source.options), **dict(options)}, f'{name} --')
   built = _builder(chosen, directory)
   if built.data_path.exists():
     _check_classes(name, chosen, built)

@@ -118,15 +118,18 @@ def _open(source):
 
 
 def shape(content):
-  """Returns (h, w, c) of an encoded picture, as its head says.
+  """Returns (h, w, c) of an encoded picture of 8 bits, as its head says.
 
   Raises:
-    NoImage: it has none of the formats in _FORMATS.
+    NoImage: it has none of the formats in _FORMATS, or its numbers are no
+      brightness in 0..255: 1 or 16 bits, or numbers of a palette.
   """
   try:
     image = _open(content)
   except Image.UnidentifiedImageError as error:
     raise NoImage('it is no image') from error
+  if image.mode in ('1', 'P', 'PA') or image.mode[0] in 'IF':
+    raise NoImage(f'it has the mode {image.mode}, not grey or colour of 8 bits')
   return (image.height, image.width, len(image.getbands()))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -254,9 +255,11 @@ def _normalisation(source, built):
   channels = built.info.features['image'].shape[-1]
   if source.mean is not None or source.std is not None:
     for what, value in (('mean', source.mean), ('std', source.std)):
-      if value is None or len(value) != channels:
+      if value is None or len(value) != channels or not np.isfinite(
+          value).all() or (what == 'std' and min(value) <= 0):
         raise UserError(f'{what} of the data source {source.name} is {value}: '
-                        f'must be {channels} numbers, one per channel')
+                        f'must be {channels} numbers, one per channel'
+                        + ', above 0' * (what == 'std'))
     return source.mean, source.std
   file = built.data_path / MEASURED
   # A file that is missing or damaged is measured again.
@@ -265,9 +268,13 @@ def _normalisation(source, built):
     kept = json.loads(file.read_text())
     mean, std = (np.array(kept[name], float) for name in ('mean', 'std'))
     if mean.shape == std.shape == (channels,) and np.isfinite(
-        [mean, std]).all():
+        [mean, std]).all() and (std > 0).all():
       return mean, std
   mean, std = pixels.mean_and_std(_read(built, 'train', pixels.load)[0])
+  for channel in np.flatnonzero(std == 0):
+    print(f'note: channel {channel} of the training images of {source.name} is '
+          'constant: it is not scaled', file=sys.stderr)
+    std[channel] = 1.
   with contextlib.suppress(UserError):  # a folder that takes no file
     files.write(file, json.dumps({'mean': mean.tolist(), 'std': std.tolist()}))
   return mean, std

@@ -47,5 +47,8 @@ def from_arrays(arrays, like, where):
       arrays = arrays | {name: arrays[name].astype(wanted[name].dtype)}
     if not np.isfinite(arrays[name]).all():
       raise UserError(f'{where}: {name} has values that are not finite')
+    if name.startswith('batch_stats.') and name.endswith('.var') and (
+        arrays[name] < 0).any():
+      raise UserError(f'{where}: {name} has variances below 0')
   tree = traverse_util.unflatten_dict(arrays, sep='.')
   return {root: tree.get(root, {}) for root in like}

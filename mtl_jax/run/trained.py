@@ -113,7 +113,7 @@ def describes_data(data):
           and all(_is_list(data[name], int, float)
                   and len(data[name]) == shape[2]
                   and np.isfinite(data[name]).all()
-                  for name in ('mean', 'std')))
+                  for name in ('mean', 'std')) and min(data['std']) > 0)
 
 
 def _is_list(values, *types):

@@ -131,7 +131,7 @@ def classes_below(base, strict=False):
   """
   classes, left_out, others = {}, [], {}
   for folder in pictures.subfolders_of(base):
-    found, rest = _below(folder)
+    found, rest = _below(folder, (_number(base),))
     if not found and strict:
       raise UserError(f'{pictures.text(folder)} has no images in it: put some '
                       'there, or remove it')
@@ -151,13 +151,29 @@ def classes_below(base, strict=False):
   return classes, left_out
 
 
-def _below(folder):
-  """Returns folder -> images of the classes in a folder, and other files."""
+def _number(folder):
+  """Returns what a folder is known by, whatever link leads to it."""
+  status = folder.stat()
+  return status.st_dev, status.st_ino
+
+
+def _below(folder, above):
+  """Returns folder -> images of the classes in a folder, and other files.
+
+  Args:
+    folder: path.
+    above: the `_number` of the folders that it is in. A link to one of these
+      would show its images once more.
+  """
+  here = _number(folder)
+  if here in above:
+    return {}, {}
   found, others = {}, {}
   images, rest = pictures.images_of(folder)
   if rest:
     others[folder] = rest
-  deeper = [_below(inside) for inside in pictures.subfolders_of(folder)]
+  deeper = [_below(inside, (*above, here))
+            for inside in pictures.subfolders_of(folder)]
   for classes, files in deeper:
     others |= files
     if images:
