@@ -2,6 +2,7 @@
 
 import pathlib
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -63,6 +64,40 @@ def test_a_folder_without_records_is_named(data):
   folder.mkdir()
   with pytest.raises(UserError, match=f'{folder}.*delete this folder'):
     stores.load(DATA, 'test', directory)
+
+
+@pytest.mark.parametrize('content', ['', '{', '[]', chr(0) * 20])
+@pytest.mark.parametrize('file', ['dataset_info.json', 'features.json'])
+def test_a_damaged_description_gets_one_line(file, content, data):
+  """Fails if it ends in a traceback of TFDS."""
+  directory, folder = data
+  (folder / file).write_text(content)
+  with pytest.raises(UserError, match='cannot be read .* build the data set'):
+    stores.load(DATA, 'test', directory)
+
+
+def test_names_that_are_lost_are_missed(data):
+  directory, folder = data
+  file = folder / 'label.labels.txt'
+  file.write_text(''.join(file.read_text().splitlines(True)[:3]))
+  with pytest.raises(UserError, match='and names of 3 classes'):
+    stores.load(DATA, 'test', directory)
+
+
+def test_a_name_that_is_twice_in_a_class_names_no_image(data, monkeypatch):
+  """Fails if tasks that were written are read as other images."""
+  directory, _ = data
+  store = stores.load(DATA, 'test', directory)
+  records = [{'label': m, 'file_name': b'a/0.png'}
+             for m, n in enumerate(np.diff(store.offsets)) for _ in range(n)]
+  built = types.SimpleNamespace(info=types.SimpleNamespace(
+      features={'file_name': None}))
+  monkeypatch.setattr(stores, 'builder', lambda *_: built)
+  monkeypatch.setattr(stores.pixels, 'records', lambda *_: records)
+  monkeypatch.setattr(stores.pixels, 'each', lambda found: found)
+  size = int(store.offsets[1])
+  assert stores.image_names(store, directory)[:size] == [
+      str(i) for i in range(size)]
 
 
 def test_a_start_that_fails_while_decoding_leaves_nothing(data, monkeypatch):

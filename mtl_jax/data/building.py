@@ -176,4 +176,15 @@ def _builder(chosen, directory, request=None, checked=None):
   """Returns the TFDS builder; without a `request` it can only read."""
   # Imported late: TFDS takes a while to start.
   from mtl_jax.data import tfds_builder
-  return tfds_builder.make(chosen, data_dir(directory), request, checked)
+  try:
+    return tfds_builder.make(chosen, data_dir(directory), request, checked)
+  except UserError:
+    raise
+  except Exception as error:
+    if request:
+      raise
+    # Damaged descriptions may raise any error of their readers.
+    raise UserError(
+        f'{data_dir(directory)}: the description of {chosen.source.name} there '
+        f'cannot be read ({type(error).__name__}: {first_line(error)}): delete '
+        'its folder, and build the data set again') from error

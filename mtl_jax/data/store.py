@@ -151,6 +151,10 @@ def load(name, split, directory=None, manual_dir=None, constants=None):
       images.shape[-1])
   classes, counts = np.unique(labels, return_counts=True)
   names = built.info.features['label'].names
+  if classes.max() >= len(names):
+    raise UserError(f'{built.data_path}: the {split} split has a class of the '
+                    f'number {classes.max()}, and names of {len(names)} '
+                    'classes: delete this folder, and build the data set again')
   class_names = tuple(names[c] for c in classes)
   _check_classes(name, split, class_names, built)
   return Store(
@@ -218,8 +222,8 @@ def per_channel(constants, channels):
 def image_names(store, directory=None):
   """Returns the name of each image of a store, in its order.
 
-  The name of the published file where the data set knows it, otherwise the
-  image's number within its class.
+  The name of the published file where the data set knows it, and a class has no
+  name twice; otherwise the image's number within its class.
   """
   built = builder(store.name, directory)
   if 'file_name' in built.info.features:
@@ -227,7 +231,7 @@ def image_names(store, directory=None):
                 for record in pixels.each(pixels.records(built, store.split))]
     order = np.argsort([label for label, _ in names_of], kind='stable')
     names = [names_of[i][1] for i in order]
-    if all(names):
+    if all(names) and len(set(names_of)) == len(names):
       return names
   sizes = np.diff(store.offsets)
   return [str(number) for size in sizes for number in range(size)]
