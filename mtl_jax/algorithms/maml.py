@@ -68,7 +68,7 @@ def _published(shots, *, network, rate=0.05, meta_batch=4, steps=5, queries=15,
   larger = _WAYS * queries / shots
   return base.published({
       'train.ways': _WAYS, 'train.shots': shots, 'train.queries': queries,
-      'train.meta_batch': meta_batch, 'train.max_epochs': 30 * meta_batch,
+      'train.meta_batch': meta_batch, 'train.max_epochs': 120,
       'train.stop_patience': 0,
       'optimizer.name': 'adam', 'optimizer.learning_rate': 1e-3,
       'optimizer.epsilon': 1e-8 / larger, 'optimizer.clip': clip / larger,
@@ -80,7 +80,8 @@ def _published(shots, *, network, rate=0.05, meta_batch=4, steps=5, queries=15,
       # Q matters: the query images are a BatchNorm batch.
       **base.protocol(test=(600, shots)),
   }, f'{source}cbfinn/maml main.py', {
-      'train.epoch_tasks': (2000, 'the source has no epochs: 60,000 steps'),
+      'train.epoch_tasks': (
+          500 * meta_batch, 'the source has no epochs: 60,000 steps'),
       **base.selection(shots, shots), **(ours or {}),
   }, notes=(base.BIASES,
             "BatchNorm has a scale, and inner steps adapt its scale and shift; "

@@ -28,15 +28,20 @@ OPTIONS = {
 _BATCH = 64
 
 
-def _published(images=38_400, *, small_images=False, classes=_BATCH):
+def _published(images=38_400, validated=0, *, small_images=False,
+               classes=_BATCH):
   """Returns a Recipe.
 
   Args:
     images: of the training split.
+    validated: images that the source shows the network after each epoch.
     small_images: whether images have 32 pixels.
     classes: of a step; no more than the split has.
   """
   changes = {}
+  # The counter of DropBlock rises by every batch, and is full after 40,000: 64
+  # images of training, or 32 of validation.
+  epochs = 40_000 / (images // _BATCH + -(-validated // 32))
   if classes < _BATCH:
     reason = 'a step holds an image each of all classes there are'
     changes = {'train.ways': (classes, reason),
@@ -54,7 +59,8 @@ def _published(images=38_400, *, small_images=False, classes=_BATCH):
       'eval.normalise_features': True, 'eval.support_copies': 5,
       'heads.logistic.C': 1.,
       **base.protocol(test=(600, 15)),
-      **base.resnet12(small_images, pool='global', ramp_tasks=40_000),
+      **base.resnet12(small_images, pool='global',
+                      ramp_tasks=round(epochs * (images // classes))),
   }, 'WangYueFt/rfs train_supervised.py and eval', {
       **changes, **base.selection(15)}, notes=(
           'A step holds one image each of as many classes; the source takes '
@@ -72,11 +78,15 @@ _CHOSEN = {
     'mini_imagenet': {'train.ways': 32, 'optimizer.learning_rate': 3e-3},
 }
 RECIPES = {  # one network for all shots of the test
-    ('mini_imagenet', None, 'published'): _published(),
+    # About 300 further images of each training class are validated on.
+    ('mini_imagenet', None, 'published'): _published(validated=64 * 300),
+    # How many here is not known.
     ('tiered_imagenet', None, 'published'): _published(448_695),
-    ('cifar_fs', None, 'published'): _published(small_images=True),
-    ('fc100', None, 'published'): _published(36_000, small_images=True,
-                                             classes=60),
+    # The training images once more.
+    ('cifar_fs', None, 'published'): _published(
+        validated=38_400, small_images=True),
+    ('fc100', None, 'published'): _published(
+        36_000, validated=36_000, small_images=True, classes=60),
     **base.cpu_recipes(_published(), {
         'train.ways': 80, 'train.shots': 1, 'train.queries': 0,
         'train.meta_batch': 2, 'eval.support_copies': 0,
