@@ -11,7 +11,14 @@ from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import NearestCentroid
 
 from mtl_jax.errors import UserError
-from mtl_jax.heads import balance, centroid, gradient, ridge
+from mtl_jax.heads import (
+  balance,
+  centroid,
+  convergence,
+  gradient,
+  logistic,
+  ridge,
+)
 
 
 def difference(score, at, change, step=1e-6):
@@ -162,6 +169,33 @@ def test_ridge_where_rounding_outweighs_the_penalty():
     np.testing.assert_allclose(got, want, atol=5e-3 * np.abs(want).max())
   wrong = jax.tree.map(lambda leaf: 1.1 * leaf, params)
   assert ridge.diagnostics(wrong, x[:, :dim], y)['normal'] > 0.05
+
+
+@pytest.mark.parametrize('dim, norm, regulariser', [
+  (64, 30., 1e-3), (640, 100., .1), (640, 300., 1.), (640, 5000., 50.)])
+def test_ridge_says_where_repeated_images_cost_the_gradient(
+    dim, norm, regulariser):
+  """Fails if a gradient that is off by per cents passes as solved."""
+  x = np.random.default_rng(0).normal(size=(25, dim))
+  x *= norm / np.linalg.norm(x, axis=1, keepdims=True)
+  y = np.repeat(np.arange(5), 5)
+  for repeated in (False, True):
+    if repeated:  # some with two labels
+      x[1::2] = x[:-1:2]
+    params = fit(ridge, x, y, 5, regulariser=regulariser)
+    found = convergence(ridge.diagnostics(
+      params, x.astype(np.float32), y, regulariser=regulariser))
+    assert bool(found['not_converged']) == repeated
+
+
+@pytest.mark.parametrize('C', [1e-3, 1., 3.])
+def test_logistic_of_equal_features_is_solved(C):
+  """Fails if weights of nothing but rounding are measured by themselves."""
+  x = np.tile(np.random.default_rng(0).normal(size=64).astype('f4'), (25, 1))
+  y = np.repeat(np.arange(5), 5)
+  params = logistic.fit(x, y, 5, C=C)
+  assert not convergence(logistic.diagnostics(params, x, y, C=C))[
+    'not_converged']
 
 
 @pytest.mark.parametrize('dim_is', ['primal', 'dual'])

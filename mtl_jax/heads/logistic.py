@@ -113,7 +113,10 @@ def diagnostics(
       (weights, bias - bias.mean()), features, onehot, example_weights, C,
       intercept
     )
-  scale = jnp.max(jnp.abs(weights))
+  # Equal features of all classes have weights of nothing but rounding.
+  least = 100 * jnp.finfo(features.dtype).eps * C * jnp.sum(jnp.max(
+    jnp.abs(options.weighted(example_weights, features)), -1))
+  scale = jnp.maximum(jnp.max(jnp.abs(weights)), least)
   residual = jnp.max(jnp.abs(by_weights))
   return {
     'weights': jnp.where(scale > 0, residual / scale, residual),
