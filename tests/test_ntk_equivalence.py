@@ -185,6 +185,11 @@ def test_run_reports_whether_it_holds(tmp_path, fake, bad, capsys):
   assert 'float64, 1 tasks' in capsys.readouterr().out
 
 
+def test_the_verdict_is_that_of_the_most_steps():
+  """Fails if --counts=1024,1 judges one step by the limit of many."""
+  assert equivalence.settle({'counts': (1024, 1, 1024)}).counts == (1, 1024)
+
+
 def test_run_resumes(tmp_path, fake):
   """Fails if a second run measures again, or overwrites results."""
   folder = epath.Path(tmp_path)

@@ -62,9 +62,7 @@ def run(options, folder):
     UserError: an option is wrong, the data set is unknown or too small, or
       `folder` belongs to other options.
   """
-  o = check.settle(OPTIONS, options)
-  if not o.counts:
-    raise UserError('--counts: one number or more is needed')
+  o = settle(options)
   files.make(folder)
   path = folder / f'{NAME}.json'
   result = check.read(path, {})
@@ -83,6 +81,14 @@ def run(options, folder):
   result = check.write(path, {**result, **_judge(result)})
   equivalence_figures.draw(result, folder)
   return result
+
+
+def settle(options):
+  """Returns all options, with sorted counts; raises UserError."""
+  o = check.settle(OPTIONS, options)
+  if not o.counts:
+    raise UserError('--counts: one number or more is needed')
+  return o._replace(counts=tuple(sorted(set(o.counts))))
 
 
 def _tasks(o):

@@ -24,6 +24,7 @@ from mtl_jax.ntk.flow import Steps
 NAME = 'finite_width'
 LONG = (2048, 4096)
 EXPECTED = -0.5
+_NARROW = 0.2  # half-width of an interval that can tell it from -1/4
 _FIT_FROM = 256  # below, terms of higher order in 1/sqrt(m) are seen
 _RESAMPLES = 2000
 QUANTITIES = ('anil', 'mtl', 'kernel')
@@ -178,9 +179,11 @@ def _judge(o, closed, draws):
              for width in o.widths]
     depths[str(depth)] = _judge_depth(o, closed[depth], cells)
   intervals = [at_depth['slopes'][name]['interval']
-               for at_depth in depths.values() for name in ('anil', 'mtl')]
-  holds = all(low <= EXPECTED <= high for low, high in intervals)
-  return {'depths': depths, 'holds': holds}
+               for at_depth in depths.values() for name in QUANTITIES]
+  # A wide interval contains everything.
+  told = all(high - low <= 2 * _NARROW for low, high in intervals)
+  holds = told and all(low <= EXPECTED <= high for low, high in intervals)
+  return {'depths': depths, 'told': told, 'holds': holds}
 
 
 def _judge_depth(o, exact, cells):
@@ -234,7 +237,10 @@ def fit(widths, squares, seed=0):
 def verdict(result):
   """Returns the verdict in one line."""
   holds = result['holds']
-  return ('the distances of ANIL and of MTL '
+  if not result['told']:
+    return ('undecided: a 95% interval of an exponent is wider than '
+            f'+- {_NARROW}: take more --draws')
+  return ('the distances of ANIL, of MTL and of their kernel '
           + ('fall' if holds else 'do NOT all fall')
           + ' like 1/sqrt(m): the 95% intervals of their exponents '
           + ('contain' if holds else 'do not all contain') + ' -1/2')
