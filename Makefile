@@ -28,6 +28,7 @@ lint: $(VENV)/installed-test
 
 wheel: $(VENV)/installed
 	rm -rf build  # setuptools would pack what an earlier one left there
+	rm -f dist/mtl_jax-*.whl  # who installs takes the one that is there
 	$(VENV)/bin/python -m pip wheel --quiet --no-deps -w dist .
 
 $(VENV)/installed: setup.py

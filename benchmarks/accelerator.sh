@@ -47,6 +47,11 @@ piece() {
   fi
 }
 
+((images % 2 == 0)) || {
+  echo "IMAGES is $images: must be even" >&2
+  exit 2
+}
+
 ours() {  # ours NAME PRECISION FLAGS..
   local name=$1 precision=$2; shift 2
   piece "$name" "$python" benchmarks/train_step.py --json --methods=mtl \

@@ -274,13 +274,18 @@ def cost(config):
 
 
 def cost_of(path, runs):
-  """Returns `cost` of a run, kept for runs that differ in the seed alone."""
+  """Returns `cost` of a run, kept for runs that differ in the seed alone.
+
+  A process of its own finds it: one that has used an accelerator keeps its
+  memory from the next training.
+  """
   config = workdir.saved_config(path)
   kept = runs / 'costs' / (
       workdir.of_training(config)['settings_sha256'] + '.json')
   if not kept.exists():
     kept.parent.mkdir(parents=True, exist_ok=True)
-    files.write(files.at(kept), json.dumps(cost(config)))
+    subprocess.run([sys.executable, __file__, f'--cost_of={path}',
+                    f'--cost_to={kept}'], cwd=ROOT, check=True)
   return json.loads(kept.read_text())
 
 
@@ -340,6 +345,8 @@ def parse(argv=None):
   parser.add_argument('--runs', type=pathlib.Path, default='runs')
   parser.add_argument('--prepare', action='store_true')
   parser.add_argument('--list', action='store_true')
+  for name in ('--cost_of', '--cost_to'):  # of the call in `cost_of`
+    parser.add_argument(name, type=pathlib.Path, help=argparse.SUPPRESS)
   args, args.more = parser.parse_known_args(argv)
   for flag in args.more:
     if not flag.startswith('--config.'):
@@ -363,6 +370,10 @@ def make(args):
   """Makes what is missing of the cells that the flags name; returns 0."""
   deadline = time.monotonic() + 60 * args.minutes
   devices.split_cpu(2)
+  if args.cost_of:
+    files.write(files.at(args.cost_to), json.dumps(
+        cost(workdir.saved_config(args.cost_of))))
+    return 0
   out, runs = args.out.absolute(), args.runs.absolute()
   everything = trainings(args.scale, args.more)
   wanted = [t for t in everything

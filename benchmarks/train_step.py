@@ -131,6 +131,8 @@ class Step(NamedTuple):
 def make_step(case, args):
   """Compiles the step of a case, of random images; returns a Step."""
   config, store = config_of(case, args), random_store(case.size)
+  episodes.check(store, ways=case.ways, field='train',
+                 images_per_class=case.shots + case.queries)
   meta_batch, mesh = parts.make_mesh(config)
   return compile_step(config, parts.Run(
       build.algorithm_of(config, CLASSES), optimizer.build(config.optimizer),

@@ -129,7 +129,9 @@ check_package() {
   [[ $package != git+* ]] || return 0
   if [[ -z $package ]]; then
     local wheels=("$(dirname "$0")"/../dist/mtl_jax-*.whl)
-    package=${wheels[${#wheels[@]} - 1]}
+    ((${#wheels[@]} == 1)) || refuse "dist has ${#wheels[@]} wheels of \
+mtl_jax: name one by --package, or run make wheel, which leaves one"
+    package=${wheels[0]}
   fi
   [[ -f $package || -z $dry_run ]] || package=WHEEL
   [[ -f $package || -n $dry_run ]] || refuse "--package is '$package', which \

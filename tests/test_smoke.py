@@ -250,7 +250,7 @@ def prepare_reproduce(module, home, monkeypatch, request):
       r | {'cell': r['cell'] | {'shots': 5}} for r in of_run(path)])
   monkeypatch.setattr(module, 'train', lambda training, to, deadline: bool(
       shutil.copytree(path, to)))
-  monkeypatch.setattr(module, 'cost', lambda config: {'flops_per_step': 1.})
+  monkeypatch.setattr(module, 'cost_of', lambda *_: {'flops_per_step': 1.})
 
 
 def prepare_search(module, home, monkeypatch, request):
