@@ -205,6 +205,16 @@ def test_a_link_to_a_folder_above_shows_no_image_again(place, tmp_path):
   assert listing.classes_below(folder)[0] == before
 
 
+def test_a_guess_of_bits_is_said(data, capsys):
+  """Fails if a dark picture becomes as bright as others without a word."""
+  folder = write_classes(data / 'birds')
+  picture = folder / ROWS[0][1] / 'dark.tif'
+  Image.fromarray(np.full(own.SHAPE[:2], 3000, np.uint16)).save(picture)
+  assert data_main.main(['build', str(folder)]) == 0
+  assert ('1 images have 16 bits or more per pixel and use 12 of them, such as '
+          f'{picture}: they were read as 12 bits') in capsys.readouterr().out
+
+
 def test_options_make_data_of_their_own(data):
   """Fails if another seed reads the classes of the first."""
   folder = write_classes(data / 'birds')

@@ -126,6 +126,24 @@ def test_a_tiff_has_the_range_of_its_bits_and_says_so(
     assert 'x.tif' in read.notices[0]
 
 
+@pytest.mark.parametrize('order', '<>')
+def test_a_tiff_may_have_either_order_of_bytes(order, tmp_path):
+  """Fails if a microscope's big-endian picture is refused."""
+  values = np.linspace(0, 4095, 64).reshape(8, 8).astype(f'{order}u2')
+  (tmp_path / 'x.tif').write_bytes(tiff(values.tobytes(), 16, 1, order))
+  np.testing.assert_array_equal(
+      pictures.prepare(tmp_path / 'x.tif', (8, 8, 1))[..., 0], values // 16)
+  assert pictures.look(tmp_path / 'x.tif', (8, 8, 1)) == (8, 8, True, 12)
+
+
+def test_sixteen_bits_whose_largest_is_black_are_refused(tmp_path):
+  """Fails if they are read as a negative."""
+  values = np.linspace(0, 65535, 64).astype('<u2').tobytes()
+  (tmp_path / 'x.tif').write_bytes(tiff(values, 16, 1, white_is_zero=True))
+  with pytest.raises(UserError, match='its largest value is black'):
+    pictures.prepare(tmp_path / 'x.tif', (8, 8, 1))
+
+
 @pytest.mark.parametrize('values, line', [
     (np.full((9, 9), 70_000, np.int32), 'integers of 32 bits'),
     (np.full((9, 9), -1, np.int32), 'integers of 32 bits'),
@@ -136,21 +154,25 @@ def test_pixels_without_a_range_are_refused(values, line, tmp_path):
     pictures.prepare(tmp_path / 'x.tif', SHAPE)
 
 
-def tiff(pixels, bits, channels):
+def tiff(pixels, bits, channels, order='<', white_is_zero=False):
   """Returns the bytes of a TIFF of 8 x 8 pixels that are packed already."""
   entries = [(256, 3, 1, 8), (257, 3, 1, 8), (259, 3, 1, 1),
-             (262, 3, 1, 1 if channels == 1 else 2), (273, 4, 1, 8),
-             (277, 3, 1, channels), (278, 3, 1, 8), (279, 4, 1, len(pixels))]
+             (262, 3, 1, 2 if channels == 3 else 1 - white_is_zero),
+             (273, 4, 1, 8), (277, 3, 1, channels), (278, 3, 1, 8),
+             (279, 4, 1, len(pixels))]
   after = 8 + len(pixels)
   if channels == 1:
     entries.append((258, 3, 1, bits))
   else:
     entries.append((258, 3, 3, after))
     pixels, after = pixels + struct.pack('<3H', *(bits,) * 3), after + 6
-  return (b'II*\0' + struct.pack('<I', after) + pixels
-          + struct.pack('<H', len(entries))
-          + b''.join(struct.pack('<HHII', *e) for e in sorted(entries))
-          + b'\0\0\0\0')
+  pack = lambda form, *values: struct.pack(order + form, *values)
+  # A short number stands in the first two of its four bytes.
+  entry = lambda tag, kind, count, value: pack('HHI', tag, kind, count) + (
+      pack('HH', value, 0) if (kind, count) == (3, 1) else pack('I', value))
+  return ((b'II*\0' if order == '<' else b'MM\0*') + pack('I', after) + pixels
+          + pack('H', len(entries))
+          + b''.join(entry(*e) for e in sorted(entries)) + b'\0\0\0\0')
 
 
 def test_twelve_bits_that_a_tiff_states_are_no_guess(tmp_path):

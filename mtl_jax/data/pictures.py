@@ -35,7 +35,7 @@ _DECODED = 1_200_000_000  # bytes that one picture may take
 _ENCODED = 2**26  # bytes of one in a zip, which may unpack to any number
 _FINER = 8  # how many times the wanted size a shrunk picture has, at least
 _MODES = {1: 'L', 3: 'RGB'}  # by channels
-_ORIENTATION, _BITS = 0x0112, 0x0102  # tags of EXIF and TIFF
+_ORIENTATION, _BITS, _PHOTOMETRIC = 0x0112, 0x0102, 0x0106  # tags
 _ON_ITS_SIDE = (5, 6, 7, 8)  # orientations
 
 
@@ -194,7 +194,7 @@ def load(files, classes, image_shape, *, invert=False, show=False):
   return Pictures(
       [text(path) for path in files.paths], np.stack(images),
       np.array([number.get(name, -1) for name in files.labels], np.int32),
-      tuple(classes), files.labels, _guesses(files.paths, bits))
+      tuple(classes), files.labels, guesses(files.paths, bits))
 
 
 def in_threads(function, paths, show=False):
@@ -227,8 +227,13 @@ def in_threads(function, paths, show=False):
   return [read[path] for path in paths]
 
 
-def _guesses(paths, bits):
-  """Returns a line for each number of bits that was guessed."""
+def guesses(paths, bits):
+  """Returns a line for each number of bits that was guessed.
+
+  Args:
+    paths: of images.
+    bits: of each the guess, None without one.
+  """
   return [
       f'{count} images have 16 bits or more per pixel and use {guess} of them, '
       f'such as {text(paths[bits.index(guess)])}: they were read as {guess} '
@@ -454,13 +459,16 @@ def _coefficients(image):
 
 
 def look(path, image_shape):
-  """Decodes a picture as `prepare` does; returns (h, w, whether it is grey).
+  """Decodes a picture as `prepare` does; returns what it is.
 
   Height and width are those of the file, turned as its EXIF orientation says.
 
   Args:
     path: the file.
     image_shape: (h, w, c) that it may be brought to.
+
+  Returns:
+    (h, w, whether it is grey, bits per pixel where they had to be guessed).
 
   Raises:
     UserError: as `prepare`.
@@ -469,13 +477,14 @@ def look(path, image_shape):
     image = _open_any_size(file)
     height, width, mode = image.height, image.width, image.mode
     if width * height > LARGE:
-      _shrunk(image, 'L', image_shape[1::-1])
+      _, bits, guessed = _shrunk(image, 'L', image_shape[1::-1])
     else:
       image.load()
-      _bits(image)
+      bits, guessed = _bits(image)
     if image.getexif().get(_ORIENTATION) in _ON_ITS_SIDE:
       height, width = width, height
-  return height, width, mode in ('1', 'L', 'LA') or mode.startswith('I')
+  grey = mode in ('1', 'L', 'LA') or mode.startswith('I')
+  return height, width, grey, bits if guessed else None
 
 
 @contextlib.contextmanager
@@ -499,7 +508,8 @@ def _bits(image):
   value fits into 8, 12 or 14 bits, we take it for an image of so many.
 
   Raises:
-    Unreadable: floats or large integers, which have no range.
+    Unreadable: floats or large integers, which have no range; or 16 bits of
+      which the largest is black.
   """
   if image.mode == 'F':
     raise Unreadable('pixels are floats: save it with 8 bits per channel')
@@ -508,10 +518,14 @@ def _bits(image):
     return 8, False
   if image.format != 'TIFF':
     return 16, False  # also where Pillow says 32
+  if image.tag_v2.get(_PHOTOMETRIC) == 0:  # Pillow turns 8 bits, not these
+    raise Unreadable('its largest value is black: save it with 8 bits, or '
+                     'with black as zero')
   stated = image.tag_v2.get(_BITS, (16,))[0]
   if stated < 16:
     return stated, False
-  least, most = image.getextrema()
+  values = np.asarray(image)  # Pillow finds no extrema of big-endian ones
+  least, most = int(values.min()), int(values.max())
   if least < 0 or most >= 2**16:
     raise Unreadable('pixels are integers of 32 bits: save it with 8 or 16 '
                      'bits per channel')

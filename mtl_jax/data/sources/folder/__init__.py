@@ -39,6 +39,7 @@ class _Look(NamedTuple):
   height: int
   width: int
   grey: bool
+  bits: int | None  # per pixel, where they had to be guessed
   digest: bytes  # of the file
 
 
@@ -97,6 +98,8 @@ def _check(path, found, options):
     lines.append(_of_split(split, {
         name: of_class for (s, name), of_class in looks.items() if s == split}))
   lines += _duplicates(looks)
+  lines += pictures.guesses([look.path for look in every],
+                            [look.bits for look in every])
   several = len({look[1:3] for look in every}) > 1
   lines.append(
       f'{pictures.text(path)}: {len(every)} images, {height}x{width}, '
