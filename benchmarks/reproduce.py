@@ -38,6 +38,9 @@ from typing import NamedTuple
 
 import jax
 
+# For `launch`, which is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
 from launch import chips, preflight
 from mtl_jax import algorithms, devices, early, files
 from mtl_jax.config import flags, load_config

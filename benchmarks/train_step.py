@@ -23,6 +23,7 @@ import json
 import pathlib
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,6 +31,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+# For `launch`, which is not installed.
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from launch import hlo
 from mtl_jax import algorithms, devices

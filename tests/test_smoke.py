@@ -293,6 +293,18 @@ def test_the_commands_of_all_cells_are_valid(scale, home):
     check_main(training.flags(home / 'run'), home)
 
 
+@pytest.mark.parametrize('name', [
+    path.name for path in sorted((ROOT / 'benchmarks').glob('*.py'))
+    if 'from launch' in path.read_text()])
+def test_a_script_finds_what_is_not_installed(name, tmp_path):
+  """Fails if `python benchmarks/..` needs a PYTHONPATH that no page names."""
+  env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
+  result = subprocess.run(
+      [sys.executable, ROOT / 'benchmarks' / name, '--help'], cwd=tmp_path,
+      env=env, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+
+
 def test_a_training_that_was_refused_is_no_cell(home):
   """Fails if the test of an earlier run in its folder is taken for its own."""
   module = importlib.import_module('reproduce')
