@@ -75,6 +75,17 @@ def test_a_resumed_run_drops_what_came_after_its_state(path):
   assert steps(path) == list(range(8))
 
 
+def test_a_validation_that_was_made_again_counts_once(path):
+  """Fails if its seconds count twice, and a curve has two points there."""
+  first = log(path)
+  first.record(record(4))
+  first.record({**record(4), 'validation_accuracy': .5})
+  first.record({**record(4), 'validation_accuracy': .75})
+  first.close()
+  found = metrics.read(path)
+  assert [r.get('validation_accuracy') for r in found] == [None, .75]
+
+
 @pytest.mark.parametrize('kept', [1, 10, -1])
 def test_half_a_line_costs_no_other_record(kept, path):
   """Fails if a kill within a write loses or joins records."""

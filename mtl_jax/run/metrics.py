@@ -84,7 +84,8 @@ def unsolved(values, prefix, remedy):
 def read(path, upto=None):
   """Returns the records of a run; lines that are no records are left out.
 
-  A run that is killed may leave half a line.
+  A run that is killed may leave half a line, or a validation whose state was
+  not saved yet: the next start makes it again, and the later record counts.
 
   Args:
     path: the workdir.
@@ -94,8 +95,11 @@ def read(path, upto=None):
   for file in [path / FILE, *sorted(path.glob(_PARTS))]:
     if file.exists():
       lines |= dict.fromkeys(file.read_bytes().split(b'\n'))
-  return [record for record in map(_record, lines)
-          if record and (upto is None or record['step'] <= upto)]
+  records = {}  # one of training and one of validation for a step
+  for record in filter(None, map(_record, lines)):
+    if upto is None or record['step'] <= upto:
+      records[record['step'], 'validation_accuracy' in record] = record
+  return list(records.values())
 
 
 def _record(line):
