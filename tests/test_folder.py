@@ -174,6 +174,7 @@ def test_a_split_depends_on_its_seed_alone(many, tmp_path):
 def test_what_is_found_and_left_out_is_said(data, capsys):
   folder = write_classes(data / 'birds')
   (folder / 'train_a/notes.txt').write_text('x')
+  (folder / 'train_a/gone.png').symlink_to('nowhere.png')
   draw(folder / 'cover.png', 'test', 0, 0)
   (folder / 'empty').mkdir()
   draw(folder / 'small/0.png', 'test', 7, 0)
@@ -183,7 +184,8 @@ def test_what_is_found_and_left_out_is_said(data, capsys):
   assert data_main.main(['build', f'{folder}:least=2,broken=skip']) == 0
   out = capsys.readouterr().out
   for line in ('class folders, split by seed 0 as 64/16/20.',
-               'train_a: 1 files are no images by their names',
+               'train_a: 2 files are no images by their names, or links to '
+               'nothing, and were left out, such as gone.png',
                '1 images lie beside the class folders, such as cover.png',
                'empty has no images: left out.',
                'class small has 1 images, fewer than 2: left out.',

@@ -605,8 +605,11 @@ def _is_image(path):
 
 
 def images_of(folder):
-  """Returns (images, other files) of a folder, sorted, without hidden ones."""
-  files = [path for path in _listed(folder) if path.is_file()]
+  """Returns (images, other files) of a folder, sorted, without hidden ones.
+
+  A link to a file that is gone is among the others.
+  """
+  files = [path for path in _listed(folder) if not path.is_dir()]
   return ([path for path in files if _is_image(path)],
           [path for path in files if not _is_image(path)])
 
@@ -636,8 +639,8 @@ def left_out(folder, others):
   """Returns [a line on the files that are no images], or [] without any."""
   if not others:
     return []
-  return [f'{folder}: {len(others)} files are no images by their names and '
-          f'were left out{_such_as(others)}']
+  return [f'{folder}: {len(others)} files are no images by their names, or '
+          f'links to nothing, and were left out{_such_as(others)}']
 
 
 def _such_as(paths, before=''):
