@@ -89,7 +89,7 @@ def write(path, contents):
     UserError: the disk is full, or the folder cannot be written.
   """
   renames = can_append(path)  # an object is replaced as a whole anyway
-  beside = path.parent / f'{path.name}.tmp' if renames else path
+  beside = _beside(path) if renames else path
   try:
     if isinstance(contents, bytes):
       beside.write_bytes(contents)
@@ -104,6 +104,11 @@ def write(path, contents):
                     ) from error
 
 
+def _beside(path):
+  """Returns the path of what will replace a file, of this process alone."""
+  return path.parent / f'{path.name}.{os.getpid()}.tmp'
+
+
 @contextlib.contextmanager
 def writing(path):
   """Yields an open file of bytes that replaces another as a whole.
@@ -113,7 +118,7 @@ def writing(path):
   Raises:
     UserError: the disk is full, or the folder cannot be written.
   """
-  beside = path.parent / f'{path.name}.tmp'
+  beside = _beside(path)
   try:
     with beside.open('wb') as file:
       yield file

@@ -52,6 +52,29 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path):
   assert [p.name for p in path.parent.iterdir()] == ['a']
 
 
+TWICE = """
+import json, sys
+from etils import epath
+from mtl_jax import files
+path = epath.Path(sys.argv[1])
+for i in range(200):
+  files.write(path, json.dumps([i] * 1000))
+  with files.writing(epath.Path(sys.argv[2])) as file:
+    file.write(json.dumps([i] * 1000).encode())
+  json.loads(path.read_text()), json.loads(epath.Path(sys.argv[2]).read_text())
+"""
+
+
+def test_two_processes_replace_a_file_as_a_whole(tmp_path):
+  """Fails if one reads, or renames, what the other is writing."""
+  both = [subprocess.Popen(
+      [sys.executable, '-c', TWICE, tmp_path / 'a', tmp_path / 'b'], cwd=ROOT,
+      stderr=subprocess.PIPE) for _ in range(2)]
+  errors = [process.communicate()[1].decode() for process in both]
+  assert [process.returncode for process in both] == [0, 0], errors
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['a', 'b']
+
+
 def test_text_is_added_to_the_end(tmp_path):
   path = files.at(tmp_path / 'a')
   files.append(path, 'one\n')

@@ -411,7 +411,7 @@ def test_a_start_that_was_killed_while_it_claimed_may_start_again(
 
   def write(file, contents):
     if len(written) == calls:
-      (file.parent / f'{file.name}.tmp').write_text(contents)
+      (file.parent / f'{file.name}.77.tmp').write_text(contents)
       raise KeyboardInterrupt
     written.append(file)
     file.write_text(contents)

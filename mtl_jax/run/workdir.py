@@ -107,7 +107,8 @@ def check(path, config, testing=False):
                     'another --workdir') from error
   if not (path / CONFIG).exists():
     # What a start that was killed before it wrote config.json may leave.
-    if {entry.name for entry in entries} - {files.LOCK, f'{CONFIG}.tmp'}:
+    if any(entry.name != files.LOCK and not re.fullmatch(
+        rf'{re.escape(CONFIG)}\.\d+\.tmp', entry.name) for entry in entries):
       raise UserError(f'{path} holds other files and no run: choose an empty '
                       'or a new --workdir')
     return
