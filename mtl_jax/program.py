@@ -27,8 +27,17 @@ def show(text):
   try:
     print(text, flush=True)
   except BrokenPipeError:
-    # What is left would be written, and fail, when Python ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    silence(sys.stdout)
+
+
+def silence(stream):
+  """Lets what is written to a stream arrive nowhere, and never fail.
+
+  What is left in it would be written, and fail, when Python ends.
+  """
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, stream.fileno())
+  os.close(nowhere)
 
 
 def _installed():

@@ -6,6 +6,7 @@ import sys
 
 import tqdm
 
+from mtl_jax import program
 from mtl_jax.errors import reason
 
 # A bar would only flash where all is done by then.
@@ -31,17 +32,10 @@ def say(text):
     tqdm.tqdm.write(text)
     sys.stdout.flush()
   except OSError as error:
-    _silence(sys.stdout)
+    program.silence(sys.stdout)
     with contextlib.suppress(OSError):
       print(f'warning: stdout: {reason(error)}: going on without it',
             file=sys.stderr)
-
-
-def _silence(stream):
-  """Lets nothing that is written to a stream arrive any more, or fail."""
-  nowhere = os.open(os.devnull, os.O_WRONLY)
-  os.dup2(nowhere, stream.fileno())
-  os.close(nowhere)
 
 
 def bar(total, what, *, unit='image', show=True):
@@ -83,7 +77,7 @@ class _Lines:
       if text.strip():
         print(text.strip(), file=sys.stderr, flush=True)
     except OSError:
-      _silence(sys.stderr)
+      program.silence(sys.stderr)
 
   def flush(self):
     pass

@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 
+from mtl_jax import program
 from mtl_jax.adapt import classifier as classifiers
 from mtl_jax.adapt import classify
 from mtl_jax.data import pictures
@@ -158,8 +159,7 @@ def run(loop):
   try:
     loop(_write, stopped)
   except BrokenPipeError:
-    # What is left would be written, and fail, when Python ends.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    program.silence(sys.stdout)
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

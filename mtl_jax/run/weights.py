@@ -178,8 +178,8 @@ def _backbone(model, weights, like, image_shape):
   """Returns (variables of the backbone, what else is to say)."""
   name, where = model['name'], weights.path
   # Some code saves {'params': ..} with a layout of PyTorch in it.
-  torch = name in torch_weights.LAYOUTS and _is_whole(weights, name)
-  if plain_weights.are_plain(weights.arrays) and not torch:
+  if plain_weights.are_plain(weights.arrays) and not (
+      name in torch_weights.LAYOUTS and _is_whole(weights, name)):
     return plain_weights.from_arrays(weights.arrays, like, where), 'all arrays'
   if name not in torch_weights.LAYOUTS:
     raise UserError(
