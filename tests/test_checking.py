@@ -102,8 +102,23 @@ def test_pairs_are_those_of_all_comparisons():
 def test_what_is_not_compared_is_said(monkeypatch):
   monkeypatch.setattr(checking, '_CROWD', 9)
   _, left_out = found([np.zeros((20, 32, 36, 3))] * 2)
-  assert left_out == ['whether 40 images look like others: too many have '
-                      'nearly their coarse look']
+  assert left_out == ['all pairs of 40 images that may look alike: more than '
+                      '9 share a quarter of their coarse look']
+
+
+def test_pairs_of_a_crowded_quarter_are_said_to_be_left_out(monkeypatch):
+  """Fails if images that were not compared are said not to look alike."""
+  monkeypatch.setattr(checking, '_CROWD', 9)
+  rng = np.random.default_rng(3)
+  looks = rng.integers(0, 2**47, 20).astype(np.uint64)  # one quarter is 0
+  looks[10] = looks[0] ^ np.uint64(1 | 1 << 16 | 1 << 32)
+  prints = [checking.Prints(
+      store(np.zeros((10, 1, 1, 3)), 5, split), looks[k:k + 10],
+      looks[k:k + 10]) for split, k in (('train', 0), ('test', 10))]
+  left_out = []
+  line, = checking.look_alikes(prints, left_out)
+  assert line.endswith('look alike, of those compared')
+  assert left_out and left_out[0].startswith('all pairs of 20 images')
 
 
 def test_the_command_draws_sheets_and_says_what_it_did_not_check(capsys):
