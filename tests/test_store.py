@@ -76,6 +76,14 @@ def test_a_damaged_description_gets_one_line(file, content, data):
     stores.load(DATA, 'test', directory)
 
 
+def test_a_lost_file_of_names_is_missed(data):
+  """Fails if classes are called by numbers, as TFDS does then."""
+  directory, folder = data
+  (folder / 'label.labels.txt').unlink()
+  with pytest.raises(UserError, match='cannot be read .*label.labels.txt'):
+    stores.load(DATA, 'test', directory)
+
+
 def test_names_that_are_lost_are_missed(data):
   directory, folder = data
   file = folder / 'label.labels.txt'

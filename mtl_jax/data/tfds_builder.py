@@ -71,7 +71,10 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Returns the features; those of the built files where they exist."""
     source, variant, *_ = self.parts
     if (self.data_path / 'features.json').exists():
-      return tfds.features.FeaturesDict.from_config(self.data_path)
+      kept = tfds.features.FeaturesDict.from_config(self.data_path)
+      # TFDS gives classes numbers as names where it cannot read the names.
+      kept['label'].get_names_filepath(self.data_path, 'label').read_bytes()
+      return kept
     of_split = source.classes(variant)
     names = labels(of_split)
     name, count = collections.Counter(names).most_common(1)[0]
