@@ -14,7 +14,7 @@ from mtl_jax.data import __main__ as data_main
 from mtl_jax.data import sources
 from mtl_jax.data import store as stores
 from mtl_jax.data.source import SPLITS
-from mtl_jax.data.sources.folder import listing, options
+from mtl_jax.data.sources.folder import listing, lists, options
 from mtl_jax.errors import UserError
 
 SHORT = {'train': 'train', 'validation': 'val', 'test': 'test'}
@@ -261,6 +261,10 @@ DAMAGES = {
                         'val.csv is no table with a header'),
     'an image is not there': (lists_of(replaced('/2.png', '/9.png')),
                               "line 4: there is no image 'validation_a/9.png'"),
+    'the only image of that name is in another folder': (
+        lambda f: (tables(f), draw(f / 'images/test_a/only.png', 'test', 0, 0),
+                   replaced('a/2.png', 'a/only.png')(f / 'val.csv')),
+        "line 4: there is no image 'validation_a/only.png'"),
     'an image outside of the folder': (
         lists_of(replaced('validation_a/0.png', '../../outside.png')),
         "there is no image '../../outside.png'"),
@@ -307,6 +311,48 @@ def test_a_wrong_folder_gets_one_line_and_builds_nothing(case, data, capsys):
   line, = capsys.readouterr().err.splitlines()
   assert re.search(said, line)
   assert not (data / 'data').exists()
+
+
+def test_a_picture_stands_for_no_other(tmp_path):
+  """Fails if a class whose folder is gone gets the images of another."""
+  draw(tmp_path / 'crow/1.png', 'test', 0, 0)
+  write_csv(tmp_path / 'all.csv', ('path', 'kind'),
+            [('robin/1.png', 'robin'), ('crow/1.png', 'crow')])
+  with pytest.raises(UserError, match="line 3: 'crow/1.png' and 'robin/1.png'"):
+    lists.find(tmp_path, options.parse('list=all.csv'))
+
+
+def test_images_may_lie_in_one_folder(tmp_path):
+  """Fails if a list must name the folder that its images were put in."""
+  for name in 'ab':
+    draw(tmp_path / f'images/{name}.png', 'test', 0, 0)
+  write_csv(tmp_path / 'all.csv', ('path', 'kind'),
+            [(f'/home/x/{name}/{name}.png', name) for name in 'ab'])
+  assert lists.find(tmp_path, options.parse('list=all.csv')).classes == {
+      name: [tmp_path / f'images/{name}.png'] for name in 'ab'}
+
+
+def same_size(folder):
+  path = folder / 'all.csv'
+  before = path.read_bytes()
+  path.write_bytes(before.replace(b',train_a,', b',train_b,', 1))
+  assert before != path.read_bytes()
+
+
+@pytest.mark.parametrize('change', [
+    same_size, lambda f: draw(f / 'a/images/test_a/9.png', 'test', 0, 0),
+    lambda f: draw(f.parent / 'elsewhere/9.png', 'test', 0, 0)],
+    ids=['a list', 'an image', 'an image behind a link'])
+def test_what_changes_is_built_again(change, tmp_path):
+  folder, elsewhere = tmp_path / 'birds', tmp_path / 'elsewhere'
+  chosen = options.parse(one_table(folder)[1:])
+  elsewhere.mkdir()
+  (folder / 'linked').symlink_to(elsewhere)
+  (elsewhere / 'up').symlink_to(folder)
+  before = listing.digest(folder, chosen)
+  assert listing.digest(folder, chosen) == before
+  change(folder)
+  assert listing.digest(folder, chosen) != before
 
 
 @pytest.mark.parametrize('text', ['label=kind', 'image=file'])

@@ -609,9 +609,11 @@ def images_of(folder):
 
   A link to a file that is gone is among the others.
   """
-  files = [path for path in _listed(folder) if not path.is_dir()]
-  return ([path for path in files if _is_image(path)],
-          [path for path in files if not _is_image(path)])
+  images, others = [], []
+  for path in _listed(folder):
+    if not path.is_dir():
+      (images if _is_image(path) else others).append(path)
+  return images, others
 
 
 def below(folder):

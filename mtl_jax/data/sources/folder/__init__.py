@@ -10,8 +10,8 @@ options.py says what a name may add, listing.py finds classes and splits.
 Images of one size, 84 pixels at most, keep it. Otherwise all become squares:
 the largest centred one of each image, resized to the median of their short
 sides or to 84 pixels, whichever is less, or to `size`. They are grey if all of
-them are, otherwise RGB. Where an image is added, removed or changes its size in
-bytes, the data are built again.
+them are, otherwise RGB. Where a list changes, or an image is added, removed or
+changes its size in bytes, the data are built again.
 """
 
 import collections

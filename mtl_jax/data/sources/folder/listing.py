@@ -1,7 +1,6 @@
 """Finds the classes of a folder of images, and the split of each class."""
 
 import hashlib
-import os
 import pathlib
 from typing import NamedTuple
 
@@ -259,16 +258,31 @@ def _checked(root, found, options):
 
 
 def digest(path, options):
-  """Returns a number of the options, and names and sizes of all that counts."""
+  """Returns a number of the options and of all that counts.
+
+  That is the names and sizes of images, and the names and contents of lists.
+  """
   text = hashlib.sha256(repr(options).encode('utf-8', 'surrogateescape')
                         if options != type(options)() else b'')
-  suffixes = (*pictures.SUFFIXES, *lists.SUFFIXES)
-  for folder, folders, names in os.walk(path):
-    folders.sort()
-    for name in sorted(names):
-      if name.lower().endswith(suffixes):
-        file = os.path.join(folder, name)
-        size = os.path.getsize(file) if os.path.exists(file) else None
-        line = f'{os.path.relpath(file, path)} {size}\n'
-        text.update(line.encode('utf-8', 'surrogateescape'))
+  top = pathlib.Path(path)
+  named = (top / options.list,) if options.list else ()
+  for file, known in _counting(top, named) if top.is_dir() else ():
+    text.update(f'{file.relative_to(top)} {known}\n'.encode(
+        'utf-8', 'surrogateescape'))
   return int(text.hexdigest()[:7], 16)
+
+
+def _counting(folder, named, above=()):
+  """Yields (path, what is known of it) of images and lists at any depth.
+
+  Links are followed as in `_below`.
+  """
+  if (here := _number(folder)) in above:
+    return
+  images, others = pictures.images_of(folder)
+  yield from ((path, path.stat().st_size) for path in images)
+  yield from ((path, hashlib.sha256(path.read_bytes()).hexdigest())
+              for path in others if path in named or (
+                  path.suffix.lower() in lists.SUFFIXES and path.is_file()))
+  for inside in pictures.subfolders_of(folder):
+    yield from _counting(inside, named, (*above, here))

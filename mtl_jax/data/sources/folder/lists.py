@@ -49,6 +49,8 @@ class _Images(NamedTuple):
 
   root: pathlib.Path
   by_name: dict[str, list[pathlib.Path]]
+  folders: frozenset[str]  # names of the folders that they are in
+  taken: dict[pathlib.Path, tuple]  # path -> parts of the name in a list
 
 
 def find(root, options):
@@ -101,31 +103,64 @@ def _three(root, suffix):
 
 def _indexed(root):
   """Returns the _Images of a folder."""
-  by_name = {}
+  by_name, folders = {}, set()
   for path in map(pathlib.Path, pictures.below(root)):
     by_name.setdefault(path.name, []).append(path)
-  return _Images(root, by_name)
+    folders.update(path.relative_to(root).parts[:-1])
+  return _Images(root, by_name, frozenset(folders), {})
 
 
 def _image(images, name):
   """Returns the path of an image that a list names, or None.
 
-  Its end must be the name; the longest common end wins.
+  Its end must be the name; the longest common end wins. The folder of the name
+  may be another one, as where all images were put into one folder, but not if
+  there is a folder of that name.
   """
-  parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts
+  parts = _parts(name)
   candidates = images.by_name.get(parts[-1], ()) if parts else ()
-  if len(candidates) <= 1:
-    return next(iter(candidates), None)
-  common = lambda path: next(
-      (i for i, (a, b) in enumerate(zip(
-          reversed(path.parts), reversed(parts), strict=False)) if a != b),
-      min(len(path.parts), len(parts)))
+  if not candidates:
+    return None
+  common = lambda path: _common_end(path.parts, parts)
   best = max(map(common, candidates))
+  if best == 1 and parts[-2:][0] in images.folders and len(parts) > 1:
+    return None
   found = [path for path in candidates if common(path) == best]
   if len(found) > 1:
     raise UserError(f'{name} of a list is {pictures.text(found[0])} or '
                     f'{pictures.text(found[1])}: write its folder, too')
   return found[0]
+
+
+def _parts(name):
+  """Returns the parts of a name in a list."""
+  return pathlib.PurePosixPath(name.replace('\\', '/')).parts
+
+
+def _common_end(a, b):
+  """Returns how many parts at the end of two paths are the same."""
+  return next((i for i, (x, y) in enumerate(zip(
+      reversed(a), reversed(b), strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _take(images, name, where):
+  """Returns the path of an image that a row names.
+
+  Raises:
+    UserError: there is none, or an image of another name has been taken for it.
+  """
+  image, parts = _image(images, name), _parts(name)
+  if image is None:
+    raise UserError(f'{where}: there is no image {name!r} below '
+                    f'{pictures.text(images.root)}: put it there, or remove '
+                    'it from the list')
+  other = images.taken.setdefault(image, parts)
+  if _common_end(other, parts) < min(len(other), len(parts)):
+    raise UserError(f'{where}: {name!r} and {"/".join(other)!r} would both be '
+                    f'{pictures.text(image)}: put the image that is missing '
+                    f'below {pictures.text(images.root)}, or remove it from '
+                    'the list')
+  return image
 
 
 def _gather(rows):
@@ -179,14 +214,10 @@ def _csv(path, images, options):
     if len(row) != len(header):
       raise UserError(f'{pictures.text(path)}, line {number} has {len(row)} '
                       f'columns, not {len(header)}: complete the line')
-    image = _image(images, row[of_image].strip())
+    image = _take(images, row[of_image].strip(),
+                  f'{pictures.text(path)}, line {number}')
     split = None if of_split is None else SPLIT_OF.get(
         row[of_split].strip().lower())
-    if image is None:
-      raise UserError(f'{pictures.text(path)}, line {number}: there is no '
-                      f'image {row[of_image].strip()!r} below '
-                      f'{pictures.text(images.root)}: put it there, or remove '
-                      'the line')
     if of_split is not None and split is None:
       raise UserError(f'{pictures.text(path)}, line {number}: the split is '
                       f'{row[of_split]!r}: must be train, val or test')
@@ -251,15 +282,8 @@ def _json(path, images, options):
         f'{pictures.text(path)} has neither class_names and class_roots nor '
         f'label_names, image_names and image_labels ({first_line(error)}): '
         'write one of these forms, or a CSV') from error
-  result = []
-  for name, image in rows:
-    found = image if isinstance(image, pathlib.Path) else _image(images, image)
-    if found is None:
-      raise UserError(f'{pictures.text(path)}: there is no image {image!r} '
-                      f'below {pictures.text(images.root)}: put it there, or '
-                      'remove it from the list')
-    result.append((name, found))
-  return result
+  return [(name, image if isinstance(image, pathlib.Path) else
+           _take(images, image, pictures.text(path))) for name, image in rows]
 
 
 def _txt(path, images, options):
