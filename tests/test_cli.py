@@ -276,6 +276,9 @@ def test_a_damaged_checkpoint_is_passed_over(how, finished, changed):
   assert line.startswith(f'warning: {path}/checkpoints/16')
   assert line.endswith('going back to step 12')
   assert 'Resuming at step 12' in result.stdout
+  # Nothing that an error which passes has made unreadable is lost.
+  assert sorted(p.name for p in path.glob('checkpoints/*')) == [
+      '12', '16', 'damaged-16']
   state = lambda path: jax.tree.leaves(tiny_run.final_state(path))
   for one, other in zip(state(path), state(finished[0]), strict=True):
     np.testing.assert_array_equal(one, other)

@@ -144,7 +144,7 @@ def every(minutes, manager):
 def restore_latest(workdir, initial):
   """Loads the state that a run resumes from: the newest one that is whole.
 
-  A damaged one after it is deleted, with a warning: the run reaches its step
+  A damaged one after it is set aside, with a warning: the run reaches its step
   again.
 
   Args:
@@ -171,7 +171,7 @@ def restore_latest(workdir, initial):
 
 
 def drop_damaged(manager, state):
-  """Deletes states after `state` that cannot be read: the run makes them again.
+  """Sets states after `state` aside that cannot be read: they are made again.
 
   Args:
     manager: of 'best', where a state that is there is not written again.
@@ -182,18 +182,25 @@ def drop_damaged(manager, state):
       try:
         restore(manager, state, step)
       except Damaged as error:
-        _delete(manager, step, error, int(state.step))
+        _set_aside(manager, step, error, int(state.step))
 
 
-def _delete(manager, step, error, kept):
-  """Deletes a damaged state, and says so."""
-  print(f'warning: {error.problem}: going back to step {kept}',
-        file=sys.stderr, flush=True)
-  manager.delete(step)
+def _set_aside(manager, step, error, kept):
+  """Renames a state that cannot be read, and says so.
+
+  It is not deleted: an error of the file system may pass.
+  """
+  aside = manager.directory / f'damaged-{step}'
+  if aside.exists():
+    aside.rmtree()
+  (manager.directory / str(step)).rename(aside)
+  manager.reload()
+  print(f'warning: {error.problem}: it was renamed to {aside.name}; going back '
+        f'to step {kept}', file=sys.stderr, flush=True)
 
 
 def _newest_whole(manager, like):
-  """Returns the newest state that can be read, or None; deletes those after.
+  """Returns the newest state that can be read, or None; sets others aside.
 
   Raises:
     Damaged: none can be read.
@@ -206,7 +213,7 @@ def _newest_whole(manager, like):
       damaged.append((step, error))
       continue
     for number, error in damaged:
-      _delete(manager, number, error, step)
+      _set_aside(manager, number, error, step)
     return state
   if damaged:
     raise damaged[0][1]
