@@ -397,9 +397,16 @@ def test_a_second_start_in_a_workdir_is_refused(run):
   """Fails if two processes train in one folder, until both die."""
   before = command.snapshot(run)
   with files.lock(run):
-    with pytest.raises(UserError, match=f'{run}: another process trains in'):
+    with pytest.raises(UserError, match=f'{run}: another process trains or'):
       loop.train_and_evaluate(config_of(run), run)
   assert command.snapshot(run) == before
+
+
+def test_a_second_test_in_a_folder_is_refused(run, tmp_path):
+  """Fails if the files of two tests are mixed, each by its own last write."""
+  with files.lock(tmp_path), pytest.raises(UserError, match='or tests in this'):
+    evaluated(run, tmp_path, eval__tasks=2, eval__baselines=False)
+  assert [p.name for p in tmp_path.iterdir()] == [files.LOCK]
 
 
 @pytest.mark.parametrize('calls', range(3))
@@ -440,7 +447,8 @@ def test_the_command(run, tmp_path):
                         '--config.eval.also_shots=1,'])
   assert result.returncode == 0, result.stderr
   assert 'logistic head 1-shot' in result.stdout
-  assert {p.name for p in out.iterdir()} == {'test.json', 'tasks.npz'}
+  assert {p.name for p in out.iterdir()} == {
+      'test.json', 'tasks.npz', files.LOCK}
 
 
 @pytest.mark.parametrize('flags, line', [

@@ -1,6 +1,8 @@
 """What the other modes than training do with a run, or a file of weights."""
 
-from mtl_jax import files, processes
+import contextlib
+
+from mtl_jax import processes
 from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.run import (
@@ -56,9 +58,10 @@ def _loaded(config, checkpoint):
 def _tested(config, path, training, model, splits, untrained):
   """Tests, and writes the files; returns the contents of test.json."""
   agreement.check_data(splits)
-  processes.by_leader(lambda: files.make(path))
-  result = score.test(config, path, model.algorithm, model, splits, training,
-                      untrained)
+  with contextlib.ExitStack() as stack:
+    processes.by_leader(lambda: stack.enter_context(workdir.alone(path)))
+    result = score.test(config, path, model.algorithm, model, splits, training,
+                        untrained)
   if config.log.progress:
     print(report.scores(result))
     print(f'Everything is in {path}')

@@ -229,17 +229,18 @@ def for_results(path):
 
 @contextlib.contextmanager
 def alone(path):
-  """Holds the lock of a workdir, which dies with its process.
+  """Holds the lock of a workdir, which dies with its process; makes the folder.
 
   Raises:
-    UserError: another process trains in the folder, or it cannot be written.
+    UserError: another process trains or tests in it, or it cannot be written.
   """
   with contextlib.ExitStack() as stack:
     try:
       stack.enter_context(files.lock(path, wait=False))
     except BlockingIOError as error:
-      raise UserError(f'{path}: another process trains in this folder: wait '
-                      'for its end, or choose another --workdir') from error
+      raise UserError(f'{path}: another process trains or tests in this '
+                      'folder: wait for its end, or choose another --workdir'
+                      ) from error
     except OSError as error:
       raise UserError(f'{path}: cannot be written ({reason(error)}): choose '
                       'another --workdir') from error
