@@ -330,7 +330,9 @@ def write_records(training, path, out, runs):
 def prepare(wanted, runs):
   """Builds the data sets and compiles every step once, into the cache."""
   for training in wanted:
-    if at_hand(training.benchmark):
+    if not at_hand(training.benchmark):
+      print(f'{training.name}: data not at hand', flush=True)
+    else:
       path = runs / 'prepared' / training.name
       config = flags.parse(training.flags(path), workdir.saved_config).config
       stores.prepare(config.data.name, config.data.dir, None)
@@ -397,13 +399,20 @@ def make(args):
     if train(training, path, deadline):
       write_records(training, path, out, runs)
     write_cells(everything, out, runs)
+  shown = {(t.benchmark, t.method, k, t.seed) for t in wanted for k in t.shots}
   for cell in write_cells(everything, out, runs):
-    if args.list:
+    if args.list and (cell['benchmark'], cell['method'], cell['shots'],
+                      cell['seed']) in shown:
       print('{benchmark} {method} {shots}-shot seed {seed}: {status}\n    '
             '{command}'.format(**cell))
-  left = [t.name for t in wanted if any(
-      state(t, k, out, runs) in ('begun', 'not run yet') for k in t.shots)]
+  states = [{state(t, k, out, runs) for k in t.shots} for t in wanted]
+  left = [found for found in states if found & {'begun', 'not run yet'}]
   print(f'{len(left)} trainings are left.')
+  without = dict.fromkeys(t.benchmark for t, found in zip(
+      wanted, states, strict=True) if 'data not at hand' in found)
+  if without:
+    print(f'Others need data that are not at hand: build {", ".join(without)} '
+          'by python -m mtl_jax.data build NAME --manual_dir=FOLDER')
   return 0
 
 

@@ -325,6 +325,29 @@ def test_bad_folders_of_cells_get_one_line(home, capsys):
   assert line.startswith('reproduce.py: ') and f'{home}/file' in line
 
 
+@pytest.mark.parametrize('flags, lines', [
+    ([], ['0 trainings are left.', 'Others need data that are not at hand: '
+          'build mini_imagenet, tiered_imagenet, cifar_fs, fc100 by']),
+    (['--prepare', '--only=fc100/mtl_5shot'],
+     ['fc100/mtl_5shot_seed0: data not at hand']),
+    (['--list', '--only=fc100/metaoptnet_1shot'],
+     ['fc100 metaoptnet 1-shot seed 0: data not at hand',
+      'fc100 metaoptnet 5-shot seed 0: data not at hand', '0 trainings are',
+      'Others need data that are not at hand: build fc100 by'])],
+    ids=['all', 'prepare', 'list'])
+def test_cells_without_data_are_named(flags, lines, home, monkeypatch, capsys):
+  """Fails if all seems done where nothing could be."""
+  module = importlib.import_module('reproduce')
+  monkeypatch.setattr(module, 'at_hand', lambda name: False)
+  assert module.main(['--scale=gpu', f'--out={home}/results',
+                      f'--runs={home}/runs', *flags]) == 0
+  printed = [line for line in capsys.readouterr().out.splitlines()
+             if not line.startswith(' ')]
+  assert len(printed) == len(lines)
+  for line, start in zip(sorted(printed), sorted(lines), strict=True):
+    assert line.startswith(start)
+
+
 def test_the_record_of_a_cell_is_what_the_run_says(launched, home):
   module = importlib.import_module('reproduce')
   path = pathlib.Path(shutil.copytree(launched[1], home / 'run'))
