@@ -132,9 +132,33 @@ def test_the_job_set_restarts_all_hosts_but_not_after_wrong_flags():
       'PodFailurePolicy']
 
 
-def test_the_job_set_runs_a_command_that_is_accepted(tmp_path):
-  container, = yaml.safe_load(TEXT)['spec']['replicatedJobs'][0]['template'][
+def main_container(text):
+  container, = yaml.safe_load(text)['spec']['replicatedJobs'][0]['template'][
       'spec']['template']['spec']['containers']
+  return container
+
+
+def test_the_job_set_can_write_its_data_or_finds_them_built():
+  """Fails if the quick start ends, as it may not build its data."""
+  page = (ROOT / 'docs/launch.md').read_text()
+  starts = [line for line in page.splitlines()
+            if line.strip().startswith('sed ') and 'gke_jobset' in line]
+  found = {}
+  for start in starts:
+    text = TEXT
+    for old, new in re.findall(r"-e 's\|(.*?)\|(.*?)\|'", start):
+      text = re.sub(old, new, text, flags=re.M)
+    container = main_container(text)
+    mount, = container['volumeMounts']
+    data, = (e['value'] for e in container['env'] if e['name'] ==
+             'MTL_JAX_DATA')
+    name = container['args'][0].removeprefix('--config=')
+    found[name] = data.startswith(mount['mountPath']) and mount['readOnly']
+  assert found == {'quickstart': False, 'mini_5shot_pod': True}
+
+
+def test_the_job_set_runs_a_command_that_is_accepted(tmp_path):
+  container = main_container(TEXT)
   # A shell around it would not hand SIGTERM on.
   assert container['command'] == ['python', '-m', 'mtl_jax.main']
   command = flags.parse(container['args'], lambda path: None)
