@@ -56,7 +56,7 @@ def record(method='mtl', seed=0, benchmark='glyphs', shots=5, scale='cpu',
                          + 0.004 * np.sin(9 * x + seed)),
                      'validation_ci95': 0.01} for x in share],
           'losses': [[1, 1.6]]},
-      'config': _config(method),
+      'config': _config(method, shots),
       'provenance': {
           'commit': '0123456789abcdef', 'changed': False,
           'versions': {'jax': '0.10.2', 'numpy': '2.1.0'}, 'python': '3.11.2',
@@ -82,11 +82,12 @@ def write(folder, *records):
   return folder
 
 
-def _config(method):
+def _config(method, shots):
   c = base_config()
   set_method(c, method if method in METHODS else 'mtl', benchmark='glyphs',
              shots=5, scale='fast')
   c.method.name = method
+  c.validation.shots = shots
   return json.loads(json.dumps(c.to_dict()))
 
 

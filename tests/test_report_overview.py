@@ -304,6 +304,43 @@ def test_the_trainings_of_two_columns_are_shown_once(tmp_path):
           ] == ['glyphs, 1-shot and 5-shot, scale cpu']
 
 
+def test_a_curve_is_of_the_shots_of_its_column(tmp_path):
+  """Fails if accuracies of 5-shot tasks stand above those of 1-shot tasks."""
+  once = cell_records.record('mtl', shots=1)
+  once['config']['validation']['shots'] = 5
+  found = read(tmp_path, once, cell_records.record('protonet', shots=1))
+  blocks = next(section.blocks for section in overview.sections(found)
+                if section.title == 'Accuracy against cost')
+  for _, _, picture in next(
+      block for block in blocks if isinstance(block, page.Pictures)).files:
+    labels = re.findall(r'<!-- (mtl|protonet) -->', picture.decode())
+    assert labels == ['protonet']
+  assert blocks[-1].startswith('Without mtl, which were validated with another')
+
+
+def test_seeds_whose_answers_are_not_known_are_not_said_to_differ(tmp_path):
+  tasks = [{'test__correct': None},
+           {'test__correct': None, 'test__tasks_sha256': 'others'}]
+  for second, said in zip(tasks, (False, True), strict=True):
+    found = read(tmp_path, cell_records.record(test__correct=None),
+                 cell_records.record(seed=1, **second))
+    entry = accuracy.layout(found, 'cpu').rows[0][1]
+    assert ('seeds on different tasks' in entry) is said
+
+
+def test_a_method_with_two_settings_is_one_method(tmp_path):
+  found = read(tmp_path, cell_records.record(), cell_records.record(
+      provenance__settings_sha256='others'))
+  assert overview._counts(found) == '2 cells of 1 methods'
+
+
+def test_a_file_of_another_program_stops_no_page(tmp_path):
+  """Fails if a folder of runs cannot hold what json.dump writes of a NaN."""
+  (tmp_path / 'records').mkdir()
+  (tmp_path / 'records/loss.json').write_text('{"loss": NaN}')
+  assert len(read(tmp_path, cell_records.record()).cells) == 1
+
+
 def test_a_method_looks_the_same_in_all_pictures():
   every = curves.styles(list(cell_records.METHODS))
   assert curves.styles(['maml', 'mtl']) == {

@@ -208,7 +208,8 @@ def _entry(methods, name, missing):
     lines.append(f'{count} of {count + len(missing)} seeds')
   if found.over_seeds is not None:
     lines.append(f'{count} seeds ± {percent(found.over_seeds)}')
-  if found.over_tasks is None and count > 1:
+  tasks = {cell.get('test.tasks_sha256') for cell in cells}
+  if len(tasks) > 1 and None not in tasks:
     lines.append('seeds on different tasks')
   if _tasks(cells) != _tasks(
       [cell for others in methods.values() for cell in others])[:1]:

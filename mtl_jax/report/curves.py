@@ -27,7 +27,7 @@ AXES = {'steps': 'training steps', 'seconds': 'training time in s',
         'flops': 'training cost in FLOPs'}
 
 
-def draw(methods, axis, title):
+def draw(methods, axis, title, shots):
   """Returns an SVG of validation accuracy, or None where no curve is known.
 
   A thick line is the mean over the seeds, as far as all of them have been
@@ -37,11 +37,12 @@ def draw(methods, axis, title):
     methods: name -> its cells, of accuracy.groups.
     axis: a key of AXES.
     title: above the picture.
+    shots: of the tests; other validations are left out.
   """
   import matplotlib
   import matplotlib.figure
   known = {name: found for name, cells in methods.items()
-           if (found := _curves(cells, axis))}
+           if (found := _curves(cells, axis, shots))}
   if not known:
     return None
   shown = {name: fonts.shown(_short(name)) for name in known}
@@ -106,13 +107,31 @@ def _short(name, most=24):
   return name if len(name) <= most else '..' + name[2 - most:]
 
 
-def _curves(cells, axis):
+def validated_otherwise(methods, shots):
+  """Returns the names of methods that `draw` leaves out for their validation.
+
+  A method that is trained once for several numbers of shots is validated with
+  one of them: its curve says nothing of the others.
+  """
+  return [name for name, cells in methods.items()
+          if any(cell.get('training.curve') for cell in cells)
+          and not any(_as_tested(cell, shots) for cell in cells)]
+
+
+def _as_tested(cell, shots):
+  """Returns whether a cell was validated with one of the numbers of shots."""
+  return cell.get('config.validation.shots') in (None, *shots)
+
+
+def _curves(cells, axis, shots):
   """Returns [(x, accuracies in %)] of the cells that have a curve."""
   found = []
   for cell in cells:
     points = cell.get('training.curve') or []
     flops = cell.get('training.flops_per_step')
-    if not points or (axis == 'flops' and not flops):
+    if not points or not _as_tested(cell, shots):
+      continue
+    if axis == 'flops' and not flops:
       continue
     name, factor = {'steps': ('step', 1), 'seconds': ('seconds', 1),
                     'flops': ('step', flops)}[axis]

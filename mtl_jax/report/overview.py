@@ -78,8 +78,8 @@ def sections(found):
   differences = [block for column, methods in every.items()
                  for block in _with_heading(
                      _title(column), accuracy.pairs(methods))]
-  pictures = [block for i, (title, _, methods) in enumerate(trainings, 1)
-              for block in _with_heading(title, _pictures(i, title, methods))]
+  pictures = [block for i, training in enumerate(trainings, 1)
+              for block in _with_heading(training[0], _pictures(i, *training))]
   parts += [section for section in (
       page.Section('Training cost', 'time, images and FLOPs', blocks=_once([
           block for title, _, methods in trainings for block in _with_heading(
@@ -101,7 +101,7 @@ def sections(found):
 
 
 def _counts(found):
-  methods = {cell.method for cell in found.cells}
+  methods = {records.base(cell.method) for cell in found.cells}
   text = f'{len(found.cells)} cells of {len(methods)} methods'
   if found.missing:
     text += f', {len(found.missing)} expected cells missing'
@@ -131,13 +131,21 @@ def _efficiency(title, columns, methods):
   return blocks
 
 
-def _pictures(place, title, methods):
-  """Returns [page.Pictures] of a column, or [] where no curve is known."""
+def _pictures(place, title, columns, methods):
+  """Returns the page.Pictures of a column, and a line on what they leave out.
+
+  They are [] where no curve is known.
+  """
+  shots = {column.shots for column in columns}
   drawn = [(curves.file_name(place, title, axis), f'{caption}: {title}',
-            curves.draw(methods, axis, title))
+            curves.draw(methods, axis, title, shots))
            for axis, caption in _CAPTIONS.items()]
   known = [picture for picture in drawn if picture[2]]
-  return [page.Pictures(known)] if known else []
+  left_out = records.order_of_methods(
+      curves.validated_otherwise(methods, shots))
+  line = (f'Without {", ".join(left_out)}, which were validated with another '
+          'number of shots than they are tested with here.')
+  return [*[page.Pictures(known)] * bool(known), *[line] * bool(left_out)]
 
 
 def _with_heading(title, blocks):

@@ -170,11 +170,14 @@ def _below(folder):
 
 
 def _json(file):
-  """Returns the object in a file of strict JSON."""
-  def refuse(constant):
-    raise ValueError(f'{constant} is no number of JSON')
+  """Returns the object in a file of JSON; of strict JSON if it is a cell's."""
+  loose = []
   try:
-    value = json.loads(file.read_bytes().decode(), parse_constant=refuse)
+    value = json.loads(file.read_bytes().decode(), parse_constant=loose.append)
+    if isinstance(value, dict) and 'cell' not in value:
+      return value  # of another program
+    if loose:
+      raise ValueError(f'{loose[0]} is no number of JSON')
   except (ValueError, RecursionError) as error:
     raise UserError(f'{file} cannot be read ({first_line(error)}): it must be '
                     'the JSON of a cell; write it again or remove it'
