@@ -47,8 +47,8 @@ piece() {
   fi
 }
 
-((images % 2 == 0)) || {
-  echo "IMAGES is $images: must be even" >&2
+[[ $images =~ ^[0-9]*[02468]$ && $images =~ [1-9] ]] || {
+  echo "IMAGES is $images: must be an even number above 0" >&2
   exit 2
 }
 

@@ -40,12 +40,13 @@ from mtl_jax import algorithms, devices
 from mtl_jax.config import flags
 from mtl_jax.data import episodes
 from mtl_jax.data import store as stores
+from mtl_jax.errors import UserError
 from mtl_jax.run import build, parts
 from mtl_jax.train import optimizer
 from mtl_jax.train import step as steps
 
 ROOT = pathlib.Path(__file__).parent.parent
-CLASSES, IMAGES_PER_CLASS = 64, 40  # of the random data set
+CLASSES, IMAGES_PER_CLASS = 64, 40  # of the random data set, at least
 
 
 class Case(NamedTuple):
@@ -97,7 +98,7 @@ CASES = (
 
 def config_of(case, args):
   """Returns the config of a case."""
-  count = args.devices
+  count = min(args.devices, jax.local_device_count())
   while case.tasks % count:
     count -= 1
   c = flags.parse([
@@ -112,13 +113,13 @@ def config_of(case, args):
   return c
 
 
-def random_store(size):
+def random_store(size, classes, images_per_class):
   """Returns a training split of random images."""
   rng = np.random.default_rng(0)
-  offsets = np.arange(CLASSES + 1, dtype=np.int32) * IMAGES_PER_CLASS
+  offsets = np.arange(classes + 1, dtype=np.int32) * images_per_class
   images = rng.integers(0, 256, (offsets[-1], *size), dtype=np.uint8)
   return stores.Store(
-      images, offsets, tuple(map(str, range(CLASSES))),
+      images, offsets, tuple(map(str, range(classes))),
       np.full(size[2], 0.5, np.float32), np.full(size[2], 0.3, np.float32),
       'random', 'train')
 
@@ -134,12 +135,13 @@ class Step(NamedTuple):
 
 def make_step(case, args):
   """Compiles the step of a case, of random images; returns a Step."""
-  config, store = config_of(case, args), random_store(case.size)
-  episodes.check(store, ways=case.ways, field='train',
-                 images_per_class=case.shots + case.queries)
+  config = config_of(case, args)
+  store = random_store(case.size, max(CLASSES, case.ways),
+                       max(IMAGES_PER_CLASS, case.shots + case.queries))
   meta_batch, mesh = parts.make_mesh(config)
   return compile_step(config, parts.Run(
-      build.algorithm_of(config, CLASSES), optimizer.build(config.optimizer),
+      build.algorithm_of(config, store.num_classes),
+      optimizer.build(config.optimizer),
       meta_batch, steps.steps_per_epoch(config.train.epoch_tasks, meta_batch),
       mesh, {'train': store}))
 
@@ -272,8 +274,17 @@ def parse(argv=None):
 
 
 def main(argv=None):
+  """Prints a table, or JSON lines; returns the exit code."""
+  try:
+    run(parse(argv))
+  except UserError as error:
+    print(f'train_step.py: {error}', file=sys.stderr)
+    return 2
+  return 0
+
+
+def run(args):
   """Prints a table, or JSON lines; appends those to --out."""
-  args = parse(argv)
   devices.split_cpu(args.devices)
   if not args.json:
     print('| step | devices | ms | images/s | tasks/s | MiB | compilation, s '
@@ -292,4 +303,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

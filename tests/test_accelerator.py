@@ -3,6 +3,7 @@
 No GPU is needed: programs that only note how they were called stand for Python.
 """
 
+import importlib
 import os
 import subprocess
 
@@ -76,3 +77,22 @@ def test_preparing_measures_nothing_and_needs_no_peer(run, tmp_path):
 def test_a_wrong_command_gets_the_usage(run, words):
   done, _ = run(*words)
   assert done.returncode == 2 and 'accelerator.sh measure' in done.stderr
+
+
+@pytest.mark.parametrize('images', ['abc', '0', '7', '-2'])
+def test_a_number_of_images_that_cannot_be_gets_one_line(images, run, tmp_path):
+  done, calls = run('measure', tmp_path / 'a', tmp_path / 'b', IMAGES=images)
+  assert done.returncode == 2 and not calls
+  assert done.stderr == (
+      f'IMAGES is {images}: must be an even number above 0\n')
+
+
+def test_a_step_may_have_more_classes_than_a_benchmark(monkeypatch):
+  """Fails if IMAGES above 128 measures the peer alone."""
+  monkeypatch.syspath_prepend(ROOT / 'benchmarks')
+  train_step = importlib.import_module('train_step')
+  case = train_step.Case('protonet', 'conv4', (16, 16, 1), ways=70, shots=1,
+                         queries=1, tasks=1)
+  # More devices than any machine has: as many as there are, here one.
+  step = train_step.make_step(case, train_step.parse(['--devices=999']))
+  assert step.once() > 0 and step.devices == 1
