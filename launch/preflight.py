@@ -76,7 +76,17 @@ class Found(NamedTuple):
   arguments: int
   temporaries: int
   state: int  # of the arguments
+  variables: int  # of the state
   program: hlo.Program
+
+  def reduced(self, count):
+    """Returns the bytes that `count` chips average.
+
+    A program of one chip says nothing of them. They are the gradients and the
+    statistics, as large as what they change.
+    """
+    known = sum(c.size for c in self.program.collectives)
+    return known or self.variables * (count > 1)
 
   @property
   def flops(self):
@@ -172,6 +182,7 @@ def lower(config, aim, train_images=None):
     UserError: the data set is not built, and `train_images` is None.
   """
   meta_batch = meta_batch_of(config, len(aim.devices))
+  parts.check_tasks_at_once(config, meta_batch // len(aim.devices))
   mesh = Mesh(np.array(aim.devices), (devices.AXIS,))
   chosen = sources.find(config.data.name)
   images = _images(config, chosen, train_images)
@@ -218,6 +229,9 @@ def _images(config, chosen, count):
     shape = built.info.features['image'].shape
   else:
     shape = chosen.source.image_shape
+    if shape is None:
+      raise UserError(f'{c.name}: the size of its images is known only when it '
+                      'is built: build it, and leave out --train_images')
   return _abstract((count, *shape), np.uint8)
 
 
@@ -236,7 +250,7 @@ def read(lowered, state):
   seconds = time.monotonic() - start
   memory = compiled.memory_analysis()
   return Found(seconds, memory.argument_size_in_bytes,
-               memory.temp_size_in_bytes, _size(state),
+               memory.temp_size_in_bytes, _size(state), _size(state.variables),
                hlo.read(compiled.as_text()))
 
 
@@ -249,10 +263,9 @@ def least_seconds(found, chip, count, share=1.):
     count: of chips.
     share: the tasks of a chip over those of the program.
   """
-  reduced = sum(c.size for c in found.program.collectives)
   return (share * found.flops / chip.flops,
           share * found.traffic / chip.bandwidth,
-          chips.all_reduce_seconds(chip, count, reduced))
+          chips.all_reduce_seconds(chip, count, found.reduced(count)))
 
 
 def scaling(config, found, aim):
@@ -386,6 +399,11 @@ def parse(argv):
       if not own[name].isdecimal() or not int(own[name]):
         raise UserError(f'--{name} is {own[name]}: must be a number above 0')
       own[name] = int(own[name])
+  for text in others:
+    name = text.partition('=')[0]
+    if name.startswith('--') and not name.startswith('--config'):
+      raise UserError(f'{name} is unknown here: a training step is compiled, '
+                      'which --config and its fields describe')
   command = flags.parse(others, lambda path: None)
   return command.config, own
 
@@ -395,6 +413,8 @@ def run(config, own):
   aim = target(own['target'])
   config.parallel.devices = len(aim.devices)
   validate(config)
+  if own['out']:  # before minutes of compiling
+    files.make(files.at(own['out']))
   lowered, state = lower(config, aim, own['train_images'])
   try:
     found = read(lowered, state)
@@ -409,7 +429,6 @@ def run(config, own):
     print(*roofline(found, aim.chip, own['operations']), sep='\n', flush=True)
   if own['out']:
     folder = files.at(own['out'])
-    folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / 'preflight.json', _json(config, found, aim))
     draw(folder / 'preflight.png', config, found, aim)
   check_memory(found, aim)
@@ -439,7 +458,8 @@ def main(argv=None):
   # The target is not here, and its library must not look for it.
   jax.config.update('jax_platforms', 'cpu')
   try:
-    run(*parse(argv))
+    with files.errors():
+      run(*parse(argv))
   except UserError as error:
     print(f'launch.preflight: {error}', file=sys.stderr)
     return 2

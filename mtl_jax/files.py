@@ -39,11 +39,11 @@ def make(path):
   try:
     path.mkdir(parents=True, exist_ok=True)
   except OSError as error:
-    raise UserError(f'{path}: cannot be made ({reason(error)}): choose '
-                    'another --workdir') from error
+    raise UserError(f'{path}: cannot be made ({reason(error)}): name '
+                    'another folder') from error
   if can_append(path) and not os.access(path, os.W_OK | os.X_OK):
-    raise UserError(f'{path}: cannot be written (Permission denied): choose '
-                    'another --workdir')
+    raise UserError(f'{path}: cannot be written (Permission denied): name '
+                    'another folder')
 
 
 @contextlib.contextmanager

@@ -1,13 +1,13 @@
 """launch/preflight.py: a program is read right, and what does not fit is said.
 
-The compilers for TPUs and GPUs are in tests/long/test_preflight.py; here the
-target is a CPU, whose programs have the same form.
+The target is a CPU, whose programs have the same form as those of accelerators.
 """
 
 import json
 
 import jax
 import jax.numpy as jnp
+import own_source
 import pytest
 
 from launch import chips, hlo, preflight
@@ -46,6 +46,18 @@ def test_the_report_of_a_step(target, tmp_path, capsys):
   assert (tmp_path / 'preflight.png').stat().st_size > 5000
 
 
+def test_one_chip_says_what_more_would_send(target, tmp_path):
+  """Fails if many chips average for nothing where one was compiled for."""
+  seconds = []
+  for count in ('1', '4'):
+    assert run(f'--target={count}', '--train_images=240',
+               '--config.parallel.tasks_per_device=1',
+               f'--out={tmp_path / count}') == 0
+    found = json.loads((tmp_path / count / 'preflight.json').read_text())
+    seconds.append({x['chips']: x['seconds'] for x in found['scaling']}[256])
+  assert seconds[0] == pytest.approx(seconds[1], rel=0.1)
+
+
 def test_tasks_that_cannot_be_shared(target, capsys):
   assert run('--target=8', '--train_images=240') == 1
   line, = capsys.readouterr().err.splitlines()
@@ -66,11 +78,32 @@ def test_a_chip_with_too_little_memory(target, monkeypatch, capsys):
     (('--target=h100:2x2',), 'topology'),
     (('--target=4', '--train_images=-3'), '--train_images'),
     (('--target=4', '--config.train.waze=3'), 'waze'),
+    (('--target=4', '--mode=evaluate', '--checkpoint=x'), '--mode is unknown'),
 ])
 def test_wrong_flags_get_one_line(argv, text, capsys):
   assert run(*argv) == 2
   line, = capsys.readouterr().err.splitlines()
   assert text in line
+
+
+@pytest.mark.parametrize('flag, text', [
+    ('--out=/dev/null', '/dev/null'),
+    ('--config.parallel.tasks_at_once=3', 'must divide the 2 tasks of a device')
+])
+def test_what_cannot_be_compiled_or_written_gets_one_line(
+    flag, text, target, monkeypatch, capsys):
+  monkeypatch.setattr(preflight, 'read', None)  # before minutes of compiling
+  assert run('--target=2', '--train_images=240', flag) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert text in line
+
+
+def test_images_of_a_folder_must_be_built_first(target, tmp_path, capsys):
+  own_source.write_folder(tmp_path / 'birds')
+  assert run('--target=4', '--train_images=66',
+             f'--config.data.name={tmp_path}/birds') == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert 'build it, and leave out --train_images' in line
 
 
 def test_products_and_traffic_of_matrices():
@@ -175,7 +208,7 @@ def test_the_slowest_operations_and_the_floor_of_all():
   program = hlo.read(GPU)
   chip = chips.Chip(flops=1e12, memory=1e9, bandwidth=1e9, links=1.)
   *table, last = preflight.roofline(
-      preflight.Found(0., 0, 0, 0, program), chip, 2)
+      preflight.Found(0., 0, 0, 0, 0, program), chip, 2)
   images, kernel = 2 * 128 * 84 * 84 * 64, 2 * 64 * 3 * 3 * 64
   flops = 2 * 128 * 84 * 84 * 64 * 3 * 3 * 64
   moved = 4 * images + 2 * kernel  # convolution and its gradient, in bytes

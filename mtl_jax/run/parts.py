@@ -83,11 +83,16 @@ def make_mesh(config):
   if c.tasks_per_device is not None:
     meta_batch = c.tasks_per_device * len(devices.chosen(c.devices))
   mesh = devices.mesh(c.devices, meta_batch)
-  if c.tasks_at_once and meta_batch // mesh.size % c.tasks_at_once:
-    raise UserError(
-        f'config.parallel.tasks_at_once is {c.tasks_at_once}: must divide the '
-        f'{meta_batch // mesh.size} tasks of a device')
+  check_tasks_at_once(config, meta_batch // mesh.size)
   return meta_batch, mesh
+
+
+def check_tasks_at_once(config, tasks):
+  """Raises UserError if the tasks of a device are no multiple of a part."""
+  at_once = config.parallel.tasks_at_once
+  if at_once and tasks % at_once:
+    raise UserError(f'config.parallel.tasks_at_once is {at_once}: must divide '
+                    f'the {tasks} tasks of a device')
 
 
 def compile_step(config, run, count=1):
