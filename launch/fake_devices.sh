@@ -11,6 +11,5 @@ devices=$1
 shift
 export JAX_PLATFORMS=cpu
 export XLA_FLAGS="${XLA_FLAGS:-} \
---xla_force_host_platform_device_count=$devices \
---xla_cpu_collective_call_terminate_timeout_seconds=600"
+--xla_force_host_platform_device_count=$devices"
 exec "${PYTHON:-python}" -m mtl_jax.main "$@"

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 
-from mtl_jax import early
+from mtl_jax import early, program
 
 PROGRAM = ('-m', 'mtl_jax.main')
 
@@ -52,7 +52,7 @@ def _count(text):
 def main(argv=None, program=PROGRAM):
   """Runs the processes; returns the first bad exit code, or 0."""
   args = parse(sys.argv[1:] if argv is None else argv)
-  processes, asked = [], []
+  processes, printers, asked = [], [], []
 
   def pass_on(number, _):
     asked.append(number)
@@ -62,23 +62,24 @@ def main(argv=None, program=PROGRAM):
   before = {number: signal.signal(number, pass_on)
             for number in (signal.SIGINT, signal.SIGTERM)}
   try:
-    for process in start(args, program):
+    for process in start(args, program, printers):
       processes.append(process)
       if asked:  # before or after this one was in the list
         tell([process], asked[0])
         break
     code = wait(processes, args.grace)
-    # A process that has no handler yet is ended by the signal itself.
-    return early.CODES[asked[0]] if asked and code == (
-        128 + asked[0]) else code
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
     tell(processes, signal.SIGKILL)
+  for printer in printers:  # who reads may be slower than who writes
+    printer.join()
+  # A process that has no handler yet is ended by the signal itself.
+  return early.CODES[asked[0]] if asked and code == 128 + asked[0] else code
 
 
-def start(args, program):
-  """Starts and yields the processes; of each a thread prints the lines."""
+def start(args, program, printers):
+  """Starts and yields the processes; of each `printers` get two threads."""
   environment = dict(os.environ)
   if args.devices_per_process > 1:
     environment['XLA_FLAGS'] = (
@@ -95,8 +96,9 @@ def start(args, program):
         start_new_session=True)
     for source, target in ((process.stdout, sys.stdout),
                            (process.stderr, sys.stderr)):
-      threading.Thread(target=show, args=(number, source, target),
-                       daemon=True).start()
+      printers.append(threading.Thread(
+          target=show, args=(number, source, target), daemon=True))
+      printers[-1].start()
     yield process
 
 
@@ -108,11 +110,14 @@ def free_port():
 
 
 def show(number, source, target):
-  """Prints the lines of a process behind its number."""
+  """Prints the lines of a process behind its number, as long as it can."""
   for line in source:
     text = line.decode(errors='replace').rstrip('\n')
-    target.write(f'[{number}] {text}\n')
-    target.flush()
+    try:
+      target.write(f'[{number}] {text}\n')
+      target.flush()
+    except OSError:  # nobody reads it; a process whose lines stay would stop
+      program.silence(target)
 
 
 def tell(processes, number):

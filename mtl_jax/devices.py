@@ -70,9 +70,9 @@ def split_cpu(count):
   heap.keep()
   compile_cache.keep()
   flags = os.environ.get('XLA_FLAGS', '')
+  if _STUCK not in flags:
+    os.environ['XLA_FLAGS'] = f'{flags} {_STUCK}={_STUCK_SECONDS}'
   if count and 'device_count' not in flags:
-    if _STUCK not in flags:
-      os.environ['XLA_FLAGS'] = f'{flags} {_STUCK}={_STUCK_SECONDS}'
     try:
       jax.config.update('jax_num_cpu_devices', count)
     except RuntimeError:  # the devices are in use

@@ -4,10 +4,13 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 
 import command
 import of_processes
 import pytest
+from conftest import ROOT
 from etils import epath
 from tiny_run import lasting
 
@@ -188,6 +191,24 @@ def test_the_launcher_passes_flags_and_shows_whose_lines(capfd):
   assert [line[:20] for line in lines] == [
       "[0] ['--config=x', '", "[1] ['--config=x', '"]
   assert "'--num_processes=2', '--process_id=1'" in lines[1]
+
+
+MANY = ('-c', 'print(*range(20000), sep=chr(10))')
+
+
+@pytest.mark.parametrize('reader, lines', [
+    ('(sleep 1; cat)', 40000), ('head -1', 1)])
+def test_the_launcher_waits_for_who_reads(reader, lines):
+  """Fails if the last lines, which tell most, are lost, or a full pipe stops
+  the processes when nobody reads it."""
+  code = ('import sys; from launch import local; '
+          f'sys.exit(local.main(["--processes=2", "--", "-"], {MANY!r}))')
+  done = subprocess.run(
+      ['bash', '-o', 'pipefail', '-c', f'"$0" -c "$1" | {reader}',
+       sys.executable, code], cwd=ROOT, text=True, capture_output=True,
+      timeout=100)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert len(done.stdout.splitlines()) == lines
 
 
 def test_the_launcher_ends_all_when_one_is_killed():
