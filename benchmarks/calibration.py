@@ -55,10 +55,11 @@ def measure(learner, inputs, split, shots, flags):
   ones = np.ones(len(truth))
   losses, before, after = [], [], []
   for support, query in draw(split, shots, flags.queries, flags.tasks):
-    found = calibrate.temperature(learner, inputs[support], labels, WAYS, True)
+    found, _ = calibrate.temperature(
+        learner, inputs[support], labels, WAYS, True)
     state, _ = learner.fit(inputs[support], labels, WAYS, None)
     logits = learners.logits_of(learner, state, inputs[query]).astype(float)
-    cooled = logits / found['temperature']
+    cooled = logits / (found['temperature'] if found else 1.)
     best = logits / calibrate.least_loss(logits, truth, ones)
     losses.append([calibrate.log_loss(x, truth, ones)
                    for x in (logits, cooled, best)])

@@ -1,5 +1,7 @@
 """The temperature of `mtl_jax.adapt`: right, bounded, and of use."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -37,7 +39,8 @@ def noise(scale, size=40, seed=0):
 def test_the_temperature_has_the_least_loss(scale):
   logits, truth = noise(scale)
   weights = np.linspace(1, 2, 40)
-  right = 41 / 42
+  images = sum(weights) ** 2 / sum(weights ** 2)
+  right = (images + 1) / (images + 2)
   targets = np.where(np.eye(3)[truth] > 0, right, (1 - right) / 2)
 
   def loss(log_t):
@@ -81,7 +84,7 @@ def test_the_loss_on_new_images_falls(head, spread):
                 static_argnums=2)
   part = learner.Learner(head.__name__, {}, False, None, fit, head.logits)
   support = draw(6)
-  found = calibrate.temperature(part, support, labels, 5, False)
+  found, _ = calibrate.temperature(part, support, labels, 5, False)
   assert (found['held_out'], found['folds']) == (30, 6)
   assert found['log_loss_after'] <= found['log_loss_before']
   logits = learner.logits_of(part, head.fit(support, labels, 5), draw(40))
@@ -89,3 +92,46 @@ def test_the_loss_on_new_images_falls(head, spread):
   before, after = (calibrate.log_loss(x, truth, np.ones(200)) for x in (
       logits, logits / found['temperature']))
   assert after < before
+
+
+def of_logits(logits, residuals=lambda fold: {}):
+  """A learner whose inputs are its logits; `residuals` of each fit."""
+  folds = itertools.count()
+  return learner.Learner(
+      'logistic', {}, True, None,
+      lambda *_: (None, residuals(next(folds))), lambda state, x: x), logits
+
+
+@pytest.mark.parametrize('few', [3, 10])
+def test_few_images_of_one_class_say_little(few):
+  """Fails if many images of another class are taken for evidence of it.
+
+  The logits are those of calibrated probabilities, so that 1 is the best
+  temperature. The log loss on as many new images grows little.
+  """
+  rng = np.random.default_rng(few)
+  lost = []
+  for _ in range(60):
+    sizes = np.array([few, 300])
+    labels = np.repeat([0, 1], sizes)
+    # Two normal distributions, 2 apart: their log odds are 2 x.
+    draw = lambda labels: 2 * (1 - 2 * labels + rng.normal(size=len(labels)))
+    logits = lambda odds: np.stack([odds, 0 * odds], 1)
+    found, _ = calibrate.temperature(
+        *of_logits(logits(draw(labels))), labels, 2, True)
+    new = np.repeat([0, 1], 500)
+    odds = logits(draw(new))
+    lost.append(calibrate.log_loss(odds / found['temperature'], new,
+                                   np.ones(1000))
+                - calibrate.log_loss(odds, new, np.ones(1000)))
+  assert np.mean(lost) < {3: 0.012, 10: 0.006}[few]
+
+
+@pytest.mark.parametrize('bad', [np.nan, 0.5])
+def test_a_fit_that_has_not_converged_calibrates_nothing(bad):
+  labels = np.repeat([0, 1, 2], 4)
+  residuals = lambda fold: {'weights': bad if fold == 2 else 1e-5}
+  found, why = calibrate.temperature(
+      *of_logits(np.eye(3)[labels], residuals), labels, 3, False)
+  assert found is None
+  assert why == 'a fit without some images has not converged'

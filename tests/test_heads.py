@@ -328,3 +328,21 @@ def test_a_whole_C_of_any_size_is_diagnosed():
   params = fit(logistic, x, y, 3)
   said = logistic.diagnostics(params, x, y, C=2**31 - 1)
   assert np.isfinite(said['bias'])
+
+
+def test_logistic_of_few_and_many_that_count_alike_converges():
+  """Fails if classes of 5 and 495 clustered images leave it anywhere."""
+  rng = np.random.default_rng(1)
+  labels = np.repeat([0, 1], [5, 495]).astype(np.int32)
+  rng.normal(size=64)
+  clusters = 3 * rng.normal(size=(25, 32))
+  features = np.maximum(0, clusters[np.where(
+      labels == 0, 0, 1 + rng.integers(0, 24, 500))] + rng.normal(
+          size=(500, 32)))
+  features *= 23 / np.linalg.norm(features, axis=1).mean()
+  features = features.astype(np.float32)
+  weights = balance(labels, 2)
+  params = logistic.fit(features, labels, 2, example_weights=weights)
+  found = logistic.diagnostics(params, features, labels,
+                               example_weights=weights)
+  assert found['weights'] < 1e-3, found

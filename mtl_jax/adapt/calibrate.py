@@ -46,9 +46,9 @@ def temperature(learner, inputs, labels, num_ways, balanced):
     balanced: whether classes count alike, in the fits and in the log loss.
 
   Returns:
-    {temperature, log_loss_before, log_loss_after, held_out, folds}, the log
-    losses those of the held-out images in nats; None where logits are not
-    finite.
+    ({temperature, log_loss_before, log_loss_after, held_out, folds}, ''), the
+    log losses those of the held-out images in nats; or (None, why not), where
+    a fit of a fold is of no use.
   """
   kept, held = folds(labels, num_ways,
                      _FOLDS[learner.name == adapters.OWN])
@@ -57,21 +57,33 @@ def temperature(learner, inputs, labels, num_ways, balanced):
     weights = None
     if balanced and len(set(np.bincount(labels[fitted]))) > 1:
       weights = np.asarray(heads.balance(labels[fitted], num_ways))
-    state, _ = learner.fit(inputs[fitted], labels[fitted], num_ways, weights)
+    state, residuals = learner.fit(
+        inputs[fitted], labels[fitted], num_ways, weights)
+    if learners.converged(learners.numbers(residuals)) is False:
+      return None, 'a fit without some images has not converged'
     logits.append(learners.logits_of(learner, state, inputs[rest]))
   logits = np.concatenate(logits).astype(np.float64)
   if not np.isfinite(logits).all():
-    return None
+    return None, 'numbers are not finite without some images'
   truth = labels[held.ravel()]
   weights = np.ones(len(truth))
   if balanced:
     weights = 1 / np.bincount(truth, minlength=num_ways)[truth]
   before = log_loss(logits, truth, weights)
   factor = shrunk(1 / least_loss(logits, truth, weights), lambda factor: (
-      before - log_loss(factor * logits, truth, weights)) * len(truth))
+      before - log_loss(factor * logits, truth, weights)) * worth(weights))
   return {'temperature': 1 / factor, 'log_loss_before': before,
           'log_loss_after': log_loss(factor * logits, truth, weights),
-          'held_out': len(truth), 'folds': len(held)}
+          'held_out': len(truth), 'folds': len(held)}, ''
+
+
+def worth(weights):
+  """Returns how many images of equal weight say as much as weighted ones.
+
+  It is Kish's effective sample size (Survey Sampling, 1965, section 11.7): the
+  weighted mean of so many has the same variance.
+  """
+  return weights.sum() ** 2 / np.sum(weights ** 2)
 
 
 def shrunk(factor, gain):
@@ -137,7 +149,7 @@ def least_loss(logits, truth, weights):
   The loss is convex in 1 / T, so its slope has one zero, which is bisected.
   """
   count, num_ways = logits.shape
-  right = (count + 1) / (count + 2)
+  right = (worth(weights) + 1) / (worth(weights) + 2)
   targets = np.full(logits.shape, (1 - right) / (num_ways - 1))
   targets[np.arange(count), truth] = right
 

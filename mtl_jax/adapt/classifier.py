@@ -59,15 +59,12 @@ def fit(model, learner, support, *, balanced=True, calibrated=True,
   inputs = learners.inputs_of(learner, support.images, show)
   learners.check_memory(learner, inputs, labels, num_ways, weights)
   state, residuals = learner.fit(inputs, labels, num_ways, weights)
-  # JSON has no number for what is not finite.
-  residuals = {k: float(v) if np.isfinite(v) else None
-               for k, v in jax.device_get(residuals).items()}
+  residuals = learners.numbers(residuals)
   calibration = None
   why = calibrate.why_not(sizes, support.classes, calibrated)
   if not why:
-    calibration = calibrate.temperature(learner, inputs, labels, num_ways,
-                                        balanced)
-    why = '' if calibration else 'numbers are not finite without some images'
+    calibration, why = calibrate.temperature(learner, inputs, labels, num_ways,
+                                             balanced)
   config = model.config
   about = {
       'checkpoint_step': model.step, 'weights': model.weights,
@@ -79,7 +76,7 @@ def fit(model, learner, support, *, balanced=True, calibrated=True,
       'normalise_features': config.eval.normalise_features,
       'count_alike': count_alike(learner, balanced),
       'weighted': weights is not None,
-      'residuals': residuals, 'converged': converged(residuals),
+      'residuals': residuals, 'converged': learners.converged(residuals),
       'calibration': calibration, 'uncalibrated': why,
       'classes': dict(zip(support.classes, sizes.tolist(), strict=True))}
   return Classifier(learner, state, about, marks(support.images))
@@ -117,14 +114,6 @@ def count_alike(learner, balanced):
   if not learner.weighted:
     return 'unknown'
   return 'classes' if balanced else 'images'
-
-
-def converged(residuals):
-  """Returns whether residuals are those of a good fit; None without any."""
-  if not residuals:
-    return None
-  return all(value is not None and value <= heads.LARGE_RESIDUAL
-             for value in residuals.values())
 
 
 def marks(images):

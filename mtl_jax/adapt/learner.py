@@ -160,6 +160,21 @@ def _weights(example_weights):
       'example_weights': example_weights}
 
 
+def numbers(residuals):
+  """Returns residuals as numbers; None, which JSON has, for what is not finite.
+  """
+  return {k: float(v) if np.isfinite(v) else None
+          for k, v in jax.device_get(residuals).items()}
+
+
+def converged(residuals):
+  """Returns whether `numbers` are those of a good fit; None without any."""
+  if not residuals:
+    return None
+  return all(value is not None and value <= heads.LARGE_RESIDUAL
+             for value in residuals.values())
+
+
 def check_memory(learner, inputs, labels, num_ways, example_weights):
   """Raises UserError for a support that memory does not suffice for.
 

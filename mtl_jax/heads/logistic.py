@@ -21,7 +21,7 @@ OPTIONS = {
 _DEFAULTS = fields.defaults(OPTIONS)
 # Up to _FEW examples are fitted by their Gram matrix, and up to _MANY where
 # they are fewer than the features. More of them take too long or too much
-# memory.
+# memory. (See `_optimum` for those with weights.)
 _FEW, _MANY = 1000, 2000
 _TOLERANCE = {'float32': 1e-4, 'float64': 1e-10}
 _PULL_BACK = {'float32': {'tol': 1e-6, 'maxiter': 300},
@@ -146,7 +146,10 @@ def _optimum(
   size, dim = features.shape
   how = {'example_weights': example_weights, 'intercept': intercept,
          'tolerance': tolerance, 'max_steps': max_steps}
-  if size > max(_FEW, min(dim, _MANY)):
+  # Weights that differ by orders of magnitude make the Gram matrix's form
+  # diverge where it has more unknowns than there are features.
+  unequal = example_weights is not None and size > dim
+  if unequal or size > max(_FEW, min(dim, _MANY)):
     weights, bias = multinomial.fit_weights(
       features - _mean(features, example_weights, intercept), onehot, C, **how)
     return weights.T, bias
