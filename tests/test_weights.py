@@ -208,6 +208,8 @@ def test_adapt_needs_a_run_or_all_of_a_file(given, words, capsys):
 @pytest.mark.parametrize('changes, words', [
     ({'model.width': 4}, 'have 8 channels, config.model.width is 4: set '
      '--config.model.width=8'),
+    ({'model.pool': 'global'}, 'config.model.pool is global, and the run that '
+     'the file is of had another: set --config.model.pool=flat'),
     ({'data.mean': '.5,.5,.5', 'data.std': '1,1,1'},
      'config.data.mean has 3 numbers: the images have 1 channels'),
     ({'data.mean': '.5,'}, 'config.data.mean is set and config.data.std is'),

@@ -24,6 +24,8 @@ from mtl_jax.run import build, trained
 FILE = 'weights.safetensors'
 _KEY = 'mtl_jax'  # of the metadata
 _MOST_NAMES = 3  # in a line
+# Options of a network that change nothing when it is tested, but for rounding.
+_OF_TRAINING = ('dtype', 'drop_rate', 'drop_block', 'ramp_tasks')
 
 
 def load(config):
@@ -48,6 +50,7 @@ def load(config):
   # Before anything is compiled.
   backbone, taken = read(config.model, weights, jax.eval_shape(initial),
                          data['image_shape'])
+  _check_options(config.model, weights)
   build.check_network(config, tuple(data['image_shape']))
   variables = put(backbone, initial())
   return trained.Trained(
@@ -239,6 +242,22 @@ def _check_size(model, found, where, image_shape):
     text = ','.join(map(str, np.ravel(there)))
     raise UserError(f'{where}: the blocks have {there} channels, config.model.'
                     f'{field} is {here}: set --config.model.{field}={text}')
+
+
+def _check_options(model, weights):
+  """Raises UserError where a file of `export` is of another network.
+
+  Networks of equal shapes may differ, as by the pool of their features.
+  """
+  theirs = (weight_files.json_of(weights, _KEY) or {}).get('model')
+  theirs = theirs if isinstance(theirs, dict) else {}
+  ours = json.loads(json.dumps(model.to_dict()))
+  for name in sorted({*ours} & {*theirs} - {'name', *_OF_TRAINING}):
+    if ours[name] != theirs[name]:
+      text = ','.join(map(str, np.ravel(theirs[name])))
+      raise UserError(
+          f'{weights.path}: config.model.{name} is {model[name]}, and the run '
+          f'that the file is of had another: set --config.model.{name}={text}')
 
 
 def said_of(weights):
