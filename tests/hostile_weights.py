@@ -256,9 +256,18 @@ def mutations():
   return damaged
 
 
+def doubled(levels=60):
+  """Returns a file of 2**60 dictionaries, each one twice in the next."""
+  inner = {}
+  for _ in range(levels):
+    inner = {'a': inner, 'b': inner}
+  return archive(pickle.dumps(inner, 2))
+
+
 def hand_made(folder):
   """Returns name -> bytes of all hostile files but the mutations."""
-  return {**torch_pickles(folder), **archives(), **arrays(folder), **tensors(),
+  return {'doubled': doubled(), **torch_pickles(folder), **archives(),
+          **arrays(folder), **tensors(),
           **others()}
 
 

@@ -72,7 +72,8 @@ def read(data):
   if not isinstance(loaded, collections.abc.Mapping):
     raise UserError(f'holds a {type(loaded).__name__}, not a dictionary of '
                     'tensors: write a state_dict() by torch.save')
-  return dict(_arrays(loaded)), {}
+  # One dictionary may be in several, and so stand for any number of arrays.
+  return dict(_arrays(loaded, [len(data)])), {}
 
 
 def _stored(archive, name, left):
@@ -87,11 +88,20 @@ def _stored(archive, name, left):
   return archive.read(entry)
 
 
-def _arrays(tree, prefix=''):
-  """Yields (dotted name, array) of the dictionaries within a dictionary."""
+def _arrays(tree, left, prefix=''):
+  """Yields (dotted name, array) of the dictionaries within a dictionary.
+
+  Args:
+    tree: the dictionary.
+    left: [how many entries may still be read].
+    prefix: of the names.
+  """
   for key, value in tree.items():
+    left[0] -= 1
+    if left[0] < 0:
+      raise Damaged('dictionaries that are within each other too often')
     if isinstance(value, collections.abc.Mapping):
-      yield from _arrays(value, f'{prefix}{key}.')
+      yield from _arrays(value, left, f'{prefix}{key}.')
     elif isinstance(value, unpickle.Array):
       yield f'{prefix}{key}', unpickle.plain(value)
 
