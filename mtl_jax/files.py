@@ -99,7 +99,8 @@ def write(path, contents):
       beside.replace(path)
   except OSError as error:
     if renames:
-      beside.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # such as a name that is too long
+        beside.unlink(missing_ok=True)
     raise UserError(f'{path}: cannot be written ({reason(error)})'
                     ) from error
 

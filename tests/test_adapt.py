@@ -311,9 +311,9 @@ def test_what_is_strange_is_said(run, folder, monkeypatch, capsys):
   for note, texts in zip(notes, (
       ('known: 1 images lie beside', 'beside.png'),
       ('new/a: 1 files', 'notes.txt'), ('new/empty has no images',),
+      ('1 images have a white background', 'white.jpg', 'try --invert'),
       ('1 query images are of classes', 'zebra', 'left out of the accuracy'),
       ('1 query images are support images',),
-      ('1 images have a white background', 'white.jpg', 'try --invert'),
       ('not converged', 'weights')), strict=True):
     assert note.startswith('mtl_jax.adapt: note: ')
     for text in texts:

@@ -5,10 +5,12 @@ import json
 import pathlib
 import pickle
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
 import untrained
+from PIL import Image
 
 from mtl_jax import weight_files
 from mtl_jax.adapt import classify, kept
@@ -51,6 +53,23 @@ def test_it_classifies_as_on_the_day_it_was_fitted(run, options, home,
   assert any('support images as well' in note for note in first['notices'])
 
 
+def test_a_white_background_of_the_support_is_noted(home, tmp_path):
+  """Fails if a head is kept that was fitted to inverted pictures unsaid."""
+  untrained.pictures(tmp_path / 'known', dict.fromkeys('ab', 2))
+  for name in 'ab':
+    for i in range(2):
+      path = tmp_path / f'known/{name}/{i}.png'
+      pixels = np.asarray(Image.open(path)).copy()
+      pixels[:3], pixels[-3:], pixels[:, :3], pixels[:, -3:] = [255] * 4
+      Image.fromarray(pixels).save(path)
+  model = classify.load(home / 'run')
+  model.data['mean'] = [0.1]
+  found = classify.pictures.list_support(tmp_path / 'known')
+  with mock.patch.object(classify, 'load', lambda checkpoint: model):
+    ready = classify.learn(home / 'run', found)
+  assert ready.notices[0].startswith('4 images have a white background')
+
+
 def test_the_command_needs_the_file_alone(home, tmp_path, capsys):
   for name in ('run', 'new'):
     shutil.copytree(home / name, tmp_path / name)
@@ -90,10 +109,36 @@ def test_a_network_file_of_the_users_that_changed_is_another_network(
                     'from mtl_jax.heads.ridge import OPTIONS\n')
   classify.keep(classify.learn(home / 'run', classify.pictures.list_support(
       home / 'known'), head='head.py'), kept.check_name('kept.safetensors'))
-  classify.recall(home / 'run', 'kept.safetensors')
-  source.write_text(source.read_text() + '# Changed.\n')
+  moved = tmp_path / 'elsewhere/head.py'
+  moved.parent.mkdir()
+  source.rename(moved)
+  classify.recall(home / 'run', 'kept.safetensors', str(moved))
+  moved.write_text(moved.read_text() + '# Changed.\n')
   with pytest.raises(UserError, match='belongs to another network'):
-    classify.recall(home / 'run', 'kept.safetensors')
+    classify.recall(home / 'run', 'kept.safetensors', str(moved))
+
+
+def test_a_head_file_executes_no_python_that_is_not_named(
+    home, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  pathlib.Path('notes.py').write_text('open("ran", "w")')
+  pathlib.Path('x.safetensors').write_bytes(rewrite(
+      home, lambda about, arrays: about.update(head='notes.py')))
+  said = refused(home, capsys, '--load_head=x.safetensors',
+                 f'--query={home / "new"}')
+  assert 'if you trust it, name it by --head=notes.py' in said
+  assert not pathlib.Path('ran').exists()
+  said = refused(home, capsys, '--load_head=x.safetensors', '--head=gone.py',
+                 f'--query={home / "new"}')
+  assert 'gone.py is not there' in said
+
+
+def test_what_a_python_file_has_not_fitted_needs_none(home, tmp_path, capsys):
+  (tmp_path / 'mine.py').write_text('')
+  said = refused(home, capsys, f'--head={tmp_path}/mine.py',
+                 f'--load_head={home / "head.safetensors"}',
+                 f'--query={home / "new"}')
+  assert 'the file holds what logistic has fitted' in said
 
 
 class Hostile:
@@ -181,6 +226,10 @@ def test_a_bad_head_file_gets_one_line_and_runs_nothing(
     (('--support=known', '--query=new', '--save_head=mine.safetensors'),
      'mine.safetensors: the file there is no head file'),
     (('--support=known', '--query=new', '--watch=new'), 'one of them'),
+    (('--support=known', '--save_head=new.safetensors', '--watch=~/nothing'),
+     '--watch ~/nothing is not there'),
+    (('--support=known', '--query=new', f'--save_head={300 * "x"}.safetensors'),
+     'cannot be'),
     (('--support=known', '--query', '-', 'new'), '--query - is stdin'),
     (('--support=known', '--query=-', '--out=out'), '--out is for')])
 def test_flags_that_do_not_go_together(flags, line, home, tmp_path,

@@ -187,6 +187,26 @@ def test_a_picture_is_answered_once_and_not_before_it_is_whole(
   assert times[4] > 20
 
 
+def test_what_waits_for_a_writer_is_no_picture(home, answers, tmp_path):
+  """Fails if a FIFO stops the loop for good."""
+  for name in ('run', 'head.safetensors', 'new'):
+    (tmp_path / name).symlink_to(home / name)
+  (tmp_path / 'inbox').mkdir()
+  os.mkfifo(tmp_path / 'inbox/a.png')
+  ready = classify.recall(home / 'run', home / 'head.safetensors')
+  said = serve.answers(ready)(str(tmp_path / 'inbox/a.png'))
+  assert 'is no image that can be read' in said['error']
+  assert serve._pictures_in(tmp_path / 'inbox') == {}
+
+
+def test_a_stdin_that_is_closed_gets_one_line(home, monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'stdin', None)
+  assert main([f'--checkpoint={home / "run"}', '--query=-',
+               f'--load_head={home / "head.safetensors"}']) == 2
+  assert capsys.readouterr().err.splitlines()[-1].endswith(
+      '--query - is stdin, which is closed: write paths to it')
+
+
 def test_a_folder_that_is_gone_ends_the_loop_in_one_line(tmp_path):
   with pytest.raises(serve.UserError, match='--watch .* is not there'):
     serve.from_folder(tmp_path / 'x', None, None, threading.Event())
@@ -222,3 +242,10 @@ def test_a_white_background_is_noted(home, tmp_path):
       data={**ready.model.data, 'mean': [0.1]}))
   said = serve.answers(ready)(str(tmp_path / 'white.png'))
   assert said['note'].endswith('try --invert')
+
+
+def test_a_guess_of_bits_is_noted(home, tmp_path):
+  Image.fromarray(np.full((30, 30), 3000, np.uint16)).save(tmp_path / 'x.tif')
+  ready = classify.recall(home / 'run', home / 'head.safetensors')
+  said = serve.answers(ready)(str(tmp_path / 'x.tif'))
+  assert said['note'] == 'it was read as 12 bits per pixel, as it uses no more'

@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import untrained
+from PIL import Image
 
 from mtl_jax.data import pictures
 from mtl_jax.main import main
@@ -105,3 +106,11 @@ def test_bad_input_gets_one_line_and_nothing_is_lost(
 def test_invert_alone_is_refused(run, capsys):
   assert main(['--mode=features', f'--checkpoint={run}', '--invert']) == 2
   assert '--invert is for --images' in capsys.readouterr().err
+
+
+def test_a_guess_of_bits_is_noted(run, tmp_path, capsys):
+  """Fails if a dark picture becomes bright without a word."""
+  Image.fromarray(np.full((30, 30), 3000, np.uint16)).save(tmp_path / 'x.tif')
+  assert features(run, tmp_path, f'--workdir={tmp_path}/out') == 0
+  assert ('note: 1 images have 16 bits or more per pixel and use 12 of them'
+          in capsys.readouterr().out)

@@ -118,12 +118,13 @@ def test_a_tiff_has_the_range_of_its_bits_and_says_so(
   read = pictures.load(pictures.list_query(tmp_path), ('a', 'b'), (16, 16, 1))
   np.testing.assert_array_equal(
       read.images[0, ..., 0], values // 2**((guess or 16) - 8))
+  lines = pictures.guesses(read.files, read.guessed)
   if guess is None:
-    assert not read.notices
+    assert not lines
   else:
     assert f'1 images have 16 bits or more per pixel and use {guess}' in (
-        read.notices[0])
-    assert 'x.tif' in read.notices[0]
+        lines[0])
+    assert 'x.tif' in lines[0]
 
 
 @pytest.mark.parametrize('order', '<>')
@@ -180,7 +181,7 @@ def test_twelve_bits_that_a_tiff_states_are_no_guess(tmp_path):
   (tmp_path / 'x.tif').write_bytes(tiff(pair.to_bytes(3, 'big') * 32, 12, 1))
   read = pictures.load(pictures.list_query(tmp_path), ('a', 'b'), (8, 8, 1))
   assert read.images[0, 0, :2, 0].tolist() == [0x12, 0xab]
-  assert not read.notices
+  assert read.guessed == (None,)
 
 
 def test_colours_of_twelve_bits_in_sixteen_are_refused(tmp_path):

@@ -15,7 +15,7 @@ import warnings
 
 from absl import logging
 
-from mtl_jax import devices, heads, program
+from mtl_jax import devices, files, heads, program, registry
 from mtl_jax.data import pictures
 from mtl_jax.errors import UserError
 from mtl_jax.evaluate import adapters
@@ -32,7 +32,8 @@ def main(argv=None):
   tag = program.tag('mtl_jax.adapt')
   say = lambda line: _say(f'{tag}: {line}', sys.stderr)
   try:
-    with devices.memory_errors('give fewer pictures, or choose another --head'):
+    with files.errors(), devices.memory_errors(
+        'give fewer pictures, or choose another --head'):
       run(parse(argv), say)
   except UserError as error:
     say(error)
@@ -68,8 +69,10 @@ def run(flags, say):
       say(f'note: {notice}')
     _show([*sheet.lines(result), *_kept(flags), f'Everything is in {out}'])
     return
+  if flags.watch:  # before all that takes long or is written
+    flags.watch = serve.check_folder(flags.watch)
   if flags.support is None:
-    ready = classify.recall(flags.checkpoint, flags.load_head)
+    ready = classify.recall(flags.checkpoint, flags.load_head, flags.head)
   else:
     save_head = flags.save_head and kept.check_name(flags.save_head)
     ready = classify.learn(
@@ -140,7 +143,8 @@ def parse(argv=None):
       "BatchNorm in place of the run's config.method.batch_norm, such as "
       'support')
   add('--save_head', metavar='FILE.safetensors', help='keeps what was fitted')
-  add('--load_head', metavar='FILE.safetensors', help='in place of --support')
+  add('--load_head', metavar='FILE.safetensors', help='in place of --support; '
+      'what your own .py file has fitted also needs it as --head')
   add('--out', help='folder for the results; default CHECKPOINT/adapt')
   add('--invert', action='store_true',
       help='exchange black and white in all images')
@@ -176,7 +180,8 @@ def _check(flags):
                     'and --config, its network and data set')
   if (flags.support is None) == (flags.load_head is None):
     raise UserError('--support or --load_head is required, and not both')
-  settled = [name for name in _FITS if getattr(flags, name)]
+  settled = [name for name in _FITS if getattr(flags, name) and not (
+      name == 'head' and registry.is_own(flags.head))]
   if flags.load_head and settled:
     raise UserError(f'--{settled[0]} does not go with --load_head: the file '
                     'holds what was fitted; leave it out, or give --support')

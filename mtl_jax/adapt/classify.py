@@ -85,21 +85,22 @@ def learn(checkpoint, found, *, head=None, batch_norm=None, invert=False,
   classifiers.probabilities(classifier, support.images[:1])  # are finite
   return Ready(model, classifier, invert, support,
                [*(weights.lines(model, [name]) if model.weights else ()),
-                *found.notices, *support.notices])
+                *found.notices, *_of_pictures(support, model, invert)])
 
 
-def recall(checkpoint, load_head):
+def recall(checkpoint, load_head, head=None):
   """Returns the Ready of a head file.
 
   Args:
     checkpoint: as in `load`, of what the head was fitted to.
     load_head: the file.
+    head: the .py file of a head of your own; None for all others.
 
   Raises:
     UserError: as `kept.load` and trained.load.
   """
   model = load(checkpoint)
-  classifier, invert = kept.load(load_head, model)
+  classifier, invert = kept.load(load_head, model, head)
   nothing = np.zeros((0, *model.data['image_shape']), np.uint8)
   return Ready(model, classifier, invert, pictures.Pictures(
       [], nothing, np.zeros(0, np.int32),
@@ -125,7 +126,7 @@ def adapt(checkpoint, support=None, query=None, *, load_head=None,
     out: folder for predictions.csv, predictions.json, predictions.png and,
       where the query is labelled, confusion.png; None: nothing is written.
     show: whether a terminal may show the progress.
-    **options: of `learn`.
+    **options: of `learn`; with load_head only `head`, as of `recall`.
 
   Returns:
     The contents of predictions.json.
@@ -137,7 +138,7 @@ def adapt(checkpoint, support=None, query=None, *, load_head=None,
   found = pictures.list_query(query)
   before = ()
   if support is None:
-    ready = recall(checkpoint, load_head)
+    ready = recall(checkpoint, load_head, options.get('head'))
     folders, classes = [], ready.support.classes
   else:
     known = pictures.list_support(support)
@@ -181,7 +182,8 @@ def classify(checkpoint, ready, found, show=False):
       'checkpoint': None if model.weights else str(checkpoint), **about,
       'inverted': invert,
       'score': score(query, probabilities.argmax(1)),
-      'notices': [*notices, *found.notices, *query.notices,
+      'notices': [*notices, *found.notices,
+                  *_of_pictures(query, model, invert),
                   *_notices(ready, query)],
       'predictions': [
           row(file, support.classes, p, name) for file, name, p in zip(
@@ -237,9 +239,19 @@ def white_background(invert):
           + ('leave out --invert' if invert else 'try --invert'))
 
 
+def _of_pictures(found, model, invert):
+  """Returns sentences on how Pictures were read, and may be misread."""
+  light = [file for file, is_inverted in zip(
+      found.files, pictures.look_inverted(found.images, model.data['mean']),
+      strict=True) if is_inverted]
+  return [*pictures.guesses(found.files, found.guessed),
+          *[f'{len(light)} images have a white background, such as '
+            f'{light[0]}: {white_background(invert)}' for _ in light[:1]]]
+
+
 def _notices(ready, query):
   """Returns sentences on what makes the numbers doubtful."""
-  model, classifier, invert, support, _ = ready
+  classifier = ready.classifier
   about, notices = classifier.about, []
   strange = sorted(set(filter(None, query.names)) - set(query.classes))
   if strange:
@@ -253,13 +265,6 @@ def _notices(ready, query):
   if same:
     notices.append(f'{same} query images are support images as well: it '
                    'means little that they are recognised')
-  light = [file for part in (support, query) for file, is_inverted in zip(
-      part.files, pictures.look_inverted(part.images, model.data['mean']),
-      strict=True) if is_inverted]
-  if light:
-    notices.append(
-        f'{len(light)} images have a white background, such as {light[0]}: '
-        + white_background(invert))
   if classifier.learner.together:
     notices.append(
         f'the query images influence each other: {about["method"]} normalises '

@@ -1,7 +1,7 @@
 """A head file: a classifier that is kept and used again without its support.
 
 It is a file of safetensors: arrays, and JSON in its metadata. Nothing in it can
-be executed.
+be executed. A Python file that it names is executed only if the user names it.
 """
 
 import math
@@ -68,12 +68,13 @@ def save(path, model, classifier, invert):
       {'marks': classifier.marks, **arrays}, {_KEY: files.json_text(about)}))
 
 
-def load(path, model):
+def load(path, model, head=None):
   """Reads a head file.
 
   Args:
     path: of the file.
     model: Trained, of the checkpoint that it was fitted to.
+    head: the .py file of a user's own head that was fitted; None: it was not.
 
   Returns:
     (Classifier, whether black and white of all images are exchanged).
@@ -83,8 +84,12 @@ def load(path, model):
   """
   path = files.at(path)
   about, arrays = _read('--load_head', path)
-  if about['head'] not in (adapters.OWN, *heads.HEADS) and not registry.is_own(
-      about['head']):
+  if registry.is_own(about['head']):
+    about['head'] = _named(path, about['head'], head)
+  elif head is not None:
+    raise UserError(f'--head does not go with --load_head {path}: the file '
+                    f'holds what {about["head"]} has fitted')
+  elif about['head'] not in (adapters.OWN, *heads.HEADS):
     raise UserError(f'--load_head {path} holds the head {about["head"]!r}, '
                     f'which this version does not have: {_FITTED}')
   network = classifiers.fingerprint(model, about['head'])
@@ -113,6 +118,16 @@ def load(path, model):
   return classifiers.Classifier(
       learner, jax.device_put(jax.tree.unflatten(tree, state)), about,
       arrays['marks']), invert
+
+
+def _named(path, recorded, head):
+  """Returns the .py file of a user's own head, which must have been named."""
+  if head is None:
+    raise UserError(
+        f'--load_head {path} was fitted by the Python file {recorded}, which '
+        f'would be executed: if you trust it, name it by --head={recorded}')
+  heads.find(head, '--head')
+  return head
 
 
 def _shapes(learner, model, about):

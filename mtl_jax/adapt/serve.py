@@ -10,6 +10,7 @@ import json
 import os
 import queue
 import signal
+import stat
 import sys
 import threading
 import time
@@ -50,15 +51,18 @@ def answers(ready):
   def answer(path):
     name = pictures.text(path)
     try:
-      image = pictures.prepare(path, shape, invert=invert)[None]
+      image, bits = pictures.prepare_and_guess(path, shape, invert=invert)
+      image = image[None]
       probabilities, = classifiers.probabilities(classifier, image)
     except UserError as error:
       return {'file': name, 'error': str(error)}
     said = classify.row(name, ready.support.classes, probabilities)
     del said['true']
-    if pictures.look_inverted(image, model.data['mean']).any():
-      said['note'] = classify.white_background(invert)
-    return said
+    notes = [classify.white_background(invert)] * bool(
+        pictures.look_inverted(image, model.data['mean']).any())
+    notes += [f'it was read as {bits} bits per pixel, as it uses no more'
+              ] * bool(bits)
+    return {**said, 'note': '; '.join(notes)} if notes else said
 
   classifiers.probabilities(classifier, np.zeros((1, *shape), np.uint8))
   return answer
@@ -72,6 +76,8 @@ def from_stdin(answer, write, stopped):
     write: takes what is said.
     stopped: threading.Event that ends the loop between two pictures.
   """
+  if sys.stdin is None:
+    raise UserError('--query - is stdin, which is closed: write paths to it')
   lines = queue.Queue(maxsize=100)
   threading.Thread(target=_read_lines, args=(lines.put,), daemon=True).start()
   while not stopped.is_set():
@@ -92,10 +98,11 @@ def _read_lines(put):
   hold a lock that Python needs to end.
   """
   rest = b''
-  while chunk := os.read(sys.stdin.fileno(), 65536):
-    *whole, rest = (rest + chunk).split(b'\n')
-    for line in whole:
-      put(line.rstrip(b'\r'))
+  with contextlib.suppress(OSError):  # a terminal that is gone is its end, too
+    while chunk := os.read(sys.stdin.fileno(), 65536):
+      *whole, rest = (rest + chunk).split(b'\n')
+      for line in whole:
+        put(line.rstrip(b'\r'))
   put(rest)
   put(None)
 
@@ -132,15 +139,23 @@ def from_folder(folder, answer, write, stopped):
     stopped.wait(_WAIT)
 
 
-def _pictures_in(folder):
-  """Returns path -> what identifies the contents of a picture, oldest first."""
-  if not os.path.isdir(folder):
+def check_folder(folder):
+  """Returns the path of --watch; UserError unless it is a folder."""
+  path = os.path.expanduser(folder)
+  if not os.path.isdir(path):
     raise UserError(f'--watch {folder} is not there, or no folder: name a '
                     'folder')
+  return path
+
+
+def _pictures_in(folder):
+  """Returns path -> what identifies the contents of a picture, oldest first."""
   found = {}
-  for path in pictures.below(folder):
+  for path in pictures.below(check_folder(folder)):
     with contextlib.suppress(OSError):  # it was removed meanwhile
       state = os.stat(path)
+      if not stat.S_ISREG(state.st_mode):
+        continue
       found[path] = state.st_mtime_ns, state.st_size, state.st_ino
   return dict(sorted(found.items(), key=lambda item: item[1][0]))
 

@@ -63,7 +63,7 @@ class Pictures(NamedTuple):
   labels: np.ndarray  # int32 [I] in 0..N-1; -1 where not known, or another
   classes: tuple[str, ...]  # [N]
   names: list  # [I], the class as its folder has it, or None
-  notices: list[str] = ()  # what was guessed
+  guessed: list = ()  # [I], bits per pixel where they had to be guessed
 
 
 def decode(source):
@@ -188,13 +188,13 @@ def load(files, classes, image_shape, *, invert=False, show=False):
   Raises:
     UserError: as `prepare`.
   """
-  one = lambda path: _prepare(path, image_shape, invert)
+  one = lambda path: prepare_and_guess(path, image_shape, invert=invert)
   images, bits = zip(*in_threads(one, files.paths, show), strict=True)
   number = {name: i for i, name in enumerate(classes)}
   return Pictures(
       [text(path) for path in files.paths], np.stack(images),
       np.array([number.get(name, -1) for name in files.labels], np.int32),
-      tuple(classes), files.labels, guesses(files.paths, bits))
+      tuple(classes), files.labels, bits)
 
 
 def in_threads(function, paths, show=False):
@@ -354,11 +354,11 @@ def prepare(path, image_shape, *, invert=False):
   Raises:
     UserError: not readable, truncated, too large, or pixels without a range.
   """
-  return _prepare(path, image_shape, invert)[0]
+  return prepare_and_guess(path, image_shape, invert=invert)[0]
 
 
-def _prepare(path, image_shape, invert):
-  """Returns (uint8 [h, w, c], bits per pixel where they had to be guessed)."""
+def prepare_and_guess(path, image_shape, *, invert=False):
+  """Returns `prepare`, and the bits per pixel where they had to be guessed."""
   with _readable(path) as file:
     image = _open_any_size(file)
     if image.width * image.height > LARGE:
@@ -491,6 +491,9 @@ def look(path, image_shape):
 def _readable(path):
   """Yields an open file; UserError for whatever is raised while it is read."""
   try:
+    # One that waits for its writer, as a FIFO, would never end.
+    if os.path.exists(path) and not os.path.isfile(path):
+      raise NoImage('no regular file')
     with epath.Path(path).open('rb') as file:
       yield file
   except (NoImage, Image.UnidentifiedImageError) as error:

@@ -68,7 +68,7 @@ def write_of_folder(config, checkpoint, folder, path, invert=False):
   classes = sorted({name for name in found.labels if name})
   number = {name: i for i, name in enumerate(classes)} | {'': -1}
   shape = model.data['image_shape']
-  white = 0
+  white, guessed = 0, []
 
   def parts():
     nonlocal white
@@ -77,6 +77,7 @@ def write_of_folder(config, checkpoint, folder, path, invert=False):
       read = pictures.load(pictures.Files(
           *(x[start:start + _AT_ONCE] for x in found[:2]), []), classes, shape,
                            invert=invert)
+      guessed.extend(read.guessed)
       white += pictures.look_inverted(read.images, model.data['mean']).sum()
       missing = _AT_ONCE - len(read.images)
       yield np.asarray(model.features(np.pad(
@@ -88,6 +89,9 @@ def write_of_folder(config, checkpoint, folder, path, invert=False):
       'names': np.array([
           '/'.join(filter(None, [label, os.path.basename(pictures.text(x))]))
           for label, x in zip(found.labels, found.paths, strict=True)])})
+  if config.log.progress:
+    for line in pictures.guesses(found.paths, guessed):
+      print(f'note: {line}')
   if white and config.log.progress:
     print(f'note: {white} images have a white background, and this run was '
           'trained on white ink on black: '
