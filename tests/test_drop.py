@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mtl_jax import models
+from mtl_jax.algorithms import network
 from mtl_jax.models import drop
 
 
@@ -84,3 +86,21 @@ def test_dropout_blanks_values_at_the_rate():
   assert 0. < blank.mean((1, 2)).min() and blank.mean((1, 2)).max() < 0.5
   assert drop.dropout(jax.random.key(0), x.astype('bfloat16'),
                       0.1).dtype == 'bfloat16'
+
+
+@pytest.mark.parametrize('how', [
+    'running', 'running_apart', 'support', 'each_query', 'transductive',
+    'episode'])
+def test_no_two_images_of_a_task_drop_the_same(how):
+  """Fails if query images have the noise of the support, or of each other."""
+  backbone = models.create('resnet12', widths=(4, 4, 4, 4), drop_rate=0.5,
+                           drop_block=1, ramp_tasks=1)
+  images = jnp.repeat(jax.random.normal(jax.random.key(0), (1, 16, 16, 3)), 4,
+                      axis=0)
+  variables, *_ = network.init(backbone, jax.random.key(1), images)
+  body = network.Body(backbone, how)
+  support, query, _ = jax.jit(lambda key: network.task_pass(
+      body, variables, images, images, network.Mode(True, key, 2)))(
+          jax.random.key(2))
+  both = np.concatenate([support, query])
+  assert len(np.unique(both.round(5), axis=0)) == 8

@@ -125,7 +125,7 @@ def test_support_copies_are_augmented_and_replace_the_image(run):
       drawing.draw(rules, store.offsets), found['logistic'],
       strict=True):
     images = np.tile(store.images[ids[:, :shots].ravel()], (4, 1, 1, 1))
-    copies = copied(jax.random.fold_in(key, episodes.Use.AUGMENT), images)
+    copies = copied(jax.random.fold_in(key, episodes.Use.COPIES), images)
     support = model.features(copies)
     assert len(np.unique(np.asarray(support), axis=0)) > ways * shots
     query = model.features(store.images[ids[:, shots:].ravel()])

@@ -121,8 +121,10 @@ def query_pass(body, variables, support_x, query_x, mode):
   if how == 'episode':
     return own(jnp.concatenate([support_x, query_x]))[len(support_x):]
   if how == 'each_query':
-    return jax.vmap(lambda image: own(
-        jnp.concatenate([support_x, image[None]]))[-1])(query_x)
+    with_support = lambda image, i: forward(
+        body.backbone, variables, jnp.concatenate([support_x, image[None]]),
+        mode.at(i))[0][-1]
+    return jax.vmap(with_support)(query_x, jnp.arange(len(query_x)))
   if how == 'support':
     statistics = forward(body.backbone, variables, support_x, mode)[1]
     variables = {**variables, 'batch_stats': statistics}
@@ -146,7 +148,7 @@ def task_pass(body, variables, support_x, query_x, mode):
         body.backbone, variables, jnp.concatenate([support_x, query_x]), mode)
     return features[:len(support_x)], features[len(support_x):], statistics
   support, statistics = support_pass(body, variables, support_x, mode)
-  query = query_pass(body, variables, support_x, query_x, mode)
+  query = query_pass(body, variables, support_x, query_x, mode.at(1))
   return support, query, statistics
 
 

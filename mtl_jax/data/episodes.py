@@ -25,12 +25,17 @@ class Stream(enum.IntEnum):
 
 
 class Use(enum.IntEnum):
-  """Names what a task's key is folded with, for each use."""
+  """Names what a task's key is folded with, for each use.
+
+  In a test the key itself draws the images, and is split in two for this, which
+  takes the numbers 0 and 1.
+  """
 
   IDS = 0
   AUGMENT = 1
   LOSS = 2
   TURN = 3
+  COPIES = 4  # of the support, in a test
 
 
 @chex.dataclass(frozen=True)

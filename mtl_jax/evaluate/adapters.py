@@ -141,7 +141,7 @@ def _on_features(algorithm, store, protocol, learners):
   @jax.jit
   def of_copies(variables, key, number, images):
     key = jax.random.fold_in(jax.random.fold_in(key, number),
-                             episodes.Use.AUGMENT)
+                             episodes.Use.COPIES)
     images = jnp.tile(images, (protocol.support_copies, 1, 1, 1))
     return network.of_batch(variables, augment.augment(
         key, images, **protocol.augmentation))
