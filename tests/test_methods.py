@@ -176,6 +176,14 @@ def test_imaml_goes_to_the_unrolled_gradient_as_the_inner_problem_converges():
   assert gaps[0] > 0.05, 'the first was no test'
 
 
+def test_the_mean_of_the_public_code_counts_biases_of_convolutions():
+  """Fails if a tensor that only the source has makes the others count more."""
+  params = {'kernel': np.full((3, 3, 1, 2), 2.), 'scale': np.ones(2)}
+  start = jax.tree.map(np.zeros_like, params)
+  assert minibatch_prox.mean_over_tensors(params, start) == pytest.approx(
+      (4 + 1 + 0) / 3)
+
+
 def test_imaml_public_code_pulls_back_once_and_damps():
   """Fails if A is not 2 I + H / (lambda + 10), solved densely here."""
   episode = task(shots=1, queries=1)

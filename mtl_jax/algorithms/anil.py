@@ -64,7 +64,8 @@ def _published(network, source, *, rate, meta_batch, values, changes):
   }, f'learn2learn, examples/vision/{source}',
       base.selection(5, 5) | changes, notes=(
           'The authors of ANIL published no code.',
-          *((base.BIASES,) if network['model.name'] == 'conv4' else ())))
+          *((base.BIASES, base.START, base.NORM_SCALE)
+            if network['model.name'] == 'conv4' else ())))
 
 
 def _lightning(network, rate, epochs):

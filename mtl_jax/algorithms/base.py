@@ -196,6 +196,10 @@ OWN_TEST = {'validation.head': 'own', 'eval.heads': ('own',)}
 PLAIN = {'data.normalise': False, 'augment.operations': ()}
 BIASES = ('Convolutions have no biases in front of BatchNorm; the source has '
           'them, but BatchNorm removes what they add.')
+START = ('Weights start as in models/layers.py; the source takes Glorot '
+         'uniform ones.')
+EPSILON = "BatchNorm adds 1e-5 to a variance, not the source's 1e-3."
+NORM_SCALE = "BatchNorm's scale starts at 1; the source draws it from U(0, 1)."
 
 
 def resnet12(small_images=False, **options):

@@ -83,7 +83,7 @@ def _published(shots, *, network, rate=0.05, meta_batch=4, steps=5, queries=15,
       'train.epoch_tasks': (
           500 * meta_batch, 'the source has no epochs: 60,000 steps'),
       **base.selection(shots, shots), **(ours or {}),
-  }, notes=(base.BIASES,
+  }, notes=(base.BIASES, base.START, base.EPSILON,
             "BatchNorm has a scale, and inner steps adapt its scale and shift; "
             "the source has no scale, and adapts neither.", *notes))
 
@@ -117,7 +117,10 @@ RECIPES = base.with_neighbours({
                              width=64, pool='no pools') | {
                                  'train.turn_classes': True},
         ours=base.pooled('the source has strides, which no network here has')
-        | base.TURNS_ARE_CLASSES, notes=(base.UPRIGHT_TEST,)),
+        | base.TURNS_ARE_CLASSES, notes=(
+            base.UPRIGHT_TEST,
+            'The output layer starts with a standard deviation of 0.17; the '
+            'source draws it from N(0, 1).')),
     **base.cpu_recipes(MINI, CPU, {
         'small': {5: 120, 1: 460}, 'mini': {5: 205, 1: 720}}, CHOSEN),
 })

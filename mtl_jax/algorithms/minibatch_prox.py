@@ -73,9 +73,12 @@ def _published(shots, test_batch, meta_batch=5, l2=0.1):
           'train.epoch_tasks': (
               5000 * meta_batch, 'the source has no epochs: 100,000 steps'),
           **base.selection(1, shots),
-      }, notes=(base.BIASES,
+      }, notes=(base.BIASES, base.START, base.EPSILON,
                 'Lambda acts, as in the paper; in the public code nothing '
                 'reads it (method.public_code=True).',
+                'The outer step is 1 (1 - s/S) of the way to the mean of the '
+                'adapted weights, as in the README; as the paper writes it, '
+                'lambda (1 - s/S).',
                 'Moments of the inner Adam start anew in every task; in '
                 'training the public code keeps them.'))
 
@@ -204,4 +207,6 @@ def mean_over_tensors(params, start):
   """Returns the penalty of the public code, []."""
   means = [jnp.mean((p - s) ** 2) for p, s in zip(
       jax.tree.leaves(params), jax.tree.leaves(start), strict=True)]
-  return sum(means) / len(means)
+  # There convolutions have biases, which count and hardly move.
+  biases = sum(p.ndim == 4 for p in jax.tree.leaves(params))
+  return sum(means) / (len(means) + biases)

@@ -67,7 +67,7 @@ def _published(shots, ways, images, *, scale, drop, most=48):
                            'when neither has'),
       'validation.queries': (15, 'not known of the source'),
   }, notes=(base.BIASES,
-            "BatchNorm's scale starts at 1; the source draws it from U(0, 1).",
+            base.NORM_SCALE,
             'Weights start as in models/layers.py; the source draws them from '
             'U(+-1 / sqrt(fan-in)).'))
 
