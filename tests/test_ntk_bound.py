@@ -189,6 +189,19 @@ def synthetic(law, noise=0.05, draws=20):
       for t in GRID.times} for depth in GRID.depths} for _ in range(draws)]
 
 
+@pytest.mark.parametrize('draws', [3, 5, 20])
+def test_intervals_of_few_draws_hold_what_they_say(draws):
+  """Fails if an interval over 5 draws holds the mean 84 times in 100."""
+  rng = np.random.default_rng(draws)
+  held = 0
+  for seed in range(500):
+    values = bound_verdict._averages(
+        bound_verdict._resample(draws, seed), rng.normal(2., 0.5, draws))
+    found = bound_verdict._with_interval(values, bound_verdict._stretch(draws))
+    held += found['low'] < 2 < found['high']
+  assert 0.92 < held / 500 < 0.98
+
+
 @pytest.mark.parametrize('law, failing', [
     (lambda t, depth: 3 * (t + 1 / depth), set()),
     (lambda t, depth: t + depth ** -0.5, {'bounded', 'depth', 'jointly'}),
