@@ -151,22 +151,6 @@ def test_clusters_are_learned(head):
 
 
 @heads
-def test_one_compilation_serves_all_tasks(head):
-  """Fails if every task compiles the head again."""
-  count = 0
-
-  @jax.jit
-  def one(x, y):
-    nonlocal count
-    count += 1
-    return head.fit(x, y, 3)
-
-  for seed in range(3):
-    one.trace(*draw_task(3, 2, dim=8, seed=seed)[:2])
-  assert count == 1
-
-
-@heads
 def test_more_images_of_some_classes_do_not_lower_the_accuracy(head):
   """Fails if a class is never predicted because others have more images."""
   tasks, queries = 40, 5

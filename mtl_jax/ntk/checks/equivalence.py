@@ -24,7 +24,7 @@ from mtl_jax.ntk.precision import precision
 NAME = 'equivalence'
 # Largest relative difference that counts as none.
 LIMITS = {'float32': 1e-4, 'float64': 1e-9}
-_PREDICTION = 1e-4  # of failure (a), relative, in float64
+_PREDICTION = 1e-9  # of failure (a), relative, in float64
 _INNERS = ('ridge', 'logistic')  # solvers with a known objective J
 
 OPTIONS = {
