@@ -1,4 +1,4 @@
-"""MTL on glyphs in about two minutes on two CPU cores: `make quickstart`.
+"""MTL on glyphs in about a minute on two CPU cores: `make quickstart`.
 
 The settings of glyphs_5shot.py with a quarter of its steps.
 """

@@ -27,8 +27,8 @@ OPTIONS = {
         0.1, 'rate of the inner steps, on the mean cross-entropy', POSITIVE),
     'learned_rate': Field(False, 'whether the inner rate, one number, is '
                           'trained; inner_rate is then its initial value'),
-    'inner_l2': Field(0., 'factor of 1/2 |w_t - w|^2 in the inner loss',
-                      NOT_NEGATIVE),
+    'inner_l2': Field(0., 'factor of half the squared distance to the '
+                      'start, in the inner loss', NOT_NEGATIVE),
     'first_order': Field(False, 'whether the gradient counts the inner '
                          'gradients as constants'),
     'loss': Field('cross_entropy', 'loss of an example', network.LOSSES),

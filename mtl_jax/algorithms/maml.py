@@ -32,8 +32,8 @@ OPTIONS = {
         'none', 'whether the inner rate is trained: not, as one number, or '
         'as one per parameter (as in Meta-SGD)',
         ('none', 'shared', 'per_parameter')),
-    'inner_l2': Field(0., 'factor of 1/2 |theta_t - theta|^2 in the inner '
-                      'loss', NOT_NEGATIVE),
+    'inner_l2': Field(0., 'factor of half the squared distance to the '
+                      'start, in the inner loss', NOT_NEGATIVE),
     'first_order': Field(False, 'whether the gradient counts the inner '
                          'gradients as constants'),
     'loss': Field('cross_entropy', 'loss of an example', network.LOSSES),

@@ -24,9 +24,10 @@ HEAD = '''# Fields of a config
 This page is the output of `python -m mtl_jax.config`. Every field is declared
 once, in `mtl_jax/config/fields.py`, and the fields of a method or head in its
 own file. On the command line a field is set by
-`--config.SECTION.FIELD=VALUE`. "Resume" says whether a run may resume with
-another value, "test" whether only a finished run may be tested with another
-value; all other fields make the run what it is.'''
+`--config.SECTION.FIELD=VALUE`. The column "may differ" says when a field may
+have another value than the run began with: "resume", at any later start or
+test; "test", only in a test of the finished run; empty, never. Options of heads
+that validation does not use may differ when a run resumes, too.'''
 TABLE = '''| field | default | allowed | may differ | meaning |
 |---|---|---|---|---|'''
 
