@@ -6,7 +6,8 @@ What follows `--` are flags of mtl_jax.main, which every process gets, together
 with the flags that join them. --devices_per_process=N counts the CPU of each as
 N devices. Lines are printed with the number of their process. If one process
 ends badly, the others have --grace seconds to end by themselves and are then
-killed. SIGTERM and Ctrl-C are passed on. The exit code is the first bad one.
+killed. So long are the last lines waited for, too, where they are read slowly.
+SIGTERM and Ctrl-C are passed on. The exit code is the first bad one.
 """
 
 import argparse
@@ -68,12 +69,15 @@ def main(argv=None, program=PROGRAM):
         tell([process], asked[0])
         break
     code = wait(processes, args.grace)
+    # Who reads may be slower than who writes.
+    end = time.monotonic() + args.grace
+    while (any(printer.is_alive() for printer in printers) and not asked
+           and time.monotonic() < end):
+      time.sleep(0.02)
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)
     tell(processes, signal.SIGKILL)
-  for printer in printers:  # who reads may be slower than who writes
-    printer.join()
   # A process that has no handler yet is ended by the signal itself.
   return early.CODES[asked[0]] if asked and code == 128 + asked[0] else code
 

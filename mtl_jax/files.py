@@ -52,6 +52,20 @@ def errors():
 
   An error of an object store becomes one, too, without a file.
   """
+  try:
+    with store_errors():
+      yield
+  except OSError as error:
+    if error.filename is None:
+      raise
+    raise UserError(
+        f'{os.fsdecode(error.filename)}: cannot be read or written '
+        f'({reason(error)}): mend that, or name another folder') from error
+
+
+@contextlib.contextmanager
+def store_errors():
+  """Turns an error of an object store into a UserError."""
   # It logs, with a traceback, what it raises.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
   try:
@@ -59,12 +73,9 @@ def errors():
   except UserError:
     raise
   except Exception as error:
-    if isinstance(error, OSError) and error.filename is not None:
-      raise UserError(
-          f'{os.fsdecode(error.filename)}: cannot be read or written '
-          f'({reason(error)}): mend that, or name another folder') from error
-    if not _of_a_store(error):
-      raise  # of no file: a fault of ours
+    named = isinstance(error, OSError) and error.filename is not None
+    if named or not _of_a_store(error):
+      raise
     raise UserError(
         f'the object store cannot be used ({reason(error)}): for gs://... '
         "install 'mtl_jax[gs]', log in, and see that the bucket exists and "

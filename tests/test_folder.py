@@ -322,6 +322,25 @@ def test_a_picture_stands_for_no_other(tmp_path):
     lists.find(tmp_path, options.parse('list=all.csv'))
 
 
+@pytest.mark.parametrize('names', [
+    ['1.png', 'robin/1.png', 'owl/1.png'], ['crow/2.png', 'robin/1.png'],
+    ['/home/a/1.png', '/home/b/1.png']])
+def test_rows_that_contradict_each_other_are_refused(names, tmp_path):
+  for i in (1, 2):
+    draw(tmp_path / f'crow/{i}.png', 'test', 0, 0)
+  write_csv(tmp_path / 'all.csv', ('path', 'kind'),
+            [(name, str(i)) for i, name in enumerate(names)])
+  with pytest.raises(UserError, match=f"line {len(names) + 1}: '"):
+    lists.find(tmp_path, options.parse('list=all.csv'))
+
+
+def test_a_folder_between_does_no_harm(tmp_path):
+  draw(tmp_path / 'images/part1/1.png', 'test', 0, 0)
+  write_csv(tmp_path / 'all.csv', ('path', 'kind'), [('images/1.png', 'a')])
+  assert lists.find(tmp_path, options.parse('list=all.csv')).classes == {
+      'a': [tmp_path / 'images/part1/1.png']}
+
+
 def test_images_may_lie_in_one_folder(tmp_path):
   """Fails if a list must name the folder that its images were put in."""
   for name in 'ab':

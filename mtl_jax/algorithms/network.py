@@ -38,7 +38,9 @@ BATCH_NORM_ALL_LAYERS = ('transductive', 'support', 'each_query', 'running')
 # A method that draws random numbers in its loss folds the task's key with one
 # of these. Dropout takes the key itself, or folds it with the number of the
 # inner step (Mode.at), so that inner step 1 has the same number. It stays so,
-# because runs of earlier versions must be repeatable to the bit.
+# because runs of earlier versions must be repeatable to the bit. (Those with
+# dropout are not under 'support', 'each_query' and 'transductive' if nothing
+# below the head adapts: support and query dropped the same there.)
 DRAWN_SHOTS = 1  # r2d2
 INNER_BATCHES = 1  # minibatch_prox
 
@@ -112,21 +114,25 @@ def support_pass(body, variables, support_x, mode):
                  own=mode.train or body.batch_norm not in RUNNING)
 
 
-def query_pass(body, variables, support_x, query_x, mode):
-  """Returns the features of the query images [Q, D]."""
+def query_pass(body, variables, support_x, query_x, mode, statistics=None):
+  """Returns the features of the query images [Q, D].
+
+  `statistics` are those of the support, where they are known.
+  """
   how = body.batch_norm
-  own = lambda images: forward(body.backbone, variables, images, mode)[0]
+  own = lambda images, mode=mode: forward(
+      body.backbone, variables, images, mode)[0]
   if how == 'transductive' or (how == 'running' and mode.train):
     return own(query_x)
   if how == 'episode':
     return own(jnp.concatenate([support_x, query_x]))[len(support_x):]
   if how == 'each_query':
-    with_support = lambda image, i: forward(
-        body.backbone, variables, jnp.concatenate([support_x, image[None]]),
-        mode.at(i))[0][-1]
-    return jax.vmap(with_support)(query_x, jnp.arange(len(query_x)))
+    return jax.vmap(lambda image, i: own(
+        jnp.concatenate([support_x, image[None]]), mode.at(i))[-1])(
+            query_x, jnp.arange(len(query_x)))
   if how == 'support':
-    statistics = forward(body.backbone, variables, support_x, mode)[1]
+    if statistics is None:
+      statistics = forward(body.backbone, variables, support_x, mode)[1]
     variables = {**variables, 'batch_stats': statistics}
   return forward(body.backbone, variables, query_x, mode, own=False)[0]
 
@@ -148,7 +154,8 @@ def task_pass(body, variables, support_x, query_x, mode):
         body.backbone, variables, jnp.concatenate([support_x, query_x]), mode)
     return features[:len(support_x)], features[len(support_x):], statistics
   support, statistics = support_pass(body, variables, support_x, mode)
-  query = query_pass(body, variables, support_x, query_x, mode.at(1))
+  query = query_pass(body, variables, support_x, query_x, mode.at(1),
+                     statistics)
   return support, query, statistics
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 
-from mtl_jax import processes
+from mtl_jax import files, processes
 from mtl_jax.config.check import validate
 from mtl_jax.data import store as stores
 from mtl_jax.run import (
@@ -59,7 +59,8 @@ def _tested(config, path, training, model, splits, untrained):
   """Tests, and writes the files; returns the contents of test.json."""
   agreement.check_data(splits)
   with contextlib.ExitStack() as stack:
-    processes.by_leader(lambda: stack.enter_context(workdir.alone(path)))
+    processes.by_leader(lambda: (
+        files.make(path), stack.enter_context(workdir.alone(path))))
     result = score.test(config, path, model.algorithm, model, splits, training,
                         untrained)
   if config.log.progress:

@@ -254,7 +254,8 @@ def _check_options(model, weights):
   ours = json.loads(json.dumps(model.to_dict()))
   for name in sorted({*ours} & {*theirs} - {'name', *_OF_TRAINING}):
     if ours[name] != theirs[name]:
-      text = ','.join(map(str, np.ravel(theirs[name])))
+      text = (','.join(map(str, theirs[name]))
+              if isinstance(theirs[name], list) else theirs[name])
       raise UserError(
           f'{weights.path}: config.model.{name} is {model[name]}, and the run '
           f'that the file is of had another: set --config.model.{name}={text}')

@@ -229,7 +229,7 @@ def for_results(path):
 
 @contextlib.contextmanager
 def alone(path):
-  """Holds the lock of a workdir, which dies with its process; makes the folder.
+  """Holds the lock of a workdir, which dies with its process.
 
   Raises:
     UserError: another process trains or tests in it, or it cannot be written.

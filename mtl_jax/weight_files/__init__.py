@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mtl_jax import files
-from mtl_jax.errors import UserError, first_line
+from mtl_jax.errors import UserError, first_line, reason
 from mtl_jax.weight_files import npz, safetensors, torch_zip
 from mtl_jax.weight_files.safetensors import pack as pack
 
@@ -47,16 +47,19 @@ def read(path):
     UserError: no such file, another format, or a damaged or hostile file.
   """
   path = files.at(path)
-  with files.errors():
-    data = path.read_bytes() if path.is_file() else None
-    if data is None:
-      raise UserError(f'{path}: ' + (
-          'is a folder: name a file; a run is named by --checkpoint or '
-          '--init_from' if path.is_dir() else 'is not there: name a file'))
   try:
+    with files.store_errors():
+      data = path.read_bytes() if path.is_file() else None
+    if data is None:
+      raise UserError('is a folder: name a file; a run is named by '
+                      '--checkpoint or --init_from' if path.is_dir()
+                      else 'is not there: name a file')
     arrays, metadata = _reader(data)(data)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
+  except OSError as error:
+    raise UserError(f'{path}: cannot be read ({reason(error)}): make it '
+                    'readable') from error
   except MemoryError as error:
     raise UserError(f'{path}: does not fit into memory: keep the weights of '
                     'one network in it') from error

@@ -260,29 +260,28 @@ def _checked(root, found, options):
 def digest(path, options):
   """Returns a number of the options and of all that counts.
 
-  That is the names and sizes of images, and the names and contents of lists.
+  That is the names and sizes of images, and the contents of lists.
+
+  Raises:
+    UserError: a folder that cannot be read, or a list that is missing.
   """
   text = hashlib.sha256(repr(options).encode('utf-8', 'surrogateescape')
                         if options != type(options)() else b'')
   top = pathlib.Path(path)
-  named = (top / options.list,) if options.list else ()
-  for file, known in _counting(top, named) if top.is_dir() else ():
-    text.update(f'{file.relative_to(top)} {known}\n'.encode(
-        'utf-8', 'surrogateescape'))
+  if top.is_dir():
+    for path in _images_below(top):
+      text.update(f'{path.relative_to(top)} {path.stat().st_size}\n'.encode(
+          'utf-8', 'surrogateescape'))
+    for path in lists.there(_unwrapped(top), options).values():
+      if path.is_file():
+        text.update(hashlib.sha256(path.read_bytes()).digest())
   return int(text.hexdigest()[:7], 16)
 
 
-def _counting(folder, named, above=()):
-  """Yields (path, what is known of it) of images and lists at any depth.
-
-  Links are followed as in `_below`.
-  """
+def _images_below(folder, above=()):
+  """Yields the images at any depth; links are followed as in `_below`."""
   if (here := _number(folder)) in above:
     return
-  images, others = pictures.images_of(folder)
-  yield from ((path, path.stat().st_size) for path in images)
-  yield from ((path, hashlib.sha256(path.read_bytes()).hexdigest())
-              for path in others if path in named or (
-                  path.suffix.lower() in lists.SUFFIXES and path.is_file()))
+  yield from pictures.images_of(folder)[0]
   for inside in pictures.subfolders_of(folder):
-    yield from _counting(inside, named, (*above, here))
+    yield from _images_below(inside, (*above, here))

@@ -21,7 +21,6 @@ from mtl_jax.data import pictures
 from mtl_jax.data.source import SPLITS
 from mtl_jax.errors import UserError, first_line
 
-SUFFIXES = ('.csv', '.tsv', '.json', '.txt')
 _NAMES = {'train': ('train', 'base'), 'validation': ('val', 'validation'),
           'test': ('test', 'novel')}
 _LABELS = ('label', 'class', 'class_name', 'classname', 'category', 'species',
@@ -50,7 +49,9 @@ class _Images(NamedTuple):
   root: pathlib.Path
   by_name: dict[str, list[pathlib.Path]]
   folders: frozenset[str]  # names of the folders that they are in
-  taken: dict[pathlib.Path, tuple]  # path -> parts of the name in a list
+  taken: dict[pathlib.Path, str]  # path -> the longest name in a list
+  moved: list[str]  # names whose images lie in folders of other names
+  kept: list[str]  # names whose images lie in folders of these names
 
 
 def find(root, options):
@@ -72,15 +73,28 @@ def find(root, options):
     splits = _by_column(path, rows)
     return Lists(f'list {path.name}', splits,
                  _gather(rows) if splits is None else None)
-  for suffix, read in (('.csv', _csv), ('.json', _json), ('.txt', _txt)):
-    paths = _three(root, suffix)
-    if paths:
-      images = _indexed(root)
-      names = ', '.join(path.name for path in paths.values())
-      return Lists(f'lists {names}', {
-          split: _gather(read(path, images, options))
-          for split, path in paths.items()})
-  return None
+  paths = there(root, options)
+  if not paths:
+    return None
+  read = _READERS[paths['train'].suffix]
+  images = _indexed(root)
+  names = ', '.join(path.name for path in paths.values())
+  return Lists(f'lists {names}', {
+      split: _gather(read(path, images, options))
+      for split, path in paths.items()})
+
+
+def there(root, options):
+  """Returns split -> path of the lists in a folder; '' -> that of all splits.
+
+  It is {} where there are none.
+
+  Raises:
+    UserError: two of three lists are there.
+  """
+  if options.list:
+    return {'': root / options.list}
+  return next(filter(None, (_three(root, suffix) for suffix in _READERS)), {})
 
 
 def _three(root, suffix):
@@ -107,7 +121,7 @@ def _indexed(root):
   for path in map(pathlib.Path, pictures.below(root)):
     by_name.setdefault(path.name, []).append(path)
     folders.update(path.relative_to(root).parts[:-1])
-  return _Images(root, by_name, frozenset(folders), {})
+  return _Images(root, by_name, frozenset(folders), {}, [], [])
 
 
 def _image(images, name):
@@ -123,9 +137,12 @@ def _image(images, name):
     return None
   common = lambda path: _common_end(path.parts, parts)
   best = max(map(common, candidates))
-  if best == 1 and parts[-2:][0] in images.folders and len(parts) > 1:
-    return None
   found = [path for path in candidates if common(path) == best]
+  if best == 1 and len(parts) > 1 and parts[-2] in images.folders:
+    found = [path for path in found
+             if parts[-2] in path.relative_to(images.root).parts]
+  if not found:
+    return None
   if len(found) > 1:
     raise UserError(f'{name} of a list is {pictures.text(found[0])} or '
                     f'{pictures.text(found[1])}: write its folder, too')
@@ -147,19 +164,29 @@ def _take(images, name, where):
   """Returns the path of an image that a row names.
 
   Raises:
-    UserError: there is none, or an image of another name has been taken for it.
+    UserError: there is none, or it has been taken for another name, or it is in
+      a folder of another name and others are not.
   """
   image, parts = _image(images, name), _parts(name)
   if image is None:
     raise UserError(f'{where}: there is no image {name!r} below '
                     f'{pictures.text(images.root)}: put it there, or remove '
                     'it from the list')
-  other = images.taken.setdefault(image, parts)
-  if _common_end(other, parts) < min(len(other), len(parts)):
-    raise UserError(f'{where}: {name!r} and {"/".join(other)!r} would both be '
+  other = images.taken.setdefault(image, name)
+  if _common_end(_parts(other), parts) < min(len(_parts(other)), len(parts)):
+    raise UserError(f'{where}: {name!r} and {other!r} would both be '
                     f'{pictures.text(image)}: put the image that is missing '
                     f'below {pictures.text(images.root)}, or remove it from '
                     'the list')
+  images.taken[image] = max(name, other, key=lambda text: len(_parts(text)))
+  if len(parts) > 1 and image.parent != images.root:
+    kept = parts[-2] in image.relative_to(images.root).parts
+    (images.kept if kept else images.moved).append(name)
+    if images.kept and images.moved:
+      raise UserError(
+          f'{where}: {images.moved[0]!r} would be an image in a folder of '
+          f'another name, but {images.kept[0]!r} is in its own: put the image '
+          f'where the list says, or remove it from the list')
   return image
 
 
@@ -315,3 +342,7 @@ def _plain(parts):
   """Returns whether the last part is a name, not a pattern or a way up."""
   return bool(parts) and parts[-1] not in ('..', '/') and not set(
       parts[-1]) & set('*?[]')
+
+
+# Suffix -> (path, _Images, Options) -> (class, path, ..) rows.
+_READERS = {'.csv': _csv, '.json': _json, '.txt': _txt}
