@@ -53,6 +53,35 @@ def test_it_classifies_as_on_the_day_it_was_fitted(run, options, home,
   assert any('support images as well' in note for note in first['notices'])
 
 
+def numbers(result):
+  """Returns the probabilities [I, N] of predictions.json."""
+  return np.array([list(row['probabilities'].values())
+                   for row in result['predictions']])
+
+
+def test_probabilities_are_divided_by_the_temperature(home):
+  plain, found = (classify.adapt(home / 'run', home / 'known', home / 'new',
+                                 calibrated=c) for c in (False, True))
+  assert plain['calibration'] is None
+  wanted = numbers(plain) ** (1 / found['calibration']['temperature'])
+  wanted /= wanted.sum(1, keepdims=True)
+  np.testing.assert_allclose(numbers(found), wanted, atol=1e-5)
+  assert np.abs(numbers(found) - numbers(plain)).max() > 0.01
+
+
+def test_inverted_negatives_are_classified_as_the_pictures(home, tmp_path):
+  """Fails if support and query are not inverted alike."""
+  for part in ('known', 'new'):
+    for file in (home / part).rglob('*.png'):
+      place = tmp_path / file.relative_to(home)
+      place.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(255 - np.asarray(Image.open(file))).save(place)
+  plain = classify.adapt(home / 'run', home / 'known', home / 'new')
+  found = classify.adapt(home / 'run', tmp_path / 'known', tmp_path / 'new',
+                         invert=True)
+  np.testing.assert_allclose(numbers(found), numbers(plain), atol=1e-6)
+
+
 def test_a_white_background_of_the_support_is_noted(home, tmp_path):
   """Fails if a head is kept that was fitted to inverted pictures unsaid."""
   untrained.pictures(tmp_path / 'known', dict.fromkeys('ab', 2))

@@ -15,6 +15,7 @@ from small_backbone import Small, directional, distance, dot, start, task
 from mtl_jax import algorithms, heads
 from mtl_jax.algorithms import METHODS, minibatch_prox, network
 from mtl_jax.config import base_config
+from mtl_jax.data import episodes
 from mtl_jax.errors import UserError
 from mtl_jax.heads import centroid, ridge
 
@@ -140,11 +141,31 @@ def test_first_order_is_second_order_without_the_hessian_term():
   assert distance(g1, g2) > 0.01, 'the case has no Hessian term to miss'
 
 
-def test_anil_is_maml_whose_body_is_frozen_in_the_inner_loop():
+@pytest.mark.parametrize('name', METHODS)
+def test_every_pass_of_a_loss_is_told_the_tasks_seen(name):
+  """Fails if DropBlock's rate never rises under a method."""
+  told = []
+
+  class Told(Small):
+    def __call__(self, images, *, train, own_statistics=None, tasks_seen=0):
+      if train:
+        told.append(tasks_seen)
+      return super().__call__(images, train=train,
+                              own_statistics=own_statistics)
+
+  algorithm, episode = algorithms.create(name, Told(), 6, 3), task()
+  variables = jax.eval_shape(algorithm.init, KEY, episode.support_x)
+  jax.eval_shape(lambda v: algorithm.loss(v, KEY, episode, 7)[0], variables)
+  assert told and set(told) == {7}
+
+
+@pytest.mark.parametrize('changes', [
+    {}, {'inner_l2': 0.3}, {'first_order': True}, {'loss': 'squared'}], ids=str)
+def test_anil_is_maml_whose_body_is_frozen_in_the_inner_loop(changes):
   episode = task()
   anil = build('anil', inner_steps=2, inner_rate=0.3,
-               batch_norm='transductive')
-  maml = build('maml', inner_steps=2, inner_rate=0.3, adapts='last')
+               batch_norm='transductive', **changes)
+  maml = build('maml', inner_steps=2, inner_rate=0.3, adapts='last', **changes)
   variables = start(anil, episode)
   for shift in (0., 0.1):
     params = jax.tree.map(lambda p, shift=shift: p + shift,
@@ -153,6 +174,65 @@ def test_anil_is_maml_whose_body_is_frozen_in_the_inner_loop():
         params) for a in (anil, maml)]
     np.testing.assert_allclose(values[0][0], values[1][0], rtol=1e-10)
     assert distance(values[0][1], values[1][1]) < 1e-9
+
+
+def test_meta_sgd_is_maml_with_a_rate_per_parameter():
+  episode, sgd = task(), build('meta_sgd', inner_rate=0.3)
+  maml = build('maml', inner_steps=1, learned_rate='per_parameter')
+  variables = start(sgd, episode)
+  renamed = lambda p: {('rate' if k == 'rates' else k): v for k, v in p.items()}
+  ours = jax.jit(jax.grad(loss_of(sgd, variables, episode)))(
+      variables['params'])
+  theirs = jax.jit(jax.grad(loss_of(maml, variables, episode)))(
+      renamed(variables['params']))
+  assert distance(renamed(ours), theirs) < 1e-9
+
+
+def test_smoothed_targets_share_what_the_label_gives_up():
+  logits, labels = jax.random.normal(KEY, (4, 3)), jnp.array([0, 2, 1, 1])
+  logp = np.asarray(jax.nn.log_softmax(logits))
+  own = logp[np.arange(4), labels]
+  np.testing.assert_allclose(
+      network.example_losses('cross_entropy', logits, labels, 0.1),
+      -(0.9 * own + 0.05 * (logp.sum(1) - own)), rtol=1e-9)
+  episode = task()
+  first, second = (build('metaoptnet', head='ridge', label_smoothing=e)
+                   for e in (0., 0.1))
+  variables = start(first, episode)
+  values = [loss_of(a, variables, episode)(variables['params'])
+            for a in (first, second)]
+  assert abs(values[0] - values[1]) > 1e-6
+
+
+@pytest.mark.parametrize('public_code', [False, True])
+def test_prox_trains_on_batches_of_the_whole_task(public_code):
+  """Fails if inner steps take other images, or another penalty."""
+  episode = task()
+  algorithm = build('minibatch_prox', inner_steps=3, inner_batch=4,
+                    inner_rate=0.01, l2=0.5, public_code=public_code)
+  variables = start(algorithm, episode)
+  w = variables['params']
+  gradient = jax.jit(jax.grad(loss_of(algorithm, variables, episode)))(w)
+  images, labels = episodes.joined(episode)
+  rows = minibatch_prox.batches(
+      jax.random.fold_in(KEY, network.INNER_BATCHES), len(labels), 4, 3)
+  penalty = minibatch_prox.mean_over_tensors if public_code else (
+      lambda p, s: 0.25 * sum(jnp.sum((a - b) ** 2) for a, b in zip(
+          jax.tree.leaves(p), jax.tree.leaves(s), strict=True)))
+  adam = optax.adam(0.01, b1=0.)
+
+  @jax.jit
+  def step(end, state, row):
+    slope = jax.grad(lambda p: penalty(p, w) + hand_loss(
+        p, variables['batch_stats'], None, (images[row], labels[row]),
+        0, 0., 1))(end)
+    updates, state = adam.update(slope, state)
+    return optax.apply_updates(end, updates), state
+
+  end, state = w, adam.init(w)
+  for row in rows:
+    end, state = step(end, state, row)
+  assert distance(gradient, jax.tree.map(jnp.subtract, w, end)) < 1e-9
 
 
 def test_imaml_goes_to_the_unrolled_gradient_as_the_inner_problem_converges():
@@ -370,6 +450,16 @@ def test_a_fitted_head_gets_the_weights_of_the_support(
         example_weights=weights), episode.query_x)
 
   np.testing.assert_allclose(found(variables), expected(variables), atol=1e-9)
+
+
+def test_shots_are_drawn_from_one_to_the_most():
+  episode, algorithm = task(shots=1, queries=4), build('r2d2', max_shots=3)
+  variables = start(algorithm, episode)
+  counts = jax.jit(jax.vmap(lambda key: algorithm.loss(
+      variables, key, episode, 0)[1].metrics['accuracy'][1]))(
+          jax.random.split(KEY, 60))
+  shots, times = np.unique(5 - np.asarray(counts) // 3, return_counts=True)
+  assert shots.tolist() == [1, 2, 3] and times.min() > 8
 
 
 def test_drawn_shots_equal_ridge_on_those_images_alone():

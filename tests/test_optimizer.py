@@ -81,6 +81,37 @@ def test_sgd_decays_through_the_momentum(nesterov):
       published_sgd(gradients, 0.1, 0.9, 0.05, nesterov), rtol=1e-4)
 
 
+def published_adam(gradients, rate, beta1, beta2, eps):
+  """Kingma & Ba 2015, algorithm 1, from 0."""
+  w, m, v, path = 0., 0., 0., []
+  for t, g in enumerate(gradients, 1):
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    w -= rate * m / (1 - beta1 ** t) / (np.sqrt(v / (1 - beta2 ** t)) + eps)
+    path.append(w)
+  return np.array(path)
+
+
+def test_adam_takes_its_fields():
+  gradients = np.random.default_rng(2).normal(size=20) + 0.3
+  c = settings(name='adam', learning_rate=0.1, weight_decay=0., beta1=0.5,
+               beta2=0.9, epsilon=0.1)
+  np.testing.assert_allclose(run(c, gradients, 0.), published_adam(
+      gradients, 0.1, 0.5, 0.9, 0.1), rtol=1e-4)
+
+
+def test_each_number_is_clipped_before_decay_and_momentum():
+  gradients = np.array([2., -0.3, -5.])
+  c = settings(name='sgd', learning_rate=1., momentum=0.9, weight_decay=0.5,
+               nesterov=False, clip=0.6)
+  np.testing.assert_allclose(run(c, gradients, 0.5), published_sgd(
+      np.clip(gradients, -0.6, 0.6), 1., 0.9, 0.5, False), rtol=1e-5)
+  step = optimizer.build(c)
+  two = jnp.array([3., -0.2])  # a norm would scale the second, too
+  np.testing.assert_allclose(step.update(
+      two, step.init(0 * two), 0 * two)[0], [0.6, -0.2], rtol=1e-6)
+
+
 def test_adam_decay_is_decoupled():
   c = settings(name='adam', learning_rate=0.1, weight_decay=0.5)
   # No gradient: only the decay moves the weight.

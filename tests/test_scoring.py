@@ -134,6 +134,29 @@ def test_support_copies_are_augmented_and_replace_the_image(run):
     assert accuracy == pytest.approx(float(hits.mean()))
 
 
+def test_epochs_and_C_are_chosen_on_the_validation_split(run, tmp_path):
+  """Fails if the best epoch, or C, is chosen on test classes."""
+  config, model = config_of(run), trained.load(run)
+  head = config.validation.head
+  of = lambda split, rules, scored: measure.meta_test(
+      model.algorithm, model.variables, stores.load('glyphs/tiny', split),
+      rules, scored)
+  scored = {head: (head, protocols.options(config, head))}
+  right, wrong = (of(split, protocols.validation(config), scored)[head].mean()
+                  for split in ('validation', 'test'))
+  said = json.loads((run / 'test.json').read_text())['validation_accuracy']
+  # The run counted its CPU as two: a query may fall on the other side.
+  assert said == pytest.approx(right, abs=0.01)
+  assert abs(said - wrong) > 0.02
+  config = config_of(run, eval__choose_C=(1e-6, 3.), validation__tasks=40,
+                     eval__baselines=False)
+  result = evaluate_mode.evaluate_run(config, run, tmp_path)
+  found = of('validation', protocols.choice(config),
+             {str(C): ('logistic', {'C': C}) for C in (1e-6, 3.)})
+  assert result['validation_by_C'] == pytest.approx(
+      {C: x.mean() for C, x in found.items()}, abs=1e-6)
+
+
 def test_C_is_chosen_on_validation_tasks(run, tmp_path):
   result, _ = evaluated(run, tmp_path, eval__choose_C=(1e-6, 3.),
                         validation__tasks=40, eval__baselines=False)

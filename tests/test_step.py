@@ -11,7 +11,7 @@ import small_backbone
 from etils import epath
 
 from mtl_jax import algorithms, devices
-from mtl_jax.algorithms import METHODS
+from mtl_jax.algorithms import METHODS, base
 from mtl_jax.config import base_config, set_method
 from mtl_jax.config.check import build_method, validate
 from mtl_jax.data import episodes, feed
@@ -309,6 +309,24 @@ def test_gradient_is_the_mean_over_tasks_of_their_own_batches():
   expected = jax.tree.map(lambda r, b: keep * r + (1 - keep) * b,
                           start.variables['batch_stats'], mean(statistics))
   assert_same(expected, end.variables['batch_stats'])
+
+
+def test_a_loss_draws_by_the_key_of_its_task_and_step():
+  """Fails if all tasks, or all steps, drop the same values."""
+  def build(config, num_classes):
+    def loss(variables, key, episode, tasks_seen):
+      nothing = 0. * sum(map(jnp.sum, jax.tree.leaves(variables['params'])))
+      return nothing, base.Aux(variables['batch_stats'], {
+          'loss': (jax.random.uniform(key), jnp.float32(1))})
+    return build_method(config, num_classes)._replace(loss=loss)
+
+  _, history = run(*make(small_config('mtl'), 8, build=build), [None] * 2)
+  key = episodes.stream_key(0, episodes.Stream.TRAIN)
+  for step, found in enumerate(history):
+    keys = episodes.task_keys(jax.random.fold_in(key, step), 0, META_BATCH)
+    wanted = sum(jax.random.uniform(jax.random.fold_in(
+        k, episodes.Use.LOSS)) for k in keys)
+    np.testing.assert_allclose(found['loss'][0], wanted, rtol=1e-5)
 
 
 def test_merged_statistics_equal_one_after_another_for_equal_tasks():

@@ -181,14 +181,21 @@ def test_a_deletion_that_fails_is_said(cloud):
           'compute tpus tpu-vm delete pod --zone=here') in last
 
 
+def until_it_hangs(cloud, process):
+  for _ in range(6000):
+    if (cloud.path / 'hangs').exists():
+      return
+    assert process.poll() is None, 'it ended'
+    time.sleep(0.01)
+  pytest.fail('it does not come so far')
+
+
 @pytest.mark.parametrize('step', ('create', 'install', 'follow', 'results'))
 @pytest.mark.parametrize('number, code', (
     (signal.SIGINT, 130), (signal.SIGTERM, 143)))
 def test_a_signal_deletes_the_vm(cloud, step, number, code):
   process = cloud.start(HANG_AT=step)
-  while not (cloud.path / 'hangs').exists():
-    assert process.poll() is None
-    time.sleep(0.01)
+  until_it_hangs(cloud, process)
   process.send_signal(number)
   _, errors = process.communicate(timeout=30)
   assert process.returncode == code
@@ -200,8 +207,7 @@ def test_a_signal_deletes_the_vm(cloud, step, number, code):
 def test_a_vm_is_deleted_though_nobody_reads(cloud):
   """`launch/tpu_pod.sh | tee log`: Ctrl-C ends tee at the same moment."""
   process = cloud.start(HANG_AT='follow')
-  while not (cloud.path / 'hangs').exists():
-    time.sleep(0.01)
+  until_it_hangs(cloud, process)
   process.stdout.close()
   process.stderr.close()
   process.send_signal(signal.SIGINT)
@@ -213,8 +219,7 @@ def test_ctrl_c_stops_the_run_on_a_vm_that_stays(cloud):
   """The run would go on, and hold the TPU, without anybody who waits for it."""
   (cloud.path / 'tpu-vm').write_text('READY of-somebody')
   process = cloud.start(HANG_AT='follow')
-  while not (cloud.path / 'hangs').exists():
-    time.sleep(0.01)
+  until_it_hangs(cloud, process)
   process.send_signal(signal.SIGINT)
   process.communicate(timeout=30)
   assert cloud.exists()

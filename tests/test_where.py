@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import pathlib
+import socket
 import threading
 import types
 
@@ -30,6 +31,7 @@ REAL = pathlib.Path(os.environ.get('MTL_JAX_TEST_DATA', 'none'))
 @pytest.fixture
 def data(tmp_path, monkeypatch):
   fake.use(monkeypatch, tmp_path / 'data')
+  monkeypatch.setenv('no_proxy', '*')
   return tmp_path
 
 
@@ -252,9 +254,11 @@ def test_what_is_not_as_published_is_not_kept(case, archive, data, capsys):
 
 def test_without_a_network_one_line_says_what_to_put_where(
     archive, data, capsys, monkeypatch):
-  url = 'http://localhost:9/none.tar.gz'
-  publish(monkeypatch, 'cifar_fs', url, b'')
-  line = refused(capsys, 'build', 'cifar_fs', '--download')
+  with socket.socket() as silent:
+    silent.bind(('localhost', 0))  # and nobody listens
+    url = f'http://localhost:{silent.getsockname()[1]}/none.tar.gz'
+    publish(monkeypatch, 'cifar_fs', url, b'')
+    line = refused(capsys, 'build', 'cifar_fs', '--download')
   assert f'{url} cannot be fetched (' in line and 'refused' in line
   assert f'fetch {ARCHIVE} by hand, put it into a folder and name' in line
 
