@@ -112,6 +112,12 @@ _CNN4 = {
                                    '(2022)'),
     ('mini_imagenet', 'anil', 1): (46.30, 0.40, 'CNN-4, 64', 'Deleu et al. '
                                    '(2022)'),
+    ('mini_imagenet', 'meta_sgd', 5): (64.03, 0.94, 'CNN-4', 'Li et al. '
+                                       '(2017)'),
+    ('mini_imagenet', 'meta_sgd', 1): (50.47, 1.87, 'CNN-4', 'Li et al. '
+                                       '(2017)'),
+    ('mini_imagenet', 'imaml', 5): (59.77, 0.73, 'CNN-4', 'Deleu et al. '
+                                    '(2022)'),
     ('mini_imagenet', 'imaml', 1): (49.30, 1.88, 'CNN-4', 'Rajeswaran et al. '
                                     '(2019)'),
     ('mini_imagenet', 'minibatch_prox', 5): (
