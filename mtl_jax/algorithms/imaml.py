@@ -89,8 +89,8 @@ def _mini(shots):
 
 
 # Of benchmarks/search.py. The trials on mini-ImageNet had MAML's inner rate
-# there, 0.02. With it a whole training diverges after 200 steps: the gradient
-# of iMAML does not see that a step was too long for the curvature.
+# there, 0.02. With it a whole training diverges after 200 steps. That may be
+# because the gradient of iMAML does not see a step too long for the curvature.
 _CHOSEN = {
     'glyphs': {'optimizer.learning_rate': 0.01},
     'omniglot': {'optimizer.learning_rate': 0.01},
