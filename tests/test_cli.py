@@ -402,6 +402,18 @@ def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
   assert not list((tmp_path / 'run').glob('*/[0-9]*'))
 
 
+def test_a_training_that_diverges_to_a_finite_loss(tmp_path):
+  """Fails if a whole training goes on at chance, and nothing says so."""
+  result = command.run(command.arguments(
+      tmp_path / 'run', f'{command.CONFIG}:minibatch_prox',
+      config__method__head_init=None, config__method__inner_rate=3.,
+      config__train__max_epochs=1, config__validation__tasks=40))
+  assert result.returncode == 0, result.stderr
+  line, = (x for x in result.stdout.splitlines() if 'guessing' in x)
+  assert 'in tasks of 5 classes. If this goes on' in line
+  assert 'config.method.inner_rate' in line
+
+
 def test_a_loss_that_is_not_finite(finished, tmp_path):
   path = copy_of(finished, tmp_path)
   before = command.snapshot(path / 'checkpoints')

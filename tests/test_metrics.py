@@ -152,3 +152,16 @@ def test_the_seconds_of_seeds_side_by_side_are_shared():
   seconds = [cell._training(config, found, {'meta_batch': 2}, {})['seconds']
              for found in (records, together)]
   assert seconds == [3 * 2 / 4, 3 * 2 / 4 / 4]
+
+
+@pytest.mark.parametrize('accuracy, ci95, before, said', [
+    (.223, .013, -math.inf, None), (.208, .009, .361, 'it was 36.10%'),
+    (.208, .009, .205, 'classes. If'),
+    (.15, .009, -math.inf, '15.00% +- 0.90%'),
+    (.2, None, -math.inf, 'no interval'), (.4, None, .3, None)])
+def test_a_validation_that_is_no_better_than_guessing_is_told(
+    accuracy, ci95, before, said):
+  line = metrics.guessing({'step': 7, 'validation_accuracy': accuracy,
+                           'validation_ci95': ci95}, 5, before)
+  assert (said is None) == (line == '')
+  assert said is None or said in line

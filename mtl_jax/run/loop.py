@@ -313,13 +313,17 @@ def end_epoch(run, training, validation):
   # saves repeats this epoch, and finds its best state saved already.
   if not int(state.epochs_without_gain):
     checkpoint.save(training.best, step, state)
-  training.log.record({
+  record = {
       'step': step, 'epoch': step // run.epoch_steps,
       'validation_accuracy': accuracy['accuracy'],
       'validation_ci95': accuracy['ci95'],
       **{f'validation_{name}': float(np.mean(values))
          for name, values in tested.convergence.items()},
-      'validation_seconds': time.monotonic() - start})
+      'validation_seconds': time.monotonic() - start}
+  training.log.record(record)
+  if line := metrics.guessing(record, training.config.validation.ways,
+                              float(training.state.best_score)):
+    training.log.say(line)
   checkpoint.save(training.latest, step, state, again=training.unvalidated)
   return training._replace(state=state, unvalidated=False)
 

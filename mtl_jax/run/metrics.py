@@ -11,13 +11,15 @@ import tqdm
 
 from mtl_jax import files, progress
 from mtl_jax.errors import UserError
+from mtl_jax.evaluate import interval
 
 FILE = 'metrics.jsonl'
 _PARTS = 'metrics.*.jsonl'  # on object stores, after FILE
 _OF_PART = 200  # records
 # A run keeps its rate, so that it can be resumed.
-_REMEDY = ('start again with a lower config.optimizer.learning_rate and '
-           'another --workdir; the last good checkpoint stays')
+_REMEDY = ('start again with a lower config.optimizer.learning_rate (or '
+           'config.method.inner_rate, if there is one) and another --workdir; '
+           'the last good checkpoint stays')
 
 
 def means(metrics):
@@ -79,6 +81,26 @@ def unsolved(values, prefix, remedy):
           f'{values["step"]} (means: {sizes}; 0 is solved), so {what} is that '
           f'of approximate solutions: {remedy}. {FILE} has '
           f'`{prefix}not_converged` of every record.')
+
+
+def guessing(values, ways, before):
+  """Returns a line on a validation that is no better than guessing, or ''.
+
+  A training may diverge to a loss that is finite, and goes on for hours.
+
+  Args:
+    values: the record of the validation.
+    ways: N of its tasks.
+    before: the best accuracy of earlier ones, -inf if there is none.
+  """
+  accuracy, ci95 = (values[f'validation_{x}'] for x in ('accuracy', 'ci95'))
+  better = lambda value: value - (ci95 or 0) > 1 / ways
+  if better(accuracy):
+    return ''
+  earlier = f'; it was {before:.2%}' if better(before) else ''
+  return (f'Validation is no better than guessing at step {values["step"]}: '
+          f'{accuracy:.2%} {interval.text(ci95, "{:.2%}")} in tasks of {ways} '
+          f'classes{earlier}. If this goes on, {_REMEDY}.')
 
 
 def read(path, upto=None):
