@@ -164,9 +164,11 @@ def test_batch_norm_against_numpy():
   np.testing.assert_allclose(own['var'], x64.var((0, 1, 2)), rtol=1e-4)
 
 
+@pytest.mark.parametrize('pool', [layers.max_pool_sum, layers._max_of_sum],
+                         ids=['here', 'of_tpu'])
 @pytest.mark.parametrize('own', [True, False])
 @pytest.mark.parametrize('order', [1, 2])
-def test_maxima_may_be_taken_before_they_are_normalised(order, own):
+def test_maxima_may_be_taken_before_they_are_normalised(order, own, pool):
   """Fails if a negative scale, which turns maxima to minima, is forgotten."""
   with jax.enable_x64(True):
     rng = np.random.default_rng(0)
@@ -182,7 +184,7 @@ def test_maxima_may_be_taken_before_they_are_normalised(order, own):
             mutable=['batch_stats'])
         # The sum of a branch and of a normalised one, as in a residual block.
         other = layers.Normalised(x[..., ::-1], jnp.arange(4.), jnp.ones(4))
-        y = (layers.max_pool_sum(y, other) if pooled
+        y = (pool(y, other) if pooled
              else layers.max_pool(y + other.whole()))
         return jnp.sum(jnp.sin(y)) + sum(map(jnp.sum, jax.tree.leaves(new)))
       grad = jax.grad(of, (0, 1))

@@ -202,11 +202,26 @@ def max_pool_sum(*terms):
   Returns:
     [B, h // 2, w // 2, c], float32.
   """
-  # A TPU writes the sum to memory; bfloat16 takes half of its time.
-  whole = sum(t.whole() for t in terms).astype(terms[0].values.dtype)
-  place = _argmax(lax.stop_gradient(_in_pairs(whole)))
+  return lax.platform_dependent(*terms, tpu=_max_of_sum,
+                                default=_sum_at_maxima)
+
+
+def _sum_at_maxima(*terms):
+  """As max_pool_sum; each term is picked at the place of the maximum."""
+  place = _argmax(lax.stop_gradient(_in_pairs(sum(t.whole() for t in terms))))
   return sum(t._replace(values=_pick(_in_pairs(t.values), place)).whole()
              for t in terms)
+
+
+def _max_of_sum(*terms):
+  """As max_pool_sum; the sum itself is picked.
+
+  A TPU writes the sum to memory in any case, to bfloat16 in half of the time.
+  There the gradient of a pool is written, too: this way it is one for all
+  terms, and reductions over all values are a part of the convolution before.
+  """
+  whole = sum(t.whole() for t in terms)
+  return max_pool(whole.astype(terms[0].values.dtype)).astype(whole.dtype)
 
 
 def _in_pairs(images):
